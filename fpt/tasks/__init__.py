@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from fpt.tasks.base import Task
 from fpt.tasks.bits import BitMemory, BitXor
-from fpt.tasks.images import Digits, Mnist
+from fpt.tasks.homology import RemoteHomology
+from fpt.tasks.images import Cifar10, Cifar10Lra, Digits, Mnist
 from fpt.tasks.listops import ListOps
 from fpt.tasks.text import Text
 
@@ -13,6 +14,9 @@ TASKS: dict[str, type[Task]] = {
     "bit-xor": BitXor,
     "listops": ListOps,
     "mnist": Mnist,
+    "cifar10": Cifar10,
+    "cifar10-lra": Cifar10Lra,
+    "remote-homology": RemoteHomology,
     "digits": Digits,
     "text": Text,
 }

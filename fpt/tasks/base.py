@@ -16,6 +16,7 @@ import numpy as np
 from pydantic import model_validator
 
 from fpt import streams
+from fpt.hub import HubData
 from fpt.spec import JSON, Spec
 
 ProtocolName = Literal["paper", "sound"]
@@ -64,6 +65,9 @@ class Batch:
     lengths: np.ndarray | None = None
     """(B,) int64 real tokens of each sequence: the rest is masked, and the read-out is at the last
     real token. None: every token is real (or the protocol says that padding is not masked)."""
+    hidden: np.ndarray | None = None
+    """(B, layers, 2, W) float32 initial hidden and cell states of a backbone that has such (the
+    LSTM of the paper's code). None: drawn."""
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -71,7 +75,8 @@ class Batch:
     def take(self, index: np.ndarray | slice) -> Batch:
         """The examples at `index`."""
         lengths = None if self.lengths is None else self.lengths[index]
-        return Batch(self.inputs[index], self.targets[index], lengths)
+        hidden = None if self.hidden is None else self.hidden[index]
+        return Batch(self.inputs[index], self.targets[index], lengths, hidden)
 
 
 class Source(Protocol):
@@ -104,22 +109,38 @@ class Stored:
     transform: Callable[[np.random.Generator | None, Batch], Batch] | None = None
     """Applied to each batch taken: (generator, batch) -> batch; the generator is None in evaluation
     (normalise only) and given in training (augment too)."""
+    augments: bool = False
+    """Whether `transform` draws anything from the generator."""
 
     def __len__(self) -> int:
         return len(self.examples)
 
-    def batch(self, seed: int, stream: int, step: int, size: int) -> Batch:
-        """Examples [step * size, (step + 1) * size) of an endless run of shuffled epochs."""
+    def index(self, seed: int, stream: int, step: int, size: int) -> np.ndarray:
+        """(size,) int64: which examples are in a batch."""
         n = len(self.examples)
         rows = np.arange(step * size, (step + 1) * size)
         index = np.empty(size, dtype=np.int64)
         for epoch in range(int(rows[0]) // n, int(rows[-1]) // n + 1):
             here = rows // n == epoch
-            index[here] = _epoch_order(seed, stream, epoch, n)[rows[here] % n]
+            index[here] = epoch_order(seed, stream, epoch, n)[rows[here] % n]
+        return index
+
+    def batch(self, seed: int, stream: int, step: int, size: int) -> Batch:
+        """Examples [step * size, (step + 1) * size) of an endless run of shuffled epochs."""
+        index = self.index(seed, stream, step, size)
         # Random batches of a test set (protocol paper) are not augmented.
         training = stream == streams.TRAINING
         rng = streams.generator(seed, streams.AUGMENTATION, step) if training else None
         return self._handed_out(rng, self.examples.take(index))
+
+    def plain(self, index: np.ndarray) -> Batch:
+        """The examples at `index`, without augmentation."""
+        return self._handed_out(None, self.examples.take(index))
+
+    def first(self, size: int) -> Stored:
+        """At most `size` of the examples, those that a fixed shuffle puts first."""
+        order = epoch_order(FIXED_SET_SEED, streams.SPLIT, 0, len(self.examples))
+        return Stored(self.examples.take(np.sort(order[:size])), self.transform, self.augments)
 
     def chunks(self, size: int) -> Iterator[Batch]:
         """All examples once, in order, without augmentation, in batches of at most `size`."""
@@ -134,13 +155,15 @@ class Stored:
             batch.inputs.astype(np.float32 if real else np.int64, copy=False),
             batch.targets.astype(np.int64, copy=False),
             None if batch.lengths is None else batch.lengths.astype(np.int64, copy=False),
+            batch.hidden,
         )
 
 
 # A permutation of 96,000 costs milliseconds, and a step needs at most two: those of an epoch are
 # kept, for as many seeds as train side by side.
 @functools.lru_cache(maxsize=64)
-def _epoch_order(seed: int, stream: int, epoch: int, n: int) -> np.ndarray:
+def epoch_order(seed: int, stream: int, epoch: int, n: int) -> np.ndarray:
+    """(n,) int32: the order in which an epoch visits n examples. Not to be written into."""
     # Site 1 keeps an epoch's order apart from what the stream draws in a step (site 0).
     return streams.generator(seed, stream, epoch, site=1).permutation(n).astype(np.int32)
 
@@ -156,6 +179,8 @@ class Splits:
     """Picks the checkpoint (protocol sound). None under the protocol paper, which has none."""
     digest: str | None = None
     """SHA-256 of the content that the data was read from; None where it is generated."""
+    factor: float = 1.0
+    """What a measured test accuracy is multiplied by (protocol paper: remote homology)."""
 
 
 @dataclass(frozen=True)
@@ -166,6 +191,12 @@ class Baseline:
     """A fraction."""
     rule: str
     """The rule, in a few words."""
+
+
+def majority_class(train: np.ndarray, test: np.ndarray) -> Baseline:
+    """Always the class that is most frequent among the targets of the training split."""
+    guess = np.bincount(train.ravel()).argmax()
+    return Baseline(float((test == guess).mean()), "always the most frequent class")
 
 
 class Task(Spec):
@@ -201,6 +232,14 @@ class Task(Spec):
             DataError: As `splits`.
         """
         raise NotImplementedError
+
+    def hub(self) -> HubData | None:
+        """What is read from the Hub, for those who want it ahead of time; None: nothing.
+
+        A task that gives something has a field `revision`, of which this says the value. If that is
+        no commit, `sweep fetch` finds the commit that it stands for, and fills it in.
+        """
+        return None
 
     def identity(self) -> JSON:
         """What enters a trial's identity: every parameter, and a content digest for every path.

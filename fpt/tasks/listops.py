@@ -42,6 +42,7 @@ from fpt.tasks.base import (
     Splits,
     Stored,
     Task,
+    majority_class,
 )
 
 PADDING, DIGIT, MIN, MAX, MED, SM, CLOSE = 0, 1, 11, 12, 13, 14, 15
@@ -117,6 +118,18 @@ def evaluate(tokens: Iterable[int]) -> int:
     return result
 
 
+def best_guess(train: Batch, test: Batch) -> Baseline:
+    """The better of two rules, learnt from `train`: the value that is most frequent, or the one
+    that goes most often with the outermost operator.
+    """
+    counts = np.zeros((CLOSE + 1, 10), dtype=np.int64)
+    np.add.at(counts, (train.inputs[:, 0], train.targets[:, 0]), 1)
+    right = counts.argmax(axis=1)[test.inputs[:, 0]] == test.targets[:, 0]
+    guess = Baseline(float(right.mean()), "best guess from the outermost operator alone")
+    majority = majority_class(train.targets, test.targets)
+    return guess if guess.accuracy >= majority.accuracy else majority
+
+
 class ListOps(Task):
     """ListOps of the Long Range Arena, generated or read from the arena's files; 10 classes.
 
@@ -174,15 +187,11 @@ class ListOps(Task):
         return _splits(self, protocol, self._digest())
 
     def baseline(self, protocol: ProtocolName) -> Baseline:
-        """Tell the answer that goes most often with the outermost operator."""
+        """The better of the most frequent value and the outermost operator's."""
         splits = self.splits(protocol)
         assert isinstance(splits.train, Stored)
         assert isinstance(splits.test, Stored)
-        train, test = splits.train.examples, splits.test.examples
-        counts = np.zeros((CLOSE + 1, 10), dtype=np.int64)
-        np.add.at(counts, (train.inputs[:, 0], train.targets[:, 0]), 1)
-        right = counts.argmax(axis=1)[test.inputs[:, 0]] == test.targets[:, 0]
-        return Baseline(float(right.mean()), "best guess from the outermost operator alone")
+        return best_guess(splits.train.examples, splits.test.examples)
 
     def identity(self) -> JSON:
         """The parameters; of a folder its content's digest, and what applies to it."""

@@ -73,6 +73,20 @@ def test_what_is_handed_out_is_as_wide_as_promised(stored: type, wide: type) -> 
         assert batch.lengths.dtype == np.int64
 
 
+def test_a_part_of_a_batch_has_its_part_of_everything() -> None:
+    rng = np.random.default_rng(1)
+    whole = Batch(
+        rng.normal(size=(5, 3, 2)),
+        np.arange(5)[:, None],
+        np.array([1, 2, 3, 2, 1]),
+        rng.normal(size=(5, 2, 2, 4)).astype(np.float32),
+    )
+    part = whole.take(np.array([3, 0]))
+
+    for name in ("inputs", "targets", "lengths", "hidden"):
+        assert np.array_equal(getattr(part, name), getattr(whole, name)[[3, 0]])
+
+
 def test_examples_are_copies() -> None:
     # A caller that writes into a batch must not change the set.
     source = Stored(Batch(np.zeros((4, 2), np.float32), np.zeros((4, 1), np.int64)))
