@@ -13,11 +13,31 @@ if TYPE_CHECKING:
     from fpt.checkpoints import load_model
     from fpt.config import TrialConfig
     from fpt.model import build_model
+    from fpt.tasks.base import Baseline, Batch, Generated, Shape, Splits, Stored, Task
     from fpt.trainer import train
 
-__all__ = ["TrialConfig", "build_model", "load_model", "train"]
+__all__ = [
+    "Baseline",
+    "Batch",
+    "Generated",
+    "Shape",
+    "Splits",
+    "Stored",
+    "Task",
+    "TrialConfig",
+    "build_model",
+    "load_model",
+    "train",
+]
 
 _HOME = {
+    "Baseline": "fpt.tasks.base",
+    "Batch": "fpt.tasks.base",
+    "Generated": "fpt.tasks.base",
+    "Shape": "fpt.tasks.base",
+    "Splits": "fpt.tasks.base",
+    "Stored": "fpt.tasks.base",
+    "Task": "fpt.tasks.base",
     "TrialConfig": "fpt.config",
     "build_model": "fpt.model",
     "load_model": "fpt.checkpoints",

@@ -10,32 +10,69 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import (
+    Discriminator,
+    Field,
+    SerializeAsAny,
+    Tag,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
 
-from fpt.backbones import BACKBONES, Backbone
+from fpt.backbones import AUTO, BACKBONES, NOTHING, Backbone, Group, row
 from fpt.backbones.sources import (
+    IMAGE,
     LANGUAGE,
+    LAYER_STATISTICS,
+    PRETRAININGS,
     RANDOM,
     STATISTICS,
     TRIAL,
     check_weights,
+    sizes_of,
     weights_identity,
 )
+from fpt.extension import imported
+from fpt.numerics import Numerics
 from fpt.spec import JSON, Spec
 from fpt.tasks import TASKS, Task
 from fpt.tasks.base import ProtocolName
 
 TRAINABLE = ("attention", "feedforward", "input", "norm", "output", "position")
-"""The groups that a trial may train, sorted."""
+"""The groups that a transformer may train, sorted."""
+
+FPT = ("input", "norm", "output", "position")
+"""What a frozen pretrained transformer trains, as far as the backbone has it."""
 
 TrainSet = Literal[
-    "attention", "attention:last", "feedforward", "input", "norm", "output", "position"
+    "attention",
+    "attention:last",
+    "feedforward",
+    "input",
+    "norm",
+    "output",
+    "position",
+    "recurrent",
 ]
 
 
 def _task_name(value: Any) -> str:
     name = value if isinstance(value, str) else getattr(value, "name", None)
     return str(value.get("name", "") if isinstance(value, dict) else name)
+
+
+def _own_task(value: Any, ours: ValidatorFunctionWrapHandler) -> Any:
+    """A task of the table, or of a user's own class."""
+    name = _task_name(value)
+    if ":" not in name or isinstance(value, Task):
+        return ours(value) if ":" not in name else value
+    own = imported(name)
+    if not issubclass(own, Task):
+        raise ValueError(f"{name} is not a subclass of fpt.Task")
+    return own.model_validate(value)
 
 
 if TYPE_CHECKING:
@@ -46,8 +83,11 @@ else:
         Discriminator(
             _task_name,
             custom_error_type="unknown_task",
-            custom_error_message=f"unknown task; tasks: {', '.join(TASKS)}",
+            custom_error_message=f"unknown task; tasks: {', '.join(TASKS)}, or module:Class",
         ),
+        WrapValidator(_own_task),
+        # A user's own class has fields of its own.
+        SerializeAsAny(),
     ]
 
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
@@ -58,7 +98,8 @@ class BackboneConfig(Spec):
     """The model between input layer and output layer."""
 
     name: str
-    """A row of `fpt.backbones.BACKBONES`."""
+    """A row of `fpt.backbones.BACKBONES`; `auto`, for the architecture that the config.json of
+    `weights` says; or `module:Class`, for a class of your own."""
     layers: int = Field(ge=1)
     """Layers. Fewer than the pretrained weights have: the first ones."""
     width: int = Field(ge=1)
@@ -67,12 +108,15 @@ class BackboneConfig(Spec):
     """Attention heads; they divide the width."""
     weights: str | None = None
     """Pretrained weights: `hub:ID` or `hub:ID@REVISION` (Hugging Face Hub), `shipped:NAME` (comes
-    with this package), or a directory holding config.json and model.safetensors. Default: those of
-    the named size."""
+    with this package), `package:MODULE/FOLDER` (comes with an installed one), or a directory
+    holding config.json and model.safetensors. Default: those of the named size."""
     initialiser: Literal["plain", "scaled"] = "plain"
     """How random weights are drawn. plain: every matrix N(0, 0.02). scaled: projections into the
     residual stream N(0, 0.02 / sqrt(2 layers)), as GPT-2's authors and some releases of
     transformers do."""
+    groups: tuple[tuple[str, Group], ...] = ()
+    """Rules that come before the backbone's own: regular expression over a parameter's name ->
+    group; the first match wins. `auto` has no others."""
 
     @model_validator(mode="before")
     @classmethod
@@ -83,18 +127,21 @@ class BackboneConfig(Spec):
         fields = dict(value)
         size = fields.pop("size", None)
         name = fields.get("name")
-        if not isinstance(name, str) or name not in BACKBONES:
+        if not isinstance(name, str):
             raise ValueError(f"unknown backbone {name!r}; known: {', '.join(BACKBONES)}")
-        row = BACKBONES[name]
-        if size is None and not {"layers", "width", "heads"} & fields.keys():
+        sizes = row(name).sizes if ":" not in name else {}
+        sizeless = {"layers", "width", "heads"} - fields.keys()
+        if name == AUTO and sizeless and isinstance(fields.get("weights"), str):
+            fields = sizes_of(fields["weights"]) | fields
+        if size is None and "base" in sizes and not {"layers", "width", "heads"} & fields.keys():
             size = "base"
         if size is not None:
-            if not isinstance(size, str) or size not in row.sizes:
+            if not isinstance(size, str) or size not in sizes:
                 raise ValueError(
-                    f"size: {fields['name']} has no size {size!r}; its sizes are "
-                    f"{', '.join(row.sizes)} (or give layers, width and heads)"
+                    f"size: {name} has no size {size!r}; its sizes are "
+                    f"{', '.join(sizes) or 'none'} (or give layers, width and heads)"
                 )
-            named = row.sizes[size]
+            named = sizes[size]
             for field in ("layers", "width", "heads"):
                 if fields.get(field) is None:
                     fields[field] = getattr(named, field)
@@ -104,15 +151,39 @@ class BackboneConfig(Spec):
                 fields["weights"] = named.weights
         return fields
 
+    @field_validator("groups", mode="before")
+    @classmethod
+    def _pairs(cls, value: Any) -> Any:
+        return tuple(value.items()) if isinstance(value, dict) else value
+
+    @field_validator("groups")
+    @classmethod
+    def _are_expressions(cls, value: tuple[tuple[str, Group], ...]) -> Any:
+        for rule, _ in value:
+            try:
+                re.compile(rule)
+            except re.error as error:
+                raise ValueError(f"{rule!r} is not a regular expression: {error}") from None
+        return value
+
     @property
     def row(self) -> Backbone:
-        """The row of the table of backbones."""
-        return BACKBONES[self.name]
+        """The row of the table of backbones, with the rules that the config gives."""
+        return row(self.name, self.groups)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        if self.name == AUTO and self.weights is None:
+            raise ValueError("auto: set backbone.weights to a directory with a config.json")
+        if not self.row.groups:
+            raise ValueError(
+                f"{self.name}: backbone.groups is missing; it names the group of each parameter, "
+                "as {regular expression: group}"
+            )
+        if self.initialiser == "scaled" and self.row.residual_outputs == NOTHING:
+            raise ValueError(f"initialiser scaled: {self.name} has its own way to draw weights")
         if self.weights is not None:
             check_weights(self.weights, layers=self.layers, width=self.width, heads=self.heads)
         return self
@@ -150,6 +221,9 @@ class EvaluationConfig(Spec):
     batches: int = Field(default=25, ge=1)
     """Protocol paper: random batches of the test set in an evaluation. The protocol sound reads
     whole sets, and this is not part of its identity."""
+    training_set: int = Field(default=0, ge=0)
+    """Training examples (the first ones of a fixed order) that are measured at the end with the
+    picked checkpoint, without dropout and augmentation; 0: none."""
 
 
 class TrialConfig(Spec):
@@ -160,14 +234,16 @@ class TrialConfig(Spec):
     backbone: BackboneConfig = BackboneConfig.model_validate("gpt2")
     """The transformer between the layers; a name, or name and size (or layers, width, heads)."""
     pretraining: str = LANGUAGE
-    """Where the backbone's weights come from. language: pretrained weights. statistics: each tensor
-    redrawn from a normal distribution with the mean and deviation of the pretrained one. random:
-    our own initialiser. trial:ID: the backbone that another trial trained."""
+    """Where the backbone's weights come from. language, image: weights that were pretrained on it.
+    statistics: each tensor redrawn from a normal distribution with the mean and deviation of the
+    pretrained one. layer-statistics: with those of all matrices (gains, biases) of its layer.
+    random: our own initialiser. trial:ID: the backbone that another trial trained."""
     backbone_seed: Seed | None = None
-    """Seed of drawn weights (random, statistics). null: the trial's own seed, so that a table's
-    interval includes the draw."""
-    train: tuple[TrainSet, ...] = Field(("input", "norm", "output", "position"), min_length=1)
-    """The groups that train; `all` for every one. `attention:last` is the last layer's."""
+    """Seed of drawn weights (random, statistics, layer-statistics). null: the trial's own seed, so
+    that a table's interval includes the draw."""
+    train: tuple[TrainSet, ...] = Field("fpt", min_length=1)  # type: ignore[arg-type]
+    """The groups that train; `fpt`: input, norm, output and position as far as the backbone has
+    them; `all`: every one it has. `attention:last` is the last layer's."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """The optimizer without its learning rate."""
     learning_rate: float = Field(default=1e-3, gt=0)
@@ -183,8 +259,11 @@ class TrialConfig(Spec):
     embedding_deviation: float = Field(default=1.0, gt=0)
     """Standard deviation of an embedding input layer's initial values. 1, PyTorch's default, is
     what the public code has; GPT-2 itself began with 0.02, which suits pretraining from scratch."""
-    numerics: Literal["fp32"] = "fp32"
-    """The numerics class: fp32, with TF32 off."""
+    numerics: Numerics = "fp32"
+    """The numerics class. fp32: all of it, with TF32 off. bf16: products with frozen weights take
+    their operands in bfloat16, forward and backward, which is faster (it needs a processor with AMX
+    or a recent GPU) and another trajectory; what trains, norms, attention and losses stay in fp32.
+    A trial's bits may then depend on the pack that it trained in."""
     protocol: ProtocolName = "sound"
     """sound, or the public code's defects: see `fpt.tasks.base.ProtocolName`."""
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -195,20 +274,24 @@ class TrialConfig(Spec):
     @field_validator("pretraining")
     @classmethod
     def _known_pretraining(cls, value: str) -> str:
-        if value in (LANGUAGE, STATISTICS, RANDOM) or re.fullmatch(TRIAL + "[0-9a-f]{12}", value):
+        if value in PRETRAININGS or re.fullmatch(TRIAL + "[0-9a-f]{12}", value):
             return value
         raise ValueError(
-            f"unknown pretraining {value!r}; known: {LANGUAGE}, {STATISTICS}, {RANDOM}, "
+            f"unknown pretraining {value!r}; known: {', '.join(PRETRAININGS)}, "
             f"{TRIAL}ID, or a name under `backbones:` of the sweep file"
         )
 
     @field_validator("train", mode="before")
     @classmethod
-    def _resolve_all(cls, value: Any) -> Any:
+    def _resolve_words(cls, value: Any, info: ValidationInfo) -> Any:
         names = [value] if isinstance(value, str) else value
         if not isinstance(names, list | tuple):
             return value
-        return TRAINABLE if list(names) == ["all"] else tuple(names)
+        backbone = info.data.get("backbone")  # not there if it has a problem itself
+        has = backbone.row.trainable if backbone is not None else FPT
+        if list(names) == ["all"]:
+            return has
+        return tuple(set(has) & set(FPT)) if list(names) == ["fpt"] else tuple(names)
 
     @field_validator("train")
     @classmethod
@@ -227,11 +310,30 @@ class TrialConfig(Spec):
                 f"task {self.task.name} predicts each next token, which {self.backbone.name} can "
                 "see; use a causal backbone (gpt2)"
             )
-        if self.pretraining in (LANGUAGE, STATISTICS) and self.backbone.weights is None:
+        has = self.backbone.row.trainable
+        lacking = [part for part in self.train if part.partition(":")[0] not in has]
+        if lacking:
+            raise ValueError(
+                f"train: {self.backbone.name} has no group {', '.join(lacking)}; it has "
+                f"{', '.join(has)}"
+            )
+        if self.reads_weights and self.backbone.weights is None:
             raise ValueError(
                 f"pretraining {self.pretraining}: no pretrained {self.backbone.name} of this size "
                 "is known; set backbone.weights (hub:ID or a directory), or choose a named size"
             )
+        modality = self.backbone.row.modality
+        if self.pretraining in (LANGUAGE, IMAGE) and modality not in (None, self.pretraining):
+            raise ValueError(
+                f"pretraining {self.pretraining}: {self.backbone.name} was pretrained on {modality}"
+            )
+        if self.numerics == "bf16":
+            shared = self.backbone.row.packs
+            if not shared or {"attention", "feedforward"} <= set(self.train):
+                raise ValueError(
+                    f"numerics: bf16 is for products with frozen weights, and {self.backbone.name} "
+                    f"{'trains all of its own' if shared else 'has none in that form'}; use fp32"
+                )
         if self.stop is not None and self.protocol == "paper":
             raise ValueError("stop: the protocol paper has no validation split to stop by")
         return self
@@ -245,14 +347,14 @@ class TrialConfig(Spec):
     @property
     def drawn_from(self) -> int | None:
         """The seed of the backbone's draw; None where nothing is drawn."""
-        if self.pretraining not in (RANDOM, STATISTICS):
+        if self.pretraining not in (RANDOM, STATISTICS, LAYER_STATISTICS):
             return None
         return self.seed if self.backbone_seed is None else self.backbone_seed
 
     @property
     def reads_weights(self) -> bool:
         """Whether published weights are read."""
-        return self.pretraining in (LANGUAGE, STATISTICS)
+        return self.pretraining != RANDOM and self.parent is None
 
     def identity(self) -> JSON:
         """The canonical JSON of the trial: all that can change a number, without paths or labels.
@@ -269,10 +371,13 @@ class TrialConfig(Spec):
         out["train"] = list(self.train)
         out["backbone"]["weights"] = (
             weights_identity(self.backbone.weights)
-            if self.reads_weights and self.backbone.weights is not None
+            if self.backbone.weights is not None
+            and (self.reads_weights or self.backbone.name == AUTO)
             else None
         )
         out["backbone"]["initialiser"] = self.backbone.initialiser if drawn else None
+        if self.backbone.row.version is not None:
+            out["backbone"]["version"] = self.backbone.row.version
         out["backbone_seed"] = self.drawn_from
         if self.protocol == "sound":
             out["evaluation"]["batches"] = None

@@ -10,19 +10,19 @@ import re
 from collections.abc import Iterable, Mapping
 from math import prod
 
-from fpt.backbones import BACKBONES, Group
+from fpt.backbones import Group
 from fpt.config import BackboneConfig, TrainSet
 
 PREFIX = "backbone."
 """What canonical names have before a backbone's own name."""
 
 
-def assign(names: Iterable[str], backbone: str) -> dict[str, Group]:
+def assign(names: Iterable[str], backbone: BackboneConfig) -> dict[str, Group]:
     """The group of every parameter.
 
     Args:
         names: Canonical names.
-        backbone: A name in `BACKBONES`.
+        backbone: Whose rules hold.
 
     Raises:
         ValueError: If a parameter of the backbone matches no rule.
@@ -32,7 +32,7 @@ def assign(names: Iterable[str], backbone: str) -> dict[str, Group]:
     for name in names:
         if name.startswith(PREFIX):
             own = name.removeprefix(PREFIX)
-            rules = BACKBONES[backbone].groups
+            rules = backbone.row.groups
             group = next((group for rule, group in rules if re.search(rule, own)), None)
         else:
             group = "input" if name.startswith("input.") else "output"
@@ -42,8 +42,8 @@ def assign(names: Iterable[str], backbone: str) -> dict[str, Group]:
             groups[name] = group
     if unmatched:
         raise ValueError(
-            f"backbone {backbone}: no group for {', '.join(sorted(unmatched))}; "
-            f"add a rule to BACKBONES[{backbone!r}].groups"
+            f"backbone {backbone.name}: no group for {', '.join(sorted(unmatched))}; add rules to "
+            "backbone.groups, as {regular expression: group}"
         )
     return groups
 

@@ -9,6 +9,8 @@ case. Shapes: R = sum of rows, T tokens, W width.
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,18 +19,19 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
+from transformers.models.t5.modeling_t5 import T5LayerNorm
 from transformers.pytorch_utils import Conv1D
 
 from fpt import streams
+from fpt.backbones.huggingface import ATTENTION
+from fpt.numerics import Numerics
 
 ROW_MULTIPLE = 32
 """Rows of a product are padded to a multiple of this. Below 16 rows MKL's sgemm sums in an order
 that depends on the number of rows; 32 also settles the tails of vectorised element-wise code."""
-
-ATTENTION = "fpt_members"
-"""The name under which `attention` is registered with transformers."""
 
 
 @dataclass
@@ -43,22 +46,23 @@ class Members:
     """Sequences of each member in the batch at hand; 0 for a member that has left."""
     steps: list[int] = field(default_factory=list)
     """Step of each member, counted from 0."""
+    chunk: int = 0
+    """Number of the batch at hand within an evaluation."""
+    uses: Counter[int] = field(default_factory=Counter)
+    """Site -> times that its dropout was used in the forward pass at hand."""
+    maps: list[Tensor] | None = None
+    """While this is a list, attention is computed eagerly and each layer's weights, (R, heads, T,
+    T), are added to it."""
 
     def __post_init__(self) -> None:
         self.steps = self.steps or [0] * len(self.seeds)
 
     def pieces(self, x: Tensor) -> Iterator[tuple[int, Tensor]]:
         """(member, its rows of x) for every member present."""
-        start = 0
-        for k, rows in enumerate(self.rows):
-            if rows:
-                yield k, self.own(x, start, rows)
-                start += rows
-
-    @staticmethod
-    def own(x: Tensor, start: int, rows: int) -> Tensor:
-        """`rows` rows of x; x itself where that is all, which spares autograd a copy."""
-        return x if rows == len(x) else x[start : start + rows]
+        present = [k for k, rows in enumerate(self.rows) if rows]
+        # One split, and not a slice a member: the gradient of a slice is as large as x.
+        parts = [x] if len(present) == 1 else torch.split(x, [self.rows[k] for k in present])
+        yield from zip(present, parts, strict=True)
 
     def apply(self, x: Tensor, layer: Callable[[int, Tensor], Tensor]) -> Tensor:
         """`layer(member, its rows)` over all members, put together again along the rows."""
@@ -114,12 +118,66 @@ class MemberNorm(MemberLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise each row and apply its member's gain and bias."""
-        return self.members.apply(
-            x,
-            lambda k, rows: F.layer_norm(
-                rows, rows.shape[-1:], self.weight[k], self.bias[k], self.eps
-            ),
-        )
+        present = [k for k, rows in enumerate(self.members.rows) if rows]
+        gains, biases = [self.weight[k] for k in present], [self.bias[k] for k in present]
+        if len(present) == 1:
+            return F.layer_norm(x, x.shape[-1:], gains[0], biases[0], self.eps)
+        sizes = [self.members.rows[k] for k in present]
+        out: Tensor = _Norms.apply(x, sizes, self.eps, *gains, *biases)  # type: ignore[no-untyped-call]
+        return out
+
+
+class _Norms(torch.autograd.Function):
+    """A layer norm a member as one node of the graph: torch's own kernels on each member's rows,
+    without what autograd does for each of them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, sizes: list[int], eps: float, *own: Tensor) -> Tensor:
+        """Gains of all members, then their biases, are in `own`."""
+        members = len(sizes)
+        done = [
+            torch.native_layer_norm(rows, x.shape[-1:], gain, bias, eps)
+            for rows, gain, bias in zip(
+                torch.split(x, sizes), own[:members], own[members:], strict=True
+            )
+        ]
+        outs, means, scales = zip(*done, strict=True)
+        ctx.save_for_backward(x, *own, *means, *scales)
+        ctx.sizes = sizes
+        return torch.cat(outs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        """Gradients of x, and of each member's gain and bias."""
+        x, *rest = ctx.saved_tensors
+        sizes, members = ctx.sizes, len(ctx.sizes)
+        gains, biases, means, scales = (rest[n * members : (n + 1) * members] for n in range(4))
+        backward = torch.ops.aten.native_layer_norm_backward
+        rows = torch.split(x, sizes)
+        gradients = torch.split(gradient.contiguous(), sizes)
+        done = [
+            backward(gradients[k], rows[k], x.shape[-1:], *own, [True, True, True])
+            for k, own in enumerate(zip(means, scales, gains, biases, strict=True))
+        ]
+        inputs, of_gains, of_biases = zip(*done, strict=True)
+        return (torch.cat(inputs), None, None, *of_gains, *of_biases)
+
+
+class MemberScale(MemberLayer):
+    """A root-mean-square norm with a gain of each member's own: (R, T, W) -> (R, T, W)."""
+
+    weight: nn.ParameterList
+
+    def __init__(self, members: Members, norm: T5LayerNorm) -> None:
+        super().__init__(members, weight=[norm.weight.detach().clone() for _ in members.seeds])
+        self.eps = norm.variance_epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale each row to a root mean square of 1 and apply its member's gain."""
+        scale = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.members.apply(x * scale, lambda k, rows: self.weight[k] * rows)
 
 
 class MemberPosition(MemberLayer):
@@ -128,17 +186,21 @@ class MemberPosition(MemberLayer):
     weight: nn.ParameterList
 
     def forward(self, positions: Tensor) -> Tensor:
-        """(R, T, W) rows of each member's table; `positions` is what the backbone passes, ignored
-        since a trial's sequences all begin at position 0.
+        """(R, T, W) rows of each member's table. Of `positions`, which the backbone passes, only
+        their number counts, since a trial's sequences all begin at position 0.
         """
+        tokens = positions.shape[-1]
         tables = [
-            self.weight[k].expand(rows, -1, -1) for k, rows in enumerate(self.members.rows) if rows
+            (table if len(table) == tokens else table[:tokens]).expand(rows, -1, -1)
+            for table, rows in zip(self.weight, self.members.rows, strict=True)
+            if rows
         ]
         return tables[0] if len(tables) == 1 else torch.cat(tables)
 
 
 class Dropout(nn.Module):
-    """Dropout whose mask is a pure function of (member's seed, step, site, element).
+    """Dropout whose mask is a pure function of (member's seed, step, site, use, element); the use
+    tells apart the calls of one module in one forward pass.
 
     On a CPU the mask comes from numpy's Philox, 16 bits an element; on a GPU from the device's own
     Philox, keyed alike: another mask, equally reproducible.
@@ -157,24 +219,31 @@ class Dropout(nn.Module):
         """Drop each member's elements with its own probability, and scale the rest up."""
         if not any(self.active(k) for k, rows in enumerate(self.members.rows) if rows):
             return x
-        return self.members.apply(x, self.drop)
+        use = self.use()
+        return self.members.apply(x, lambda k, rows: self.drop(k, rows, use))
 
-    def drop(self, k: int, x: Tensor) -> Tensor:
+    def use(self) -> int:
+        """The number of this use in the forward pass at hand, counted from 0."""
+        self.members.uses[self.site] += 1
+        return self.members.uses[self.site] - 1
+
+    def drop(self, k: int, x: Tensor, use: int) -> Tensor:
         """Member k's mask on its own rows."""
-        return x * self.mask(k, x.shape, x.device) if self.active(k) else x
+        return x * self.mask(k, x.shape, x.device, use) if self.active(k) else x
 
-    def mask(self, k: int, shape: torch.Size, device: torch.device) -> Tensor:
+    def mask(self, k: int, shape: torch.Size, device: torch.device, use: int) -> Tensor:
         """0 where dropped, 1 / (1 - p) elsewhere; p is rounded to a multiple of 2**-16."""
+        site = self.site + (use << 16)
         threshold = round(self.members.dropout[k] * 65536)
         scale = 65536 / (65536 - threshold)
         seed, step = self.members.seeds[k], self.members.steps[k]
         if device.type == "cpu":
-            words = streams.philox(seed, streams.DROPOUT, step, self.site)
+            words = streams.philox(seed, streams.DROPOUT, step, site)
             bits = words.random_raw(-(-shape.numel() // 4)).view(np.uint16)[: shape.numel()]
             kept = (bits >= threshold).astype(np.float32)
             kept *= np.float32(scale)
             return torch.from_numpy(kept).view(shape)
-        key = int(streams.philox(seed, streams.DROPOUT, step, self.site).random_raw()) >> 1
+        key = int(streams.philox(seed, streams.DROPOUT, step, site).random_raw()) >> 1
         draws = torch.Generator(device).manual_seed(key)
         uniform = torch.rand(shape, generator=draws, device=device)
         return (uniform >= threshold / 65536) * scale
@@ -184,23 +253,51 @@ class SharedLinear(nn.Module):
     """A product with weights that the pack shares: (…, in) -> (…, out), rows padded.
 
     Takes the place of transformers' Conv1D and of torch's Linear; the parameters stay as they are.
+
+    In the class bf16, which is for frozen weights, both operands are rounded to bfloat16, forward
+    and for the gradient of x; the sums are in fp32, rounded once to bfloat16 and widened again; the
+    bias is added in fp32. The bits of a row may then depend on the number of rows. One copy of the
+    weights in bfloat16 serves both directions: measured on AMX, neither a transposed nor a
+    prepacked one is faster by more than a tenth, and oneDNN's products of fp32 operands by way of
+    bfloat16, which would not round the sums, take 1.5 to 2 times as long as all of this.
     """
 
-    def __init__(self, layer: nn.Linear | Conv1D) -> None:
+    def __init__(self, layer: nn.Linear | Conv1D, numerics: Numerics = "fp32") -> None:
         super().__init__()
         self.weight = layer.weight
         self.bias = layer.bias
         self.transposed = isinstance(layer, Conv1D)  # Conv1D holds (in, out)
+        self.numerics = numerics
+        self._rounded: tuple[Tensor, int, Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """The affine map of the last dimension."""
-        flat = x.reshape(-1, x.shape[-1])
+        weight = self.weight if self.numerics == "fp32" else self._bfloat16()
+        weight = weight if self.transposed else weight.t()
+        flat = x.reshape(-1, x.shape[-1]).to(weight.dtype)
         rows = flat.shape[0]
         if padding := -rows % ROW_MULTIPLE:
             flat = F.pad(flat, (0, 0, 0, padding))
-        weight = self.weight if self.transposed else self.weight.t()
-        out = flat @ weight if self.bias is None else torch.addmm(self.bias, flat, weight)
+        if self.numerics == "bf16":
+            out = (flat @ weight).float()
+            out = out if self.bias is None else out.add_(self.bias)
+        else:
+            out = flat @ weight if self.bias is None else torch.addmm(self.bias, flat, weight)
         return (out[:rows] if padding else out).view(*x.shape[:-1], -1)
+
+    def _bfloat16(self) -> Tensor:
+        """The weights in bfloat16: made when first wanted, and anew should they be others by then.
+
+        What they were made of is held on to, so that its address stays its own; it is mapped from
+        a file as a rule.
+        """
+        weight = self.weight.detach()
+        if self._rounded is not None:
+            source, version, rounded = self._rounded
+            if (source.data_ptr(), version) == (weight.data_ptr(), weight._version):
+                return rounded
+        self._rounded = weight, weight._version, weight.bfloat16()
+        return self._rounded[2]
 
 
 def attention(
@@ -210,6 +307,7 @@ def attention(
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
+    position_bias: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attention for transformers' attention interface, with each member's own dropout masks.
@@ -221,33 +319,59 @@ def attention(
         value: See query.
         attention_mask: (R, 1, T, T), True where a key may be attended to, or None.
         scaling: Factor on the scores.
+        position_bias: (1, heads, T, T), added to the scores, or None.
 
     Returns:
         (R, T, heads, width of a head), and no weights.
     """
     dropout: Dropout = module.member_dropout  # type: ignore[assignment]
     causal = bool(getattr(module, "is_causal", False)) and attention_mask is None
+    members = dropout.members
+    use = dropout.use()
 
-    def one(k: int, queries: Tensor) -> Tensor:
-        # Member by member, so that the form of a member's sums does not depend on whether its
-        # neighbours drop anything.
-        start, rows = sum(dropout.members.rows[:k]), len(queries)
-        keys, values = (Members.own(x, start, rows) for x in (key, value))
-        mask = None if attention_mask is None else Members.own(attention_mask, start, rows)
-        if not dropout.active(k):
-            return F.scaled_dot_product_attention(
-                queries, keys, values, attn_mask=mask, is_causal=causal, scale=scaling
+    # Neighbours that both drop, or both do not, are computed together: the form of a member's sums
+    # must not depend on what the others do.
+    present = [k for k, rows in enumerate(members.rows) if rows]
+    runs = [(drops, list(ks)) for drops, ks in itertools.groupby(present, dropout.active)]
+    sizes = [sum(members.rows[k] for k in ks) for _, ks in runs]
+    masks = [None] * len(runs) if attention_mask is None else torch.split(attention_mask, sizes)
+    done = []
+    for (drops, ks), mask, queries, keys, values in zip(
+        runs, masks, *(torch.split(x, sizes) for x in (query, key, value)), strict=True
+    ):
+        if not drops and members.maps is None:
+            bias = mask
+            if position_bias is not None:
+                lowest = torch.finfo(position_bias.dtype).min
+                bias = position_bias if mask is None else position_bias.masked_fill(~mask, lowest)
+            done.append(
+                F.scaled_dot_product_attention(
+                    queries, keys, values, attn_mask=bias, is_causal=causal, scale=scaling
+                )
             )
+            continue
         scores = queries @ keys.transpose(2, 3)
         scores = scores * (queries.shape[-1] ** -0.5 if scaling is None else scaling)
+        if position_bias is not None:
+            scores = scores + position_bias
         if causal:
             tokens = scores.shape[-1]
             mask = torch.ones(tokens, tokens, dtype=torch.bool, device=scores.device).tril()
         if mask is not None:
             scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-        return dropout.drop(k, scores.softmax(-1)) @ values
-
-    return dropout.members.apply(query, one).transpose(1, 2).contiguous(), None
+        weights = scores.softmax(-1)
+        if members.maps is not None:
+            members.maps.append(weights.detach())
+        if drops:
+            own = torch.split(weights, [members.rows[k] for k in ks])
+            kept = [
+                dropout.mask(k, rows.shape, rows.device, use)
+                for k, rows in zip(ks, own, strict=True)
+            ]
+            weights = weights * (kept[0] if len(kept) == 1 else torch.cat(kept))
+        done.append(weights @ values)
+    out = done[0] if len(done) == 1 else torch.cat(done)
+    return out.transpose(1, 2).contiguous(), None
 
 
 AttentionInterface.register(ATTENTION, attention)

@@ -9,25 +9,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers.initialization import no_init_weights
+from transformers.models.t5.modeling_t5 import T5LayerNorm
 from transformers.pytorch_utils import Conv1D
 
 from fpt import groups, streams
-from fpt.backbones import Group, huggingface, weights
+from fpt.backbones import Group, weights
 from fpt.config import TrialConfig
 from fpt.members import (
-    ATTENTION,
     Dropout,
     MemberEmbedding,
+    MemberLayer,
     MemberLinear,
     MemberNorm,
     MemberPosition,
     Members,
+    MemberScale,
     SharedLinear,
 )
+from fpt.packing import pack_key, packs
 from fpt.tasks.base import Shape
 
 INPUT_GAIN = 1.41
@@ -54,22 +59,30 @@ class Model(nn.Module):
             dropout=[t.dropout for t in trials],
             rows=[1] * len(trials),
         )
-        self.backbone: nn.Module = huggingface.skeleton(
-            first.backbone, self.shape.tokens, ATTENTION
-        )
+        row = first.backbone.row
+        with no_init_weights():  # every value comes from `weights.initial`
+            self.backbone: nn.Module = weights.module_class(row)(first.backbone, self.shape.tokens)
         own = {name: tuple(p.shape) for name, p in self.backbone.named_parameters()}
         self.groups: dict[str, Group] = groups.assign(
             ["input.weight", "output.weight", "output.bias"]
             + ([] if self.shape.embedded else ["input.bias"])
             + [groups.PREFIX + name for name in own],
-            first.backbone.name,
+            first.backbone,
         )
         self.trained = groups.trained(self.groups, first.train, first.backbone)
         initial = weights.initial(first, own, backbones or {})
         self.backbone_digest: str = weights.digest(initial)
         self._fill(initial)
-        self._put_members_in()
+        self.drawn_positions = 0
+        self._put_members_in(row.packs)
         self._add_own_layers()
+        self._owners = {
+            f"{owner}.{name}.{k}": (f"{owner}.{name}", k)
+            for owner, module in self.named_modules()
+            if isinstance(module, MemberLayer)
+            for name, values in module.named_children()
+            for k in range(len(values))  # type: ignore[arg-type]
+        }
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(self.canonical(name)[0] in self.trained)
 
@@ -81,14 +94,16 @@ class Model(nn.Module):
             value = tensor.clone() if groups.PREFIX + name in self.trained else tensor
             setattr(module, leaf, nn.Parameter(value, requires_grad=False))
 
-    def _put_members_in(self) -> None:
-        """Swap norm, position, dropout and product modules for those of `fpt.members`."""
+    def _put_members_in(self, packs: bool) -> None:
+        """Swap dropout modules for those of `fpt.members`; where trials can share the backbone,
+        norms, positions and products too.
+        """
         members = self.members
-        table = huggingface.position_table(self.backbone)
         sites = 1  # 0 is the dropout behind the input layer
         for name, module in list(self.backbone.named_modules()):
             owner, _, leaf = name.rpartition(".")
             parent = self.backbone.get_submodule(owner)
+            group = self.groups.get(groups.PREFIX + f"{name}.weight")
             trains = any(
                 groups.PREFIX + f"{name}.{p}" in self.trained for p, _ in module.named_parameters()
             )
@@ -102,16 +117,29 @@ class Model(nn.Module):
                 # attention weights.
                 if hasattr(parent, "is_causal") and not hasattr(parent, "member_dropout"):
                     parent.member_dropout = replacement
+            elif not packs:
+                table = module.weight if isinstance(module, nn.Embedding) else None
+                if table is not None and group == "position" and len(table) < self.shape.tokens:
+                    longer = self._positions(table, self.trials[0].seed)
+                    module.weight = nn.Parameter(longer)
             elif isinstance(module, Conv1D | nn.Linear):
-                replacement = SharedLinear(module)
+                numerics = "fp32" if trains else self.trials[0].numerics
+                replacement = SharedLinear(module, numerics)
             elif isinstance(module, nn.LayerNorm) and trains:
                 replacement = MemberNorm(members, module)
-            elif name == table:
+            elif isinstance(module, T5LayerNorm) and trains:
+                replacement = MemberScale(members, module)
+            elif isinstance(module, nn.Embedding) and group == "position":
                 replacement = MemberPosition(
                     members, weight=[self._positions(module.weight, t.seed) for t in self.trials]
                 )
             if replacement is not None:
                 setattr(parent, leaf, replacement)
+        for module in list(self.backbone.modules()):
+            # Some hold the probability of their attention's dropout as a number.
+            if hasattr(module, "is_causal") and not hasattr(module, "member_dropout"):
+                module.member_dropout = Dropout(members, sites)
+                sites += 1
 
     def _positions(self, table: Tensor, seed: int) -> Tensor:
         """A member's position table: rows beyond the pretrained ones are its own draw."""
@@ -149,10 +177,7 @@ class Model(nn.Module):
 
     def canonical(self, name: str) -> tuple[str, int | None]:
         """(canonical name, member) of a parameter of this module; None: shared."""
-        stem, _, last = name.rpartition(".")
-        if last.isdigit():
-            return stem, int(last)
-        return name, None
+        return self._owners.get(name, (name, None))
 
     def member(self, k: int) -> dict[str, nn.Parameter]:
         """Member k's parameters by canonical name, shared ones included."""
@@ -171,7 +196,8 @@ class Model(nn.Module):
         """
         shapes = {name: tuple(p.shape) for name, p in self.member(0).items()}
         table = groups.counts(self.groups, shapes, self.trained)
-        table["position"]["drawn"] = self.drawn_positions
+        if "position" in table:
+            table["position"]["drawn"] = self.drawn_positions
         return table
 
     def load(self, k: int, values: Weights) -> None:
@@ -195,18 +221,32 @@ class Model(nn.Module):
                     )
                 # A new tensor, not a write in place: the old one may be mapped from a file.
                 own[name].data = tensor.to(own[name]).clone()
+        for module in self.backbone.modules():
+            if isinstance(module, nn.RNNBase):
+                module.flatten_parameters()  # cuDNN wants them in one piece
 
-    def forward(self, inputs: Tensor, lengths: Tensor | None = None) -> Tensor:
+    def forward(
+        self, inputs: Tensor, lengths: Tensor | None = None, hidden: Tensor | None = None
+    ) -> Tensor:
         """Logits.
 
         Args:
             inputs: (R, T, F) float or (R, T) ids, the members' rows one after another.
             lengths: (R,) real tokens of each row; the rest is masked and the last real token is
                 read out. None: all tokens are real.
+            hidden: (R, layers, 2, W) hidden and cell states that a recurrent backbone begins with,
+                where it draws them anew at every forward pass (lstm-paper). None: drawn, as a pure
+                function of seed and step.
 
         Returns:
             (R, P, classes), R = members x batch where all batches are alike.
         """
+        return self.head(self.features(inputs, lengths, hidden))
+
+    def features(
+        self, inputs: Tensor, lengths: Tensor | None = None, hidden: Tensor | None = None
+    ) -> Tensor:
+        """(R, read-out tokens, W): what the output layer reads; arguments as in `forward`."""
         members, shape = self.members, self.shape
         if sum(members.rows) != len(inputs):
             if len(inputs) % len(members.rows):
@@ -215,16 +255,40 @@ class Model(nn.Module):
         mask = None
         if lengths is not None:
             mask = torch.arange(inputs.shape[1], device=inputs.device) < lengths[:, None]
+        members.uses.clear()
         embedded = self.input_dropout(self.input(inputs))
-        hidden = huggingface.forward(self.backbone, embedded, mask)
+        states: Tensor = self.backbone(embedded, mask, *self._initial_hidden(embedded, hidden))
         if lengths is None:
-            read = hidden[:, hidden.shape[1] - shape.readout :]
-        else:
-            last = lengths - 1
-            index = last[:, None] - torch.arange(shape.readout - 1, -1, -1, device=last.device)
-            read = hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[-1]))
+            return states[:, states.shape[1] - shape.readout :]
+        last = lengths - 1
+        index = last[:, None] - torch.arange(shape.readout - 1, -1, -1, device=last.device)
+        return states.gather(1, index[..., None].expand(-1, -1, states.shape[-1]))
+
+    def head(self, read: Tensor) -> Tensor:
+        """(R, read-out tokens, W) features to (R, P, classes) logits."""
         logits: Tensor = self.output(read)
-        return logits.reshape(len(inputs), shape.positions, shape.classes)
+        return logits.reshape(len(read), self.shape.positions, self.shape.classes)
+
+    def _initial_hidden(self, embedded: Tensor, given: Tensor | None) -> tuple[Tensor, ...]:
+        """What a backbone that draws its hidden states is called with beside its inputs."""
+        own: Any = self.backbone
+        if not getattr(own, "draws_hidden", False):
+            return ()
+        if given is not None:
+            return (given,)
+        members, width = self.members, embedded.shape[-1]
+        # Paper: drawn from one stream, as evaluations come. Ours: by the number of the batch within
+        # an evaluation, so that two checkpoints are told apart by themselves.
+        steps = members.steps if self.training else [members.chunk] * len(members.rows)
+        draws = [
+            streams.generator(
+                members.seeds[k], streams.HIDDEN, steps[k], site=1 if self.training else 2
+            ).standard_normal((rows, self.trials[k].backbone.layers, 2, width), dtype=np.float32)
+            for k, rows in enumerate(members.rows)
+            if rows
+        ]
+        scale = own.hidden_deviation(width)
+        return (torch.from_numpy(np.concatenate(draws) * np.float32(scale)).to(embedded.device),)
 
 
 def build_model(
@@ -253,20 +317,6 @@ def build_model(
     return model
 
 
-def pack_key(trial: TrialConfig) -> tuple[object, ...]:
-    """What trials of one pack have in common: the frozen weights and every tensor shape."""
-    return (
-        trial.task.shape(trial.protocol),
-        trial.backbone,
-        trial.pretraining,
-        trial.drawn_from,
-        trial.train,
-        trial.numerics,
-        # Rows beyond the pretrained position table are drawn from the trial's seed, but are a
-        # member's own; the backbone's weights are what must be one.
-    )
-
-
 def check_packable(trials: Sequence[TrialConfig]) -> None:
     """Raise unless the trials can share one program.
 
@@ -281,9 +331,11 @@ def check_packable(trials: Sequence[TrialConfig]) -> None:
             "trials of one pack share task shape, backbone, pretraining, its draw and what trains; "
             "these do not"
         )
-    shared = [g for g in trials[0].train if g.startswith(("attention", "feedforward"))]
-    if len(trials) > 1 and shared:
-        raise ValueError(f"trials that train {', '.join(shared)} cannot share a backbone")
+    if len(trials) > 1 and not packs(trials[0]):
+        raise ValueError(
+            f"trials that train {', '.join(trials[0].train)} of {trials[0].backbone.name} cannot "
+            "share a backbone"
+        )
 
 
 def _orthogonal(seed: int, shape: tuple[int, int]) -> Tensor:

@@ -9,13 +9,22 @@ from __future__ import annotations
 
 import numpy as np
 
-INITIALISATION, TRAINING, EVALUATION, DROPOUT, BACKBONE, AUGMENTATION, SPLIT, STATISTICS = range(
-    1, 9
-)
+(
+    INITIALISATION,
+    TRAINING,
+    EVALUATION,
+    DROPOUT,
+    BACKBONE,
+    AUGMENTATION,
+    SPLIT,
+    STATISTICS,
+    HIDDEN,
+) = range(1, 10)
 """The streams: initial values of a trial's own layers; training examples; random evaluation
 batches (protocol paper); dropout masks; random backbones; augmentation; fixed splits and generated
 data sets, which belong to a task and not to a trial's seed; backbones redrawn from the statistics
-of a pretrained one, which may itself have begun as a random one."""
+of a pretrained one, which may itself have begun as a random one; the hidden states that a recurrent
+backbone draws anew at every forward pass."""
 
 
 def philox(seed: int, stream: int, step: int = 0, site: int = 0) -> np.random.Philox:

@@ -9,10 +9,11 @@ fp32 bit for bit as one that was never interrupted.
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,13 +27,17 @@ from torch import Tensor
 from fpt import groups, streams
 from fpt.backbones import weights as backbone_weights
 from fpt.checkpoints import Figures, State
-from fpt.config import TrialConfig
+from fpt.config import OptimizerConfig, TrialConfig
 from fpt.content import DataError
 from fpt.model import Model, Weights, build_model
-from fpt.tasks.base import Batch, Splits, Stored
+from fpt.numerics import refusal
+from fpt.tasks.base import FIXED_SET_SEED, Batch, Splits, Stored
 
 EVALUATION_TOKENS = 8192
 """Tokens of one forward pass in evaluation. Fixed, so that a pack does not change the sums."""
+
+FEATURES_BYTES = 2**29
+"""Features of one set of examples that are kept for one trial, at most."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,10 @@ class Outcome:
     validation_accuracy: float | None
     test_loss: float | None
     test_accuracy: float | None
+    training_set_loss: float | None
+    """Of `evaluation.training_set` training examples, with the picked checkpoint, without dropout
+    and augmentation."""
+    training_set_accuracy: float | None
     seconds: float
     examples: int
     groups: dict[str, dict[str, int]]
@@ -84,6 +93,47 @@ class Outcome:
     state: State
 
 
+class _Adam:
+    """Adam (Kingma and Ba, arXiv 1412.6980) on one member's tensors, by torch's fused kernel.
+
+    What torch.optim.Adam computes, to the bit; but its Python, called for every member at every
+    step, takes a tenth of a small member's step.
+    """
+
+    def __init__(self, rule: OptimizerConfig, device: torch.device) -> None:
+        self._rule = rule
+        self.moments: dict[str, tuple[Tensor, Tensor]] = {}
+        """Name -> first and second moment, of tensors that ever had a gradient."""
+        self.steps = torch.zeros((), device=device)
+        """Updates made."""
+
+    @torch.no_grad()
+    def step(self, parameters: Mapping[str, Tensor], rate: float, skip: Tensor) -> None:
+        """Update parameters by their gradients; none of it where `skip` is 1, on the device."""
+        for name, parameter in parameters.items():
+            if name not in self.moments:
+                self.moments[name] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        first, second = zip(*(self.moments[name] for name in parameters), strict=True)
+        self.steps += 1
+        torch._fused_adam_(
+            list(parameters.values()),
+            [p.grad for p in parameters.values() if p.grad is not None],
+            first,
+            second,
+            [],
+            [self.steps] * len(parameters),
+            lr=rate,
+            beta1=self._rule.beta1,
+            beta2=self._rule.beta2,
+            weight_decay=0.0,
+            eps=self._rule.epsilon,
+            amsgrad=False,
+            maximize=False,
+            found_inf=skip,
+        )
+        self.steps -= skip
+
+
 @dataclass
 class _Member:
     """One trial of the pack while it trains."""
@@ -91,7 +141,7 @@ class _Member:
     index: int
     trial: TrialConfig
     parameters: dict[str, torch.nn.Parameter]
-    optimizer: torch.optim.Adam
+    optimizer: _Adam
     figures: Figures
     own_batches: Iterator[Any] | None
     best: dict[str, Tensor] = field(default_factory=dict)
@@ -102,7 +152,7 @@ class _Member:
     recent: Tensor = field(default_factory=lambda: torch.zeros(2, dtype=torch.float64))
     recent_steps: int = 0
 
-    @property
+    @functools.cached_property
     def trained(self) -> dict[str, torch.nn.Parameter]:
         return {n: p for n, p in self.parameters.items() if p.requires_grad}
 
@@ -117,6 +167,29 @@ class _Member:
             part = (done - rule.warmup) / max(1, total - rule.warmup)
             return rate * (0.1 + 0.45 * (1 + math.cos(math.pi * part)))
         return rate
+
+
+class _Features:
+    """What a frozen model makes of a finite set of examples, each computed when first wanted."""
+
+    def __init__(self, examples: Stored, compute: Callable[[Batch], Tensor]) -> None:
+        self._examples = examples
+        self._compute = compute
+        self._known = np.zeros(len(examples), dtype=bool)
+        self._values: Tensor | None = None
+
+    def take(self, index: np.ndarray, chunk: int) -> Tensor:
+        """(len(index), read-out tokens, W), `chunk` examples of them computed at a time."""
+        new = np.unique(index[~self._known[index]])
+        for start in range(0, len(new), chunk):
+            rows = new[start : start + chunk]
+            made = self._compute(self._examples.plain(rows))
+            if self._values is None:
+                self._values = made.new_empty(len(self._known), *made.shape[1:])
+            self._values[torch.from_numpy(rows)] = made
+        self._known[new] = True
+        assert self._values is not None
+        return self._values[torch.from_numpy(index)]
 
 
 class Training(Iterator[Record]):
@@ -137,6 +210,9 @@ class Training(Iterator[Record]):
         self.log_every = log_every
         self.outcomes: dict[int, Outcome] = {}
         """Index of a trial -> how it ended; complete when the iteration ends."""
+        self.failures: dict[int, Exception] = {}
+        """Index of a trial -> what making its training data raised. It has left without an outcome,
+        the others go on; when they have ended, the first of these is raised."""
         self._splits = splits
         self._queue: deque[Record] = deque()
         self._began = time.perf_counter()
@@ -144,10 +220,12 @@ class Training(Iterator[Record]):
             self._enrol(k, trial, states[k], batches) for k, trial in enumerate(model.trials)
         ]
         self._live = list(self._members)
+        self._features: dict[tuple[int, int], _Features] = {}
+        self._frozen = self._frozen_digest()
         # On a GPU the next batch is made and copied while the device computes; on a CPU it would
         # only compete for the core.
         self._pool = ThreadPoolExecutor(1) if device.type == "cuda" else None
-        self._next: Future[list[Batch]] | None = None
+        self._next: Future[list[Batch | Exception]] | None = None
 
     def _enrol(
         self,
@@ -157,14 +235,7 @@ class Training(Iterator[Record]):
         batches: Sequence[Iterable[Any]] | None,
     ) -> _Member:
         parameters = self.model.member(k)
-        rule = trial.optimizer
-        optimizer = torch.optim.Adam(
-            [p for p in parameters.values() if p.requires_grad],
-            lr=trial.learning_rate,
-            betas=(rule.beta1, rule.beta2),
-            eps=rule.epsilon,
-            fused=True,
-        )
+        optimizer = _Adam(trial.optimizer, self.device)
         own = None if batches is None else iter(batches[k])
         member = _Member(k, trial, parameters, optimizer, Figures(), own)
         member.bad = member.bad.to(self.device)
@@ -179,13 +250,13 @@ class Training(Iterator[Record]):
         if set(now) != set(member.trained):
             raise ValueError("state: it is of a trial that trains other parameters")
         self.model.load(member.index, now)
-        for name, parameter in member.trained.items():
+        for name in member.trained:
             if name in first:
-                member.optimizer.state[parameter] = {
-                    "step": torch.tensor(float(state.step), device=self.device),
-                    "exp_avg": first[name].to(self.device).clone(),
-                    "exp_avg_sq": second[name].to(self.device).clone(),
-                }
+                member.optimizer.moments[name] = (
+                    first[name].to(self.device).clone(),
+                    second[name].to(self.device).clone(),
+                )
+        member.optimizer.steps.fill_(state.step)
         member.figures = Figures(**asdict(state.figures))
         # A state whose current tensors are the picked ones holds them once.
         picked = now if state.figures.best_step == state.step else state.part("best")
@@ -229,6 +300,8 @@ class Training(Iterator[Record]):
             if not self._live:
                 if self._pool is not None:
                     self._pool.shutdown()
+                for failure in self.failures.values():
+                    raise failure
                 raise StopIteration
             self._advance()
         return self._queue.popleft()
@@ -258,15 +331,17 @@ class Training(Iterator[Record]):
                 self._evaluate(member)
 
     def _train_step(self) -> None:
-        live = self._live
         batches = self._batches()
+        live = self._live
+        if not live:
+            return
         model, pack = self.model, self.model.members
         model.train()
         pack.rows = [0] * len(model.trials)
         for member, batch in zip(live, batches, strict=True):
             pack.rows[member.index] = len(batch)
             pack.steps[member.index] = member.figures.step
-        logits = model(*self._tensors(batches))
+        logits = self._logits(batches)
         targets = [self._send(batch.targets) for batch in batches]
         losses = []
         for member, (_, own), target in zip(live, pack.pieces(logits), targets, strict=True):
@@ -281,39 +356,101 @@ class Training(Iterator[Record]):
         for member, loss in zip(live, losses, strict=True):
             self._update(member, loss.detach())
 
+    def _logits(self, batches: Sequence[Batch]) -> Tensor:
+        """Of the step at hand, members one after another."""
+        sets = [self._feature_set(m, self._splits.train) for m in self._live]
+        if not all(sets):
+            logits: Tensor = self.model(*self._tensors(batches))
+            return logits
+        read = []
+        for member, features in zip(self._live, sets, strict=True):
+            assert features is not None
+            train, trial = self._splits.train, member.trial
+            assert isinstance(train, Stored)
+            index = train.index(trial.seed, streams.TRAINING, member.figures.step, trial.batch_size)
+            read.append(features.take(index, self._chunk))
+        return self.model.head(torch.cat(read))
+
+    def _feature_set(self, member: _Member, examples: object) -> _Features | None:
+        """The features of a set, where they are the same at every step: nothing below the output
+        layer trains, nothing is dropped, nothing is augmented, and there is room.
+        """
+        trial, shape = member.trial, self.model.shape
+        if (
+            trial.train != ("output",)
+            or trial.dropout
+            or not isinstance(examples, Stored)
+            or examples.augments
+            or member.own_batches is not None
+            or not trial.backbone.row.packs
+            or len(examples) * shape.readout * trial.backbone.width * 4 > FEATURES_BYTES
+        ):
+            return None
+        key = (member.index, id(examples))
+        if key not in self._features:
+            self._features[key] = _Features(examples, functools.partial(self._read, member))
+        return self._features[key]
+
+    @torch.no_grad()
+    def _read(self, member: _Member, batch: Batch) -> Tensor:
+        """What member's output layer reads of a batch."""
+        pack = self.model.members
+        rows, pack.rows = pack.rows, [0] * len(self.model.trials)
+        pack.rows[member.index] = len(batch)
+        read = self.model.features(*self._tensors([batch]))
+        pack.rows = rows
+        return read
+
     def _update(self, member: _Member, loss: Tensor) -> None:
         """Clip and apply one member's gradient, without waiting for the device."""
-        trained = [p for p in member.optimizer.param_groups[0]["params"] if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in trained])
+        trained = {n: p for n, p in member.trained.items() if p.grad is not None}
+        gradients = [p.grad for p in trained.values() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
         if member.trial.optimizer.clip is not None:
-            torch.nn.utils.clip_grads_with_norm_(trained, member.trial.optimizer.clip, norm)
+            clip = member.trial.optimizer.clip
+            torch.nn.utils.clip_grads_with_norm_(trained.values(), clip, norm)
         finite = torch.isfinite(loss) & torch.isfinite(norm)
         member.bad = torch.maximum(member.bad, (~finite).float())
-        # The fused Adam skips the update, on the device, where found_inf is 1.
-        member.optimizer.found_inf = member.bad  # type: ignore[attr-defined]
-        member.optimizer.param_groups[0]["lr"] = member.rate()
-        member.optimizer.step()
-        member.optimizer.zero_grad()
+        member.optimizer.step(trained, member.rate(), member.bad)
+        for parameter in trained.values():
+            parameter.grad = None
         member.figures.step += 1
         member.figures.window_steps += 1
         member.recent_steps += 1
 
     def _batches(self) -> list[Batch]:
-        """The batches of the step at hand; on a GPU, those of the next one are begun."""
+        """The batches of the step at hand; a trial whose data raises leaves. On a GPU, the batches
+        of the next step are begun.
+        """
         live = list(self._live)
         steps = [m.figures.step for m in live]
 
-        def make(ahead: int) -> list[Batch]:
-            return [self._batch(m, s + ahead) for m, s in zip(live, steps, strict=True)]
+        def make(ahead: int) -> list[Batch | Exception]:
+            return [self._try_batch(m, s + ahead) for m, s in zip(live, steps, strict=True)]
 
         if self._pool is None or any(m.own_batches is not None for m in live):
-            return make(0)
-        ready, self._next = self._next, None
-        made = ready.result() if ready is not None else make(0)
-        if len(made) != len(live):
-            made = make(0)  # a member left in between
-        self._next = self._pool.submit(make, 1)
-        return made
+            made = make(0)
+        else:
+            ready, self._next = self._next, None
+            made = ready.result() if ready is not None else make(0)
+            if len(made) != len(live):
+                made = make(0)  # a member left in between
+            self._next = self._pool.submit(make, 1)
+        batches = []
+        for member, batch in zip(live, made, strict=True):
+            if isinstance(batch, Exception):
+                self.failures[member.index] = batch
+                self.stop(member.index)
+            else:
+                batches.append(batch)
+        return batches
+
+    def _try_batch(self, member: _Member, step: int) -> Batch | Exception:
+        """A batch, or what making it raised: made ahead, that must wait until its step comes."""
+        try:
+            return self._batch(member, step)
+        except Exception as error:
+            return error
 
     def _batch(self, member: _Member, step: int) -> Batch:
         trial = member.trial
@@ -326,7 +463,46 @@ class Training(Iterator[Record]):
                 f"batches: those of trial {member.index} end before step {step + 1} of "
                 f"{trial.steps}"
             ) from None
-        return given if isinstance(given, Batch) else Batch(*map(np.asarray, given))
+        if not isinstance(given, Batch):
+            parts: list[Any] = [None if part is None else np.asarray(part) for part in given]
+            given = Batch(*parts)
+        batch: Batch = given
+        self._check(member, batch)
+        return batch
+
+    def _check(self, member: _Member, batch: Batch) -> None:
+        """Refuse a caller's batch that would train something else than the trial says.
+
+        Raises:
+            ValueError: If a shape is another one, or a class or an id is none.
+        """
+        shape, size = self.model.shape, member.trial.batch_size
+        backbone = member.trial.backbone
+        draws = getattr(self.model.backbone, "draws_hidden", False)
+        wanted = {
+            "inputs": (size, shape.tokens)
+            if shape.embedded
+            else (size, shape.tokens, shape.inputs),
+            "targets": (size, shape.positions),
+            "lengths": (size,),
+            "hidden": (size, backbone.layers, 2, backbone.width) if draws else None,
+        }
+        for name, its in wanted.items():
+            given = getattr(batch, name)
+            if given is not None and given.shape != its:
+                raise ValueError(
+                    f"batches: {name} of trial {member.index} are {given.shape}; wanted "
+                    f"{its or f'none, {backbone.name} begins with no hidden states of its own'}"
+                )
+        limits = {"targets": (0, shape.classes), "lengths": (1, shape.tokens + 1)}
+        limits |= {"inputs": (0, shape.inputs)} if shape.embedded else {}
+        for name, (low, high) in limits.items():
+            given = getattr(batch, name)
+            if given is not None and not (low <= given.min() and given.max() < high):
+                raise ValueError(
+                    f"batches: {name} of trial {member.index} go from {given.min()} to "
+                    f"{given.max()}; wanted {low} to {high - 1}"
+                )
 
     def _send(self, array: np.ndarray) -> Tensor:
         """On the device: vectors in float32, ids and classes (stored as they may be) in int64."""
@@ -335,10 +511,15 @@ class Training(Iterator[Record]):
             tensor = tensor.pin_memory().to(self.device, non_blocking=True)
         return tensor.float() if tensor.is_floating_point() else tensor.long()
 
-    def _tensors(self, batches: Sequence[Batch]) -> tuple[Tensor, Tensor | None]:
+    def _tensors(self, batches: Sequence[Batch]) -> tuple[Tensor, Tensor | None, Tensor | None]:
         inputs = self._send(np.concatenate([b.inputs for b in batches]))
         lengths = [b.lengths for b in batches if b.lengths is not None]
-        return inputs, self._send(np.concatenate(lengths)) if lengths else None
+        hidden = [b.hidden for b in batches if b.hidden is not None]
+        return (
+            inputs,
+            self._send(np.concatenate(lengths)) if lengths else None,
+            self._send(np.concatenate(hidden)) if hidden else None,
+        )
 
     # What is due after a step
 
@@ -374,7 +555,7 @@ class Training(Iterator[Record]):
         split: Literal["validation", "test"]
         if self._splits.validation is not None:
             split = "validation"
-            loss, accuracy = self._measure(member, self._splits.validation.chunks(self._chunk))
+            loss, accuracy = self._measure_set(member, self._splits.validation)
         else:
             split = "test"
             every, batches = trial.evaluation.every, trial.evaluation.batches
@@ -386,6 +567,7 @@ class Training(Iterator[Record]):
                     for n in range(first, first + batches)
                 ),
             )
+            accuracy *= self._splits.factor
         self._tick()
         self._record(member, split, loss, accuracy)
         best = (figures.best_accuracy, -figures.best_loss) if figures.best_loss is not None else ()
@@ -411,21 +593,47 @@ class Training(Iterator[Record]):
             # The tensors move on with the next step.
             member.best = {n: p.detach().clone() for n, p in member.trained.items()}
 
+    def _training_set(self, size: int) -> Iterable[Batch]:
+        """`size` training examples (or all, if they are fewer) as they are evaluated; of a task
+        that is drawn anew at every step, a fixed draw.
+        """
+        train = self._splits.train
+        if isinstance(train, Stored):
+            return train.first(size).chunks(self._chunk)
+        sizes = [min(self._chunk, size - start) for start in range(0, size, self._chunk)]
+        return (
+            train.batch(FIXED_SET_SEED, streams.TRAINING, n, rows) for n, rows in enumerate(sizes)
+        )
+
     @property
     def _chunk(self) -> int:
         return max(1, EVALUATION_TOKENS // self.model.shape.tokens)
 
+    def _measure_set(self, member: _Member, examples: Stored) -> tuple[float, float]:
+        """Mean loss and accuracy over a whole set, dropout off."""
+        features = self._feature_set(member, examples)
+        return self._measure(member, examples.chunks(self._chunk), features)
+
     @torch.no_grad()
-    def _measure(self, member: _Member, batches: Iterable[Batch]) -> tuple[float, float]:
-        """Mean loss and accuracy over batches, dropout off."""
+    def _measure(
+        self, member: _Member, batches: Iterable[Batch], features: _Features | None = None
+    ) -> tuple[float, float]:
+        """Mean loss and accuracy over batches (of which `features` may be known), dropout off."""
         pack = self.model.members
         self.model.eval()
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
-        count = 0
-        for batch in batches:
+        count = start = 0
+        for number, batch in enumerate(batches):
             pack.rows = [0] * len(self.model.trials)
             pack.rows[member.index] = len(batch)
-            logits = self.model(*self._tensors([batch])).flatten(0, 1)
+            pack.chunk = number
+            if features is None:
+                logits = self.model(*self._tensors([batch]))
+            else:
+                index = np.arange(start, start + len(batch))
+                logits = self.model.head(features.take(index, self._chunk))
+                start += len(batch)
+            logits = logits.flatten(0, 1)
             target = self._send(batch.targets).flatten()
             loss = F.cross_entropy(logits, target, reduction="none").double().sum()
             sums += torch.stack([loss, (logits.argmax(-1) == target).double().sum()])
@@ -433,28 +641,41 @@ class Training(Iterator[Record]):
         loss_mean, accuracy = (sums / count).tolist()
         return loss_mean, accuracy
 
+    def _frozen_digest(self) -> str:
+        """SHA-256 of all that no member trains."""
+        frozen = {n: p for n, p in self.model.named_parameters() if not p.requires_grad}
+        return backbone_weights.digest(frozen)
+
     def _diverged(self, member: _Member) -> None:
         """End a member at its last finite step; its figures are those of the last evaluation."""
-        steps = member.optimizer.state.get(next(iter(member.trained.values())), {}).get("step")
-        member.figures.step = int(steps) if steps is not None else 0
+        member.figures.step = int(member.optimizer.steps)
         self._end(member, "diverged")
 
     def _end(self, member: _Member, why: Literal["steps", "plateau", "diverged"]) -> None:
         """Read the test set once, with the picked checkpoint, and let the member leave."""
+        if self._frozen_digest() != self._frozen:
+            raise RuntimeError(
+                "frozen weights changed while they were trained on: no figure of this pack can be "
+                "trusted; a module of the backbone writes into its weights"
+            )
         figures = member.figures
         state = self._state(member)
         validation: tuple[float | None, float | None] = (None, None)
         test: tuple[float | None, float | None] = (figures.best_loss, figures.best_accuracy)
+        fitted: tuple[float | None, float | None] = (None, None)
+        wanted = member.trial.evaluation.training_set
+        if member.best:
+            self.model.load(member.index, member.best)
         if self._splits.validation is not None:
             validation, test = test, (None, None)
             if figures.best_step is not None and isinstance(self._splits.test, Stored):
-                if member.best:
-                    self.model.load(member.index, member.best)
-                test = self._measure(member, self._splits.test.chunks(self._chunk))
-                self._tick()
-                if member.best:
-                    self.model.load(member.index, state.part("now"))
+                test = self._measure_set(member, self._splits.test)
                 self._record(member, "test", *test)
+        if wanted and figures.best_step is not None:
+            fitted = self._measure(member, self._training_set(wanted))
+        self._tick()
+        if member.best:
+            self.model.load(member.index, state.part("now"))
         self.outcomes[member.index] = Outcome(
             outcome="diverged" if why == "diverged" else "done",
             stopped=why,
@@ -466,6 +687,8 @@ class Training(Iterator[Record]):
             validation_accuracy=validation[1],
             test_loss=test[0],
             test_accuracy=test[1],
+            training_set_loss=fitted[0],
+            training_set_accuracy=fitted[1],
             seconds=figures.seconds,
             examples=figures.step * member.trial.batch_size,
             groups=self.model.counts(),
@@ -479,10 +702,10 @@ class Training(Iterator[Record]):
         tensors: dict[str, Tensor] = {}
         for name, parameter in member.trained.items():
             tensors[f"now/{name}"] = parameter.detach().cpu().clone()
-            moments = member.optimizer.state.get(parameter)
-            if moments:
-                tensors[f"first/{name}"] = moments["exp_avg"].cpu().clone()
-                tensors[f"second/{name}"] = moments["exp_avg_sq"].cpu().clone()
+            if name in member.optimizer.moments:
+                first, second = member.optimizer.moments[name]
+                tensors[f"first/{name}"] = first.cpu().clone()
+                tensors[f"second/{name}"] = second.cpu().clone()
             if member.best and member.figures.best_step != member.figures.step:
                 tensors[f"best/{name}"] = member.best[name].cpu().clone()
         figures = Figures(**asdict(member.figures))
@@ -509,8 +732,8 @@ def train(
             steps (constant rate, no stop rule, its steps a multiple of `evaluation.every`) extends
             it, and ends as if it had been one run.
         batches: A caller's own training data: for each trial an iterable that gives a batch a step,
-            as `Batch` or (inputs, targets[, lengths]); shapes as in `fpt.tasks.base.Batch`. After a
-            resume it must begin at the state's step.
+            as `Batch` or (inputs, targets[, lengths[, hidden]]); shapes as in
+            `fpt.tasks.base.Batch`. After a resume it must begin at the state's step.
         weights: A caller's own initial values; see `fpt.model.build_model`.
         backbones: Id of a trial -> safetensors file of the backbone that it trained.
         log_every: Steps between records of the split train; evaluations come with one in any case.
@@ -520,9 +743,13 @@ def train(
         An iterator of records, with `outcomes` and `states()`.
 
     Raises:
-        DataError: If data or weights are missing.
+        DataError: If data or weights are missing, or the device cannot train in such numerics.
         ValueError: If the trials cannot be packed, or an argument does not fit them.
     """
+    cuda = torch.device(device).type == "cuda"
+    capability = torch.cuda.get_device_capability(device) if cuda else None
+    if trials and (problem := refusal(trials[0].numerics, capability)):
+        raise DataError(problem)
     for name, given in (("state", state), ("batches", batches)):
         if given is not None and len(given) != len(trials):
             raise ValueError(f"{name}: {len(given)} given for {len(trials)} trials")
@@ -530,7 +757,8 @@ def train(
     first = trials[0]
     if any((t.task, t.protocol) != (first.task, first.protocol) for t in trials):
         raise ValueError("trials of one pack share task and protocol; these do not")
-    # fp32 means fp32: no TF32 products on a GPU.
+    # fp32 means fp32: no TF32 products on a GPU, and sums of bfloat16 products in fp32.
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     splits = first.task.splits(first.protocol)

@@ -1,4 +1,4 @@
-"""What several tests of the orchestration need: rows of the ledger as a worker would write them."""
+"""What several tests need: small backbones, and rows of the ledger as a worker would write them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,22 @@ import datetime as dt
 import json
 from typing import Any
 
+from fpt.backbones import AUTO, BACKBONES
 from sweep.trials import IDENTITY_VERSION, Point
 
+TABLE = [name for name in BACKBONES if name != AUTO]
+"""The backbones that need no file."""
+
+PACKED = [name for name in TABLE if BACKBONES[name].packs]
+"""Those whose trials can train side by side."""
+
 STARTED = dt.datetime(2026, 11, 20, 12, 0, 0, tzinfo=dt.UTC)
+
+
+def small(name: str) -> dict[str, Any]:
+    """A backbone of two layers of 32."""
+    heads = BACKBONES[name].sizes["tiny"].heads
+    return {"name": name, "layers": 2, "width": 32, "heads": min(2, heads)}
 
 
 def _text(value: Any) -> str:
@@ -52,6 +65,8 @@ def trial_row(point: Point, **overrides: Any) -> dict[str, Any]:
         "best_step": config.steps,
         "train_loss": 0.25,
         "train_accuracy": 0.75,
+        "training_set_loss": None,
+        "training_set_accuracy": None,
         "validation_loss": 0.5,
         "validation_accuracy": 0.625,
         "test_loss": 0.5,

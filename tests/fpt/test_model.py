@@ -1,25 +1,15 @@
-"""The model against first principles: published counts, transformers' own forward, plain torch."""
+"""The model against first principles: published counts, plain torch."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
-from transformers import (
-    BertConfig,
-    BertForMaskedLM,
-    BertModel,
-    GPT2Config,
-    GPT2LMHeadModel,
-    GPT2Model,
-)
 
-from fpt.backbones import BACKBONES
 from fpt.model import Model, build_model
+from tests.support import PACKED, small
 
 # The paper's own list: what trains in its code with GPT-2 base, without position rows; and the
 # tokens of each task.
@@ -28,6 +18,9 @@ PUBLISHED = {
     "bit-xor": (41_474, 10),
     "listops": (57_610, 512),
     "mnist": (59_146, 49),
+    "cifar10": (83_722, 64),
+    "cifar10-lra": (47_626, 1024),
+    "remote-homology": (984_240, 1024),
 }
 
 
@@ -91,51 +84,6 @@ def test_gpt2_equals_a_forward_written_by_hand(task: Any, trial: Any) -> None:
         torch.testing.assert_close(model(x), gpt2_by_hand(model, x, heads=2), rtol=1e-5, atol=1e-5)
 
 
-def own_model(name: str, tokens: int) -> torch.nn.Module:
-    """transformers' model of the same size, as transformers would run it."""
-    if name == "gpt2":
-        config: Any = GPT2Config(
-            vocab_size=3, n_positions=tokens, n_embd=32, n_layer=2, n_head=2,
-            bos_token_id=None, eos_token_id=None, attn_implementation="eager",
-        )  # fmt: skip
-        return GPT2Model(config).eval()
-    config = BertConfig(
-        vocab_size=3, max_position_embeddings=tokens, hidden_size=32, num_hidden_layers=2,
-        num_attention_heads=2, intermediate_size=128, attn_implementation="eager",
-    )  # fmt: skip
-    return BertModel(config, add_pooling_layer=False).eval()
-
-
-@pytest.mark.parametrize("name", BACKBONES)
-def test_padded_rows_equal_transformers_own_forward(name: str, trial: Any) -> None:
-    task = {"name": "listops", "max_length": 12, "min_length": 3, "train": 8, "test": 4,
-            "validation": 4, "max_depth": 2}  # fmt: skip
-    backbone = {"name": name, "layers": 2, "width": 32, "heads": 2}
-    model = build_model([trial(task=task, backbone=backbone)]).eval()
-    own = own_model(name, model.shape.tokens)
-    tokens = model.shape.tokens
-    weights = {
-        f"backbone.{n}": p.detach()
-        for n, p in own.named_parameters()
-        if f"backbone.{n}" in model.member(0)
-    }
-    model.load(0, weights)
-    ids = torch.randint(0, model.shape.inputs, (5, tokens))
-    lengths = torch.tensor([tokens, 3, 5, tokens - 1, 4])
-    mask = torch.arange(tokens) < lengths[:, None]
-
-    with torch.no_grad():
-        hidden = own(
-            inputs_embeds=F.embedding(ids, model.member(0)["input.weight"]),
-            attention_mask=mask.long(),
-        ).last_hidden_state
-        read = hidden[torch.arange(5), lengths - 1]
-        p = model.member(0)
-        expected = read @ p["output.weight"].T + p["output.bias"]
-
-        torch.testing.assert_close(model(ids, lengths)[:, 0], expected, rtol=1e-5, atol=1e-5)
-
-
 def test_padding_changes_nothing_under_the_mask(trial: Any) -> None:
     task = {"name": "listops", "max_length": 12, "min_length": 3, "train": 8, "test": 4,
             "validation": 4, "max_depth": 2}  # fmt: skip
@@ -149,9 +97,9 @@ def test_padding_changes_nothing_under_the_mask(trial: Any) -> None:
         torch.testing.assert_close(model(ids, lengths), model(other, lengths))
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", PACKED)
 def test_members_of_a_pack_are_bitwise_what_they_are_alone(name: str, trial: Any) -> None:
-    backbone = {"name": name, "layers": 2, "width": 32, "heads": 2}
+    backbone = small(name)
     trials = [
         trial(backbone=backbone, seed=s, dropout=d) for s, d in ((0, 0.1), (1, 0.0), (2, 0.3))
     ]
@@ -195,35 +143,6 @@ def test_statistics_keeps_mean_and_deviation_of_each_tensor_and_nothing_else(tri
     assert redrawn[name].std().item() == pytest.approx(read[name].std().item(), rel=0.02)
     correlation = torch.corrcoef(torch.stack([read[name].flatten(), redrawn[name].flatten()]))
     assert abs(correlation[0, 1].item()) < 0.02
-
-
-@pytest.mark.parametrize("whole", [False, True], ids=["backbone", "language model"])
-@pytest.mark.parametrize("name", BACKBONES)
-def test_a_directory_that_transformers_saved_is_read(
-    name: str, whole: bool, trial: Any, tmp_path: Path
-) -> None:
-    sizes = {"n_layer": 3, "n_embd": 32, "n_head": 2} if name == "gpt2" else {
-        "num_hidden_layers": 3, "hidden_size": 32, "num_attention_heads": 2,
-        "intermediate_size": 128,
-    }  # fmt: skip
-    config = {"gpt2": GPT2Config, "bert": BertConfig}[name](vocab_size=7, **sizes)
-    classes = {
-        ("gpt2", False): GPT2Model,
-        ("gpt2", True): GPT2LMHeadModel,
-        ("bert", False): BertModel,
-        ("bert", True): BertForMaskedLM,
-    }
-    saved = classes[name, whole](config)
-    saved.save_pretrained(tmp_path)
-    backbone = {"name": name, "layers": 2, "width": 32, "heads": 2, "weights": str(tmp_path)}
-
-    model = build_model([trial(backbone=backbone, pretraining="language")])
-
-    theirs = dict(saved.base_model.named_parameters())
-    for own, parameter in model.member(0).items():
-        if own.startswith("backbone."):
-            tensor = theirs[own.removeprefix("backbone.")]
-            assert torch.equal(parameter, tensor[: len(parameter)]), own
 
 
 def test_fewer_layers_are_the_first_layers_of_the_pretrained_backbone(trial: Any) -> None:

@@ -17,10 +17,10 @@ from safetensors.torch import load
 from fpt import streams
 from fpt.backbones import BACKBONES
 from fpt.checkpoints import State, load_model
-from fpt.config import TRAINABLE
 from fpt.content import DataError
-from fpt.model import build_model
+from fpt.model import Model, build_model
 from fpt.trainer import Outcome, Record, Training, train
+from tests.support import PACKED, TABLE, small
 
 SMALL_LISTOPS = {
     "name": "listops", "max_length": 12, "min_length": 3, "train": 64, "test": 16,
@@ -55,24 +55,37 @@ def assert_same(one: Outcome, other: Outcome) -> None:
 GOLDEN = {
     "gpt2": [0.7099481, 0.6937811, 0.8141056, 0.6603136, 0.7336015],
     "bert": [0.732151, 0.6764076, 0.8032926, 0.7037442, 0.7100735],
+    "t5": [0.7306048, 0.7782778, 0.7827636, 0.7926975, 0.6776239],
+    "longformer": [0.7319119, 0.676572, 0.8028526, 0.7035008, 0.7097433],
+    "vit": [0.7682747, 0.6396018, 0.7968748, 0.6632578, 0.6996248],
+    "lstm": [0.8615031, 0.9084125, 0.8552114, 0.7537437, 0.7054873],
+    "lstm-paper": [0.7120617, 0.725203, 0.7161503, 0.6965853, 0.6963151],
+    "lstm-residual": [0.8827176, 0.6632127, 0.7725525, 0.728552, 0.6900408],
+    "transformer": [0.6587773, 0.6524687, 0.7391299, 0.7143416, 0.727733],
+    "linformer": [0.6714163, 0.7132709, 0.9823782, 0.7299131, 0.7655104],
 }
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", TABLE)
 def test_losses_of_five_steps_are_the_pinned_ones(name: str, trial: Any) -> None:
-    one = trial(backbone={"name": name, "layers": 2, "width": 32, "heads": 2}, steps=5)
+    one = trial(backbone=small(name), steps=5)
 
     losses = [r.loss for r in train([one], log_every=1) if r.split == "train"]
 
     assert losses == pytest.approx(GOLDEN[name], abs=1e-5)
 
 
-@pytest.mark.parametrize("name", BACKBONES)
-@pytest.mark.parametrize("group", [*TRAINABLE, "attention:last"])
+EACH_GROUP = [
+    (name, group)
+    for name in TABLE
+    for group in (*BACKBONES[name].trainable, "attention:last")
+    if group.partition(":")[0] in BACKBONES[name].trainable
+]
+
+
+@pytest.mark.parametrize(("name", "group"), EACH_GROUP)
 def test_one_group_trains_and_no_other_parameter_moves(name: str, group: str, trial: Any) -> None:
-    one = trial(
-        backbone={"name": name, "layers": 2, "width": 32, "heads": 2}, train=[group], steps=1
-    )
+    one = trial(backbone=small(name), train=[group], steps=1)
     before = {n: p.detach().clone() for n, p in build_model([one]).member(0).items()}
     training = train([one])
     finish(training)
@@ -125,9 +138,9 @@ def test_an_evaluation_interval_changes_no_training_example_and_no_mask(trial: A
 
 
 @pytest.mark.parametrize("batch", [1, 2, 4])
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", PACKED)
 def test_members_of_a_pack_end_bit_for_bit_as_alone(name: str, batch: int, trial: Any) -> None:
-    backbone = {"name": name, "layers": 2, "width": 32, "heads": 2}
+    backbone = small(name)
     trials = [
         trial(backbone=backbone, seed=0, batch_size=batch),
         trial(backbone=backbone, seed=1, batch_size=4, steps=10, dropout=0.0),
@@ -138,6 +151,73 @@ def test_members_of_a_pack_end_bit_for_bit_as_alone(name: str, batch: int, trial
 
     for k, one in enumerate(trials):
         assert_same(finish(train([one])), pack.outcomes[k])
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_frozen_weights_that_change_end_the_pack_without_a_figure(name: str, trial: Any) -> None:
+    training = train([trial(backbone=small(name))], log_every=1)
+    next(training)
+    model = training.model
+    frozen = next(
+        p for n, p in model.named_parameters() if model.groups[model.canonical(n)[0]] == "attention"
+    )
+    with torch.no_grad():
+        frozen.flatten()[0] += 1e-3
+
+    with pytest.raises(RuntimeError, match="frozen weights changed"):
+        list(training)
+    assert training.outcomes == {}
+
+
+@pytest.mark.parametrize("name", ["gpt2", "longformer"])
+def test_features_that_are_kept_change_no_bit(
+    name: str, trial: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields = {"backbone": small(name), "train": ["output"], "dropout": 0.0, "task": SMALL_LISTOPS}
+    trials = [trial(**fields, seed=0, steps=40), trial(**fields, seed=1, batch_size=3, steps=10)]
+    kept = train(trials)
+    list(kept)
+    rows: list[int] = []
+    monkeypatch.setattr(
+        Model,
+        "features",
+        lambda self, *a, real=Model.features: (rows.append(len(a[0])), real(self, *a))[1],
+    )
+    list(train(trials))
+    with_features = sum(rows)
+    monkeypatch.setattr("fpt.trainer.FEATURES_BYTES", 0)
+    computed = train(trials)
+    list(computed)
+
+    for k in (0, 1):
+        assert_same(computed.outcomes[k], kept.outcomes[k])
+    assert with_features <= 2 * (64 + 16 + 16) < sum(rows) - with_features
+
+
+def test_features_are_not_kept_where_they_change(trial: Any) -> None:
+    plain = {"train": ["output"], "dropout": 0.0, "task": SMALL_LISTOPS}
+    for changes in ({"dropout": 0.1}, {"train": ["output", "norm"]}, {"task": "bit-xor"}):
+        training = train([trial(**plain | changes)])
+        member = training._members[0]
+        assert training._feature_set(member, training._splits.train) is None
+
+
+@pytest.mark.parametrize("protocol", ["sound", "paper"])
+def test_the_training_set_is_measured_without_dropout(protocol: str, trial: Any) -> None:
+    one = trial(
+        task=SMALL_LISTOPS, protocol=protocol, dropout=0.5, learning_rate=1e-12,
+        evaluation={"every": 10, "training_set": 1000},
+    )  # fmt: skip
+    training = train([one])
+    outcome = finish(training)
+    assert outcome.training_set_loss is not None
+    examples = one.task.splits(protocol).train
+    batch = examples.plain(np.arange(len(examples)))
+    with torch.no_grad():
+        logits = build_model([one]).eval()(*training._tensors([batch])).double()
+    by_hand = -logits.log_softmax(-1)[np.arange(len(batch)), 0, batch.targets[:, 0]].mean()
+
+    assert outcome.training_set_loss == pytest.approx(by_hand.item(), abs=1e-6)
 
 
 def test_a_diverged_member_leaves_with_its_last_good_figures_and_the_others_go_on(
@@ -228,6 +308,25 @@ def test_batches_of_the_caller_are_trained_on(trial: Any) -> None:
     assert_same(finish(train([one])), finish(own))
     with pytest.raises(ValueError, match="end before step 3 of 5"):
         list(train([one], batches=[drawn[:2]]))
+
+
+WRONG = [
+    ({"targets": np.zeros(4, np.int64)}, r"targets of trial 0 are \(4,\); wanted \(4, 5\)"),
+    ({"inputs": np.zeros((4, 9, 1), np.float32)}, r"inputs .* \(4, 9, 1\); wanted \(4, 10, 1\)"),
+    ({"targets": np.full((4, 5), 2)}, "targets of trial 0 go from 2 to 2; wanted 0 to 1"),
+    ({"lengths": np.zeros(4, np.int64)}, "lengths of trial 0 go from 0 to 0; wanted 1 to 10"),
+    ({"hidden": np.zeros((4, 2, 2, 32))}, "hidden .* gpt2 begins with no hidden states"),
+]
+
+
+@pytest.mark.parametrize(("change", "what"), WRONG)
+def test_batches_of_the_caller_that_do_not_fit_are_refused(
+    change: Any, what: str, trial: Any
+) -> None:
+    one = trial(steps=1)
+    batch = one.task.splits("sound").train.batch(0, streams.TRAINING, 0, 4)
+    with pytest.raises(ValueError, match=what):
+        list(train([one], batches=[[replace(batch, **change)]]))
 
 
 def test_a_loss_by_hand_equals_the_record(trial: Any) -> None:
@@ -349,13 +448,14 @@ def test_dropout_masks_are_functions_of_seed_step_and_place(trial: Any) -> None:
     x = torch.ones(100, 200)
     device = torch.device("cpu")
 
-    mask = layer.mask(0, x.shape, device)
-    assert torch.equal(mask, layer.mask(0, x.shape, device))
-    assert not torch.equal(mask, layer.mask(1, x.shape, device))
+    mask = layer.mask(0, x.shape, device, 0)
+    assert torch.equal(mask, layer.mask(0, x.shape, device, 0))
+    assert not torch.equal(mask, layer.mask(1, x.shape, device, 0))
+    assert not torch.equal(mask, layer.mask(0, x.shape, device, 1))
     assert mask.unique().tolist() == [0.0, pytest.approx(1 / 0.75)]
     assert mask.count_nonzero().item() / mask.numel() == pytest.approx(0.75, abs=0.01)
     model.members.steps[0] = 1
-    assert not torch.equal(mask, layer.mask(0, x.shape, device))
+    assert not torch.equal(mask, layer.mask(0, x.shape, device, 0))
 
 
 def test_a_trainer_in_another_process_gives_the_same_bits(trial: Any) -> None:

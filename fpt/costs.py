@@ -1,0 +1,164 @@
+"""What a trial costs in floating-point operations, by formula: without torch, data or weights.
+
+Kaplan et al. (arXiv 2001.08361) put a forward pass at two operations a parameter and token, and a
+backward pass at twice that. A frozen backbone departs from the rule: nothing goes backward below
+the lowest tensor that trains, and a frozen product has one backward product (to what it was given)
+in place of two. Hence every product is counted by itself, in the order of the forward pass:
+
+- A product of an (m, k) and a (k, n) matrix is 2 m k n operations. T tokens, width W, a layer:
+  queries, keys, values 6 T W^2; scores and their sums over values 4 T^2 W (a causal mask saves
+  nothing); what goes out of attention 2 T W^2; the feed-forward layer 16 T W^2. A layer of an LSTM:
+  16 T W^2. Around them the linear input layer, 2 T F W, and the output layer, 2 P W C.
+- Backward, a product costs its forward pass once if what it was given depends on something that
+  trains, and once more if its weights train (of scores, both factors depend on it).
+- Everything is done for `steps` x `batch_size` sequences of all T tokens, padding included.
+  Evaluations have forward passes only.
+
+Not counted, since they are no matrix products: embeddings, norms, activations, dropout, softmax,
+Adam. Nor are rows that are added to fill a product up, and what is saved where features are cached
+or a plateau ends a trial early.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from fpt.config import BackboneConfig, TrialConfig
+
+__all__ = ["evaluation_examples", "training_flops"]
+
+LONGFORMER_WINDOW = 512
+"""Tokens around a token that Longformer attends to: see `fpt.backbones.huggingface`."""
+
+LINFORMER_KEYS = 16
+"""Keys that Linformer's attention sees: see `fpt.backbones.encoder`."""
+
+BITS = 10_000
+"""Bits of a fixed set of a bit task that is not told how many examples it has."""
+
+_PUBLISHED_SIZES = {
+    "mnist": (0, 10_000),
+    "digits": (0, 497),
+    "cifar10": (0, 10_000),
+    "cifar10-lra": (0, 10_000),
+    "remote-homology": (736, 718),
+}
+# Examples of validation and test split, where these are published and no parameter says them.
+
+
+@dataclass(frozen=True)
+class _Product:
+    """A matrix product of the forward pass of one sequence."""
+
+    flops: float
+    group: str | None
+    """The group of its weights; None: both factors are activations."""
+    layer: int
+    """The backbone's layer; -1: the input layer; the number of layers: the output layer."""
+    above_norm: bool = True
+    """Whether a norm stands somewhere below it."""
+
+
+def training_flops(trial: TrialConfig) -> float:
+    """Floating-point operations of a trial's matrix products, evaluation included.
+
+    The evaluation sets of a task whose sizes are not known without its data (a user's own, `text`,
+    a folder of ListOps) are left out.
+    """
+    forward, backward = _passes(trial)
+    trained = trial.steps * trial.batch_size * (forward + backward)
+    return trained + evaluation_examples(trial) * forward
+
+
+def evaluation_examples(trial: TrialConfig) -> int:
+    """Examples that a trial's evaluations read, all together, as far as that is known."""
+    rule = trial.evaluation
+    times = -(-trial.steps // rule.every)
+    if trial.protocol == "paper":
+        # Remote homology is evaluated in batches four times as large.
+        size = trial.batch_size * (4 if trial.task.name == "remote-homology" else 1)
+        return times * rule.batches * size + rule.training_set
+    validation, test = _set_sizes(trial)
+    return times * validation + test + rule.training_set
+
+
+def _set_sizes(trial: TrialConfig) -> tuple[int, int]:
+    # Examples of the validation and of the test split, protocol sound; 0: not known.
+    name = trial.task.name
+    fields = trial.task.model_dump()
+    if name in ("bit-memory", "bit-xor"):
+        bits = trial.task.shape("sound").positions
+        size = fields["examples"] or -(-BITS // bits)
+        return size, size
+    known = _PUBLISHED_SIZES.get(name, (0, 0)) if fields.get("folder") is None else (0, 0)
+    return fields.get("validation", known[0]), fields.get("test", known[1])
+
+
+def _passes(trial: TrialConfig) -> tuple[float, float]:
+    """Operations of the forward pass and of the backward pass of one sequence."""
+    trains = set(trial.train)
+    last = trial.backbone.layers - 1
+    # Whether the activations at hand depend on something that trains.
+    live = False
+    forward = backward = 0.0
+    for product in _products(trial):
+        # An embedding is no product; positions are added behind it.
+        live = live or (product.layer >= 0 and not trains.isdisjoint({"input", "position"}))
+        live = live or (product.above_norm and "norm" in trains)
+        weights = product.group in trains or (
+            product.layer == last and f"{product.group}:last" in trains
+        )
+        forward += product.flops
+        if product.group is None:
+            backward += 2 * product.flops * live
+        else:
+            backward += product.flops * (weights + live)
+        live = live or weights
+    return forward, backward
+
+
+def _products(trial: TrialConfig) -> Iterator[_Product]:
+    shape, backbone = trial.task.shape(trial.protocol), trial.backbone
+    if not shape.embedded:
+        flops = 2.0 * shape.tokens * shape.inputs * backbone.width
+        yield _Product(flops, "input", -1, above_norm=False)
+    for layer in range(backbone.layers):
+        yield from _layer(backbone, layer, shape.tokens)
+    logits = shape.outputs * shape.classes
+    yield _Product(2.0 * shape.readout * backbone.width * logits, "output", backbone.layers)
+
+
+def _layer(backbone: BackboneConfig, layer: int, tokens: int) -> Iterator[_Product]:
+    width = float(backbone.width)
+    if backbone.name.startswith("lstm"):
+        # From below, and from the token before. The residual one's norm stands before a layer, the
+        # sound one's behind it, the paper's between these two.
+        before = layer > 0 or backbone.name == "lstm-residual"
+        between = before or backbone.name == "lstm-paper"
+        yield _Product(8 * tokens * width**2, "recurrent", layer, before)
+        yield _Product(8 * tokens * width**2, "recurrent", layer, between)
+        return
+    if backbone.name == "linformer":
+        keys = min(LINFORMER_KEYS, tokens)
+        yield _Product(2 * tokens * keys * width, "attention", layer)
+        yield _Product(2 * (tokens + 2 * keys) * width**2, "attention", layer)
+        scores = 4 * tokens * keys * width
+    elif backbone.name == "longformer":
+        window = min(LONGFORMER_WINDOW, 2 * tokens)
+        tokens += -tokens % window  # It pads to whole windows.
+        yield _Product(6 * tokens * width**2, "attention", layer)
+        scores = _sliding(tokens, window // 2) * width
+    else:
+        yield _Product(6 * tokens * width**2, "attention", layer)
+        scores = 4 * tokens**2 * width
+    yield _Product(scores, None, layer)
+    yield _Product(2 * tokens * width**2, "attention", layer)
+    yield _Product(8 * tokens * width**2, "feedforward", layer)
+    yield _Product(8 * tokens * width**2, "feedforward", layer)
+
+
+def _sliding(tokens: int, half: int) -> float:
+    # transformers cuts the sequence into overlapping chunks of two half windows for the scores, and
+    # sums over the values of three.
+    return 2 * (tokens / half - 1) * (2 * half) ** 2 + 6 * tokens * half

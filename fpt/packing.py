@@ -1,0 +1,25 @@
+"""Which trials can train as one program: by their configs alone, so that the planner can ask."""
+
+from __future__ import annotations
+
+from fpt.config import TrialConfig
+
+
+def pack_key(trial: TrialConfig) -> tuple[object, ...]:
+    """What trials of one pack have in common: the frozen weights and every tensor shape."""
+    return (
+        trial.task.shape(trial.protocol),
+        trial.backbone,
+        trial.pretraining,
+        trial.drawn_from,
+        trial.train,
+        trial.numerics,
+        # Rows beyond the pretrained position table are drawn from the trial's seed, but are a
+        # member's own; the backbone's weights are what must be one.
+    )
+
+
+def packs(trial: TrialConfig) -> bool:
+    """Whether a trial can train beside others: its backbone can be shared, and stays frozen."""
+    own = {"input", "output", "norm", "position"}
+    return trial.backbone.row.packs and set(trial.train) <= own
