@@ -2,6 +2,11 @@
 
 Nothing of Ray is here. The driver asks for the next job and tells what came of each; whatever a
 person may want to know of that is emitted as an event.
+
+Where a pack fails as a whole, nobody knows which of its trials is to blame. It is cut in halves,
+and these again, until the one that fails is alone: only then is it held against it. The others go
+on from their states, in smaller packs. A worker may die of what is no trial's fault, so that its
+pack is tried once more as it is first.
 """
 
 from __future__ import annotations
@@ -17,10 +22,11 @@ from sweep.trials import Point
 from sweep.worker import Job, Result
 
 if TYPE_CHECKING:
-    from sweep.planning import Plan
+    from sweep.planning import Pack, Plan
 
 ATTEMPTS = 3
-"""Attempts at a trial in one run, where the environment is to blame (worker, storage)."""
+"""Attempts at a trial in one run, where the environment is to blame (worker, storage). Those that
+ended with the worker of a pack are not counted."""
 
 SAME_FAILURE = 5
 """Trials that fail in the same way, with no success in between, for the sweep to stop early."""
@@ -61,6 +67,7 @@ class Agenda:
         self._keep_backbones = planned.sweep.keeps_backbones
         self._attempts = Counter(failures)
         self._tries: Counter[str] = Counter()
+        """Trial id -> attempts in this run that count."""
         self._packs = list(planned.packs)
         self._pack_of: dict[str, int] = {}
         """Attempt -> its pack."""
@@ -103,7 +110,6 @@ class Agenda:
         index = heapq.heappop(self._ready)
         pack = self._packs[index]
         ids = [point.trial_id for point in pack.points]
-        self._tries.update(ids)
         self._attempts.update(ids)
         job = Job(
             points=pack.points,
@@ -123,22 +129,48 @@ class Agenda:
         job = self.running.pop(attempt)
         pack = self._packs[self._pack_of.pop(attempt)]
         points = {point.trial_id: point for point in job.points}
-        again = []
+        failed = {r.trial_id: r for r in results if r.status == "failed"}
+        again: list[Point] = []
+        """To be tried once more, side by side as they are."""
+        halved: list[Point] = []
+        """One of these is to blame, or together they are too much."""
         for result in results:
             point = points[result.trial_id]
+            shared = len(failed) > 1
             if result.status != "failed":
                 self._finished(point, result)
             elif result.cause == "interrupted":
                 continue  # it stays open: what needs it is not tried either
-            elif result.cause in ("worker", "storage") and self._tries[point.trial_id] < ATTEMPTS:
+            elif result.undecided or (result.cause == "memory" and len(points) > 1):
+                halved.append(point)
+            elif result.cause == "worker" and shared:
+                (halved if pack.deaths else again).append(point)
+            elif result.cause in ("worker", "storage") and self._may_try_again(point):
                 again.append(point)
-                why = f"{point.label}: {result.message}; it is tried again from its last state"
-                self.emit(Event("message", message=why))
             else:
                 self._failed(point, result)
+        deaths = pack.deaths + any(result.cause == "worker" for result in failed.values())
         if again:
-            self._packs.append(replace(pack, points=tuple(again)))
-            self._enqueue(len(self._packs) - 1)
+            how = "tried again from its last state"
+            self._append(replace(pack, points=tuple(again), deaths=deaths), failed, how)
+        half = (len(halved) + 1) // 2
+        for part in filter(None, (halved[:half], halved[half:])):
+            how = "tried in a smaller pack" if len(part) > 1 else "tried alone"
+            self._append(replace(pack, points=tuple(part), deaths=deaths), failed, how)
+
+    def _may_try_again(self, point: Point) -> bool:
+        """Count an attempt at a trial that failed; whether there may be another one."""
+        self._tries[point.trial_id] += 1
+        return self._tries[point.trial_id] < ATTEMPTS
+
+    def _append(self, pack: Pack, failed: Mapping[str, Result], how: str) -> None:
+        """Take in what is left of a pack, and say why."""
+        first = pack.points[0]
+        more = f" (and {len(pack.points) - 1:,} more trials)" if pack.points[1:] else ""
+        why = f"{first.label}{more}: {failed[first.trial_id].message}; it is {how}"
+        self.emit(Event("message", message=why))
+        self._packs.append(pack)
+        self._enqueue(len(self._packs) - 1)
 
     def _finished(self, point: Point, result: Result) -> None:
         self._alike.clear()

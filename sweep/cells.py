@@ -13,34 +13,40 @@ import functools
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from fpt.spec import JSON
 from fpt.tasks.base import Baseline
+from sweep.convergence import Convergence, convergence
 from sweep.ledger import WAITS, Ledger
 from sweep.published import ACCURACY, Figure, Reference, differences, references
-from sweep.schema import SweepFileError, TableSpec
+from sweep.schema import CONVERGENCE, ConvergenceSpec, SweepFileError, TableSpec
 from sweep.stats import Interval, t_interval
 from sweep.trials import Point, Sweep
 
 State = Literal["done", "diverged", "provisional", "failed", "begun", "missing"]
 
-# Which of our columns a published figure may stand beside, by its unit; and the columns that a
+FACTS = ("layers", "parameters", "parameters_trained")
+"""Metrics that a trial's config fixes, whatever its seed and its pretraining."""
+
+# Which of our metrics a published figure may stand beside, by its unit; and the columns that a
 # reference whose columns are metrics has for ours.
 _FITS: dict[str, tuple[str, ...]] = {
     ACCURACY: ("test_accuracy",),
-    "gradient_steps": ("steps_trained", "best_step"),
+    "gradient_steps": (CONVERGENCE, "steps_trained", "best_step"),
 }
 _PUBLISHED_METRICS = {
     "test_accuracy": "test",
+    "training_set_accuracy": "train",
     "train_accuracy": "train",
+    "layers": "layers",
     "parameters": "total_parameters",
     "parameters_trained": "trained_parameters",
 }
 
 
 def is_accuracy(metric: str) -> bool:
-    """Whether a column of the trials is a fraction that tables print per cent."""
+    """Whether a metric is a fraction that tables print per cent."""
     return metric.endswith("_accuracy")
 
 
@@ -61,6 +67,9 @@ class Cell:
     diverged trial's are its last good figures."""
     failures: tuple[str, ...]
     """What failed each failed trial: `code, OverflowError`."""
+    unconverged: tuple[str, ...]
+    """Why each trial that is done and not converged has no steps to convergence; of other metrics,
+    none."""
     baseline: Baseline | None
     """The trivial baseline, in the unit of the table; None if unknown or not of this metric."""
     figure: Figure | None
@@ -127,6 +136,7 @@ class Cell:
             "difference": self.difference,
             "not_comparable": list(self.differs),
             "failures": list(self.failures),
+            "unconverged": list(self.unconverged),
             "trials": [point.trial_id for point in self.points],
         }
 
@@ -151,8 +161,8 @@ def grid(sweep: Sweep, spec: TableSpec, ledger: Ledger) -> Grid:
     _check_places(sweep, axes, places)
 
     metrics = [spec.value] if isinstance(spec.value, str) else spec.value
-    inside = [point.trial_id for points in places.values() for point in points]
-    found = _Found.read(ledger, inside, metrics)
+    inside = [point for points in places.values() for point in points]
+    found = _Found.read(ledger, inside, metrics, spec.convergence)
     reference = references()[spec.reference] if spec.reference else None
     out: dict[tuple[str, str, str], Cell] = {}
     for place, points in places.items():
@@ -203,16 +213,36 @@ class _Found:
     """Trial -> its row, as far as a table needs it."""
     failed: Mapping[str, str]
     begun: Collection[str]
+    converged: Mapping[str, Convergence]
+    """Trial -> when it had converged; only of those that are done, where a table asks for it."""
 
     @classmethod
-    def read(cls, ledger: Ledger, trial_ids: Sequence[str], metrics: Sequence[str]) -> _Found:
-        names = ["trial_id", "outcome", "baseline_accuracy", "baseline_rule", *metrics]
-        table = ledger.trials(trial_ids).select(names)
+    def read(
+        cls,
+        ledger: Ledger,
+        points: Sequence[Point],
+        metrics: Sequence[str],
+        rule: ConvergenceSpec,
+    ) -> _Found:
+        columns = [metric for metric in metrics if metric != CONVERGENCE]
+        names = ["trial_id", "outcome", "baseline_accuracy", "baseline_rule", *columns]
+        table = ledger.trials([point.trial_id for point in points]).select(names)
         rows = {row["trial_id"]: row for row in table.to_pylist()}
-        unfinished = [trial_id for trial_id in trial_ids if trial_id not in rows]
+        converged: Mapping[str, Convergence] = {}
+        if CONVERGENCE in metrics:
+            done = [p for p in points if rows.get(p.trial_id, {}).get("outcome") == "done"]
+            converged = _converged(ledger, done, rule)
+        unfinished = [point.trial_id for point in points if point.trial_id not in rows]
         if not unfinished:
-            return cls(rows, {}, ())
-        return cls(rows, _waiting_failures(ledger, unfinished), ledger.states())
+            return cls(rows, {}, (), converged)
+        return cls(rows, _waiting_failures(ledger, unfinished), ledger.states(), converged)
+
+    def value(self, trial_id: str, metric: str) -> float | None:
+        if metric == CONVERGENCE:
+            found = self.converged.get(trial_id)
+            return None if found is None else found.step
+        value: float | None = self.rows[trial_id][metric]
+        return value
 
     def fate(self, trial_id: str) -> str:
         if trial_id in self.rows:
@@ -234,15 +264,22 @@ def _cell(
     for point in points:
         counts[found.fate(point.trial_id)] += 1
     scale = 100 if is_accuracy(metric) else 1
-    rows = [found.rows[p.trial_id] for p in points if p.trial_id in found.rows]
+    ended = [p.trial_id for p in points if p.trial_id in found.rows]
+    rows = [found.rows[trial_id] for trial_id in ended]
+    measured = [found.value(trial_id, metric) for trial_id in ended]
     # Accuracies times 100 end in a tail of binary digits: noise in a CSV, so it is rounded off.
-    values = [round(scale * own[metric], 9) for own in rows if _is_number(own[metric])]
+    values = [round(scale * one, 9) for one in measured if _is_number(one)]
     baselines = [
         Baseline(round(scale * own["baseline_accuracy"], 9), own["baseline_rule"] or "")
         for own in rows
         if is_accuracy(metric) and _is_number(own["baseline_accuracy"])
     ]
     failures = [found.failed[p.trial_id] for p in points if found.fate(p.trial_id) == "failed"]
+    converged = [found.converged[i] for i in ended if i in found.converged]
+    unconverged = [one.reason for one in converged if metric == CONVERGENCE and one.step is None]
+    differs = differences(figure, points[0].config) if figure else ()
+    if figure and unconverged:
+        differs = (*differs, "trials that did not converge are left out")
     return Cell(
         row=row,
         column=column,
@@ -251,14 +288,33 @@ def _cell(
         counts=counts,
         values=tuple(values),
         failures=tuple(failures),
+        unconverged=tuple(unconverged),
         baseline=baselines[0] if baselines else None,
         figure=figure,
-        differs=differences(figure, points[0].config) if figure else (),
+        differs=differs,
     )
 
 
-def _is_number(value: float | None) -> bool:
+def _is_number(value: float | None) -> TypeGuard[float]:
     return value is not None and math.isfinite(value)
+
+
+def _converged(
+    ledger: Ledger, points: Sequence[Point], rule: ConvergenceSpec
+) -> dict[str, Convergence]:
+    # The protocol paper has no validation split: there the curve is that of its test batches.
+    split = {p.trial_id: "test" if p.config.protocol == "paper" else "validation" for p in points}
+    curves: dict[str, tuple[list[int], list[float]]] = {name: ([], []) for name in split}
+    names = ["trial_id", "split", "step", "accuracy"]
+    read = ledger.curves(list(split)).select(names).to_pydict()  # by trial, split and step
+    for trial_id, of, step, accuracy in zip(*(read[name] for name in names), strict=True):
+        if of == split[trial_id] and _is_number(accuracy):
+            curves[trial_id][0].append(step)
+            curves[trial_id][1].append(accuracy)
+    return {
+        name: convergence(*curve, tolerance=rule.tolerance, smoothing=rule.smoothing)
+        for name, curve in curves.items()
+    }
 
 
 def _waiting_failures(ledger: Ledger, trial_ids: Collection[str]) -> dict[str, str]:

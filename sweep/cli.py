@@ -151,6 +151,8 @@ def validate(
             problems += len(error.problems)
         else:
             typer.echo(f"{file}: {_size(sweep)}")
+            for left_out in sweep.left_out:
+                typer.echo(f"  left out: {left_out}")
     if problems:
         say(f"{count(problems, 'problem')}.")
         raise typer.Exit(2)
@@ -181,6 +183,64 @@ def plan(file: File, results: Results = "results", as_json: AsJson = False) -> N
     if len(points) > LISTED:
         typer.echo(f"... and {len(points) - LISTED:,} more (--json lists all)")
     typer.echo(f"{planned.sweep.name}: {_size(planned.sweep)}: {counted(planned.counts())}")
+    for line in _packs(planned):
+        typer.echo(line)
+    for problem in planned.refusals:
+        say(f"not on this machine without a GPU: {problem}")
+    if planned.unpinned:
+        say(f"of no commit in particular: {', '.join(planned.unpinned)}")
+        say(f"`sweep fetch {shlex.quote(str(file))}` pins them; a run asks for it")
+    for left_out in planned.sweep.left_out:
+        typer.echo(f"  left out: {left_out}")
+
+
+def _packs(planned: Plan) -> Iterable[str]:
+    """What trains side by side, and what that saves."""
+    if not planned.packs:
+        return
+    from sweep.packing import sizes
+
+    of = [
+        f"{number:,} alone" if members == 1 else f"{number:,} of {members}"
+        for members, number in sizes(pack.points for pack in planned.packs).items()
+    ]
+    trials = sum(len(pack.points) for pack in planned.packs)
+    yield (
+        f"to run: {count(trials, 'trial')} in {count(len(planned.packs), 'pack')} "
+        f"({', '.join(of)}), on this machine {planned.workers.count} at a time, a core each"
+    )
+    if any(pack.points[1:] for pack in planned.packs):
+        yield f"  packs save about {planned.saving:.0%} of the time in training (estimated)"
+    if planned.apart:
+        yield f"  {count(planned.apart, 'trial')} alone, measured to be no quicker in packs"
+    if planned.seeds_apart:
+        yield (
+            f"  {count(planned.seeds_apart, 'trial')} alone, since each seed draws a backbone of "
+            "its own; a fixed backbone_seed would let seeds share packs, and leave the draw out of "
+            "a table's intervals"
+        )
+
+
+@app.command(epilog="Example: sweep fetch experiments/paper/t2.yaml")
+def fetch(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Sweep files.")],
+    update: Annotated[
+        bool, typer.Option("--update", help="Find the newest commits, whatever the lock says.")
+    ] = False,
+) -> None:
+    """Bring models and data here ahead of a run, checked, and pin their commits in FILE's lock."""
+    from fpt.hub import cache
+    from sweep.fetching import fetch as bring
+    from sweep.fetching import megabytes
+
+    summary = bring(files, update=update, console=Console(stderr=True))
+    parts = [f"{count(summary.good, 'source')} here"]
+    parts += [f"{count(summary.bad, 'problem')}"] if summary.bad else []
+    if summary.size:
+        new = megabytes(summary.downloaded)
+        parts.append(f"{megabytes(summary.size)} of the Hub's in {cache()}, {new} of them new")
+    say("; ".join(parts))
+    raise typer.Exit(summary.exit_code)
 
 
 @app.command(epilog="Example: sweep schema > sweep.schema.json")
@@ -199,7 +259,7 @@ def run(
     file: File,
     results: Results = "results",
     max_concurrent: Annotated[
-        int | None, typer.Option(min=1, help="Most trials at once; default: what the cores allow.")
+        int | None, typer.Option(min=1, help="Most packs at once; default: what the cores allow.")
     ] = None,
     address: Annotated[
         str | None, typer.Option(help="A running Ray cluster; default: this machine alone.")
@@ -217,6 +277,8 @@ def run(
     planned = make_plan(file, results, stale=stale)
     sweep = planned.sweep
     say(f"{sweep.name}: {_size(sweep)}: {counted(planned.counts())}")
+    for left_out in sweep.left_out:
+        say(f"  left out: {left_out}")
 
     from sweep.driver import run as drive
     from sweep.progress import View, span
@@ -336,6 +398,14 @@ def debug(
 
 def _pick(sweep: Sweep, pattern: str) -> Point:
     """The first trial whose label or id matches."""
+    found = _matching(sweep, pattern)
+    if len(found) > 1:
+        say(f"{count(len(found), 'trial')} match {pattern!r}; the first one is trained")
+    return found[0]
+
+
+def _matching(sweep: Sweep, pattern: str) -> list[Point]:
+    """The trials whose label or id matches, at least one."""
     from fnmatch import fnmatchcase
 
     found = [
@@ -348,9 +418,7 @@ def _pick(sweep: Sweep, pattern: str) -> Point:
             f"{sweep.file}: no trial matches {pattern!r}; labels look like "
             f"{', '.join(repr(p.label) for p in sweep.all[:3])}"
         )
-    if len(found) > 1:
-        say(f"{count(len(found), 'trial')} match {pattern!r}; the first one is trained")
-    return found[0]
+    return found
 
 
 # ------------------------------------------------------------------------------------ after a run
@@ -444,6 +512,195 @@ def table(
     except OSError as error:
         raise UserError(f"{output}: cannot be written ({error.strerror})") from error
     say(f"{output}: written")
+
+
+@app.command(epilog="Example: sweep attention experiments/quickstart.yaml -o figures")
+def attention(
+    file: File,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="A folder for the figures.")
+    ],
+    only: Annotated[
+        str | None, typer.Option(metavar="PATTERN", help="A label, glob or trial id.")
+    ] = None,
+    results: Results = "results",
+) -> None:
+    """Draw the attention maps of finished trials on the bit tasks: PDF, SVG and PNG each."""
+    from fpt.content import DataError
+    from sweep.figures import draw_attention
+    from sweep.ledger import Ledger
+    from sweep.trials import load
+
+    sweep, ledger = load(file), Ledger(results)
+    if ledger.local is None:
+        raise UserError(
+            f"{ledger.uri}: trained tensors are read from a folder; copy trials/, states/ and "
+            "backbones/ to one, and name it with --results"
+        )
+    points = _matching(sweep, only) if only else sweep.all
+    drawable, lacking, never = _drawable(points, ledger, file)
+    drawn = 0
+    for point in drawable:
+        try:
+            files = draw_attention(point, ledger.local, output)
+        except DataError as error:
+            lacking.append(f"{point.label}: {error}")
+        except ValueError as error:
+            never[str(error)] += 1
+        except OSError as error:
+            raise UserError(f"{output}: cannot be written ({error.strerror})") from error
+        else:
+            typer.echo("\n".join(map(str, files)))
+            drawn += 1
+    for text in (*(f"{count(n, 'trial')}: {why}" for why, n in never.items()), *lacking):
+        say(f"not drawn: {text}")
+    if not drawn:
+        raise UserError(f"{file}: no trial could be drawn")
+    if lacking:
+        raise typer.Exit(1)
+
+
+def _drawable(
+    points: Iterable[Point], ledger: Ledger, file: Path
+) -> tuple[list[Point], list[str], Counter[str]]:
+    """The trials whose maps can be drawn; those that miss something; why others never can be."""
+    from sweep.figures import undrawable
+
+    done, kept = ledger.done(), ledger.states()
+    drawable: list[Point] = []
+    lacking: list[str] = []
+    never: Counter[str] = Counter()
+    for point in points:
+        name = point.trial_id
+        if why := undrawable(point.config):
+            never[why] += 1
+        elif name not in done:
+            lacking.append(f"{point.label}: trial {name} is not finished; sweep run {file}")
+        elif name not in kept:
+            lacking.append(
+                f"{point.label}: the trained tensors of {name} were not kept; write `keep: "
+                f"{{trained: true}}` into {file}, delete {ledger.uri}/trials/{name}.parquet, and "
+                f"train it again: sweep run {file}"
+            )
+        else:
+            drawable.append(point)
+    return drawable, lacking, never
+
+
+@app.command(epilog="Example: sweep weights experiments/quickstart.yaml")
+def weights(file: File, results: Results = "results", as_json: AsJson = False) -> None:
+    """Say what the backbones of a sweep are before training: statistics by layer, counts by group.
+
+    A drawn backbone is the draw of the first trial that has it.
+    """
+    from fpt.content import DataError
+    from sweep.ledger import Ledger, LedgerError
+    from sweep.trials import load
+
+    ledger = Ledger(results)
+    backbones: dict[object, list[Point]] = {}
+    for point in load(file).all:
+        config = point.config
+        backbones.setdefault((config.backbone, config.pretraining), []).append(point)
+    told: list[dict[str, Any]] = []
+    absent = 0
+    for points in backbones.values():
+        try:
+            told.append(_weights_of(points, ledger))
+        except (DataError, LedgerError) as error:
+            say(f"{points[0].label}: {error}")
+            absent += 1
+    if as_json:
+        show_json(told)
+    else:
+        for one in told:
+            _show_weights(one)
+    if absent:
+        raise typer.Exit(1 if told else 2)
+
+
+def _weights_of(points: Sequence[Point], ledger: Ledger) -> dict[str, Any]:
+    """What `weights` says of the trials of one backbone."""
+    from dataclasses import asdict
+
+    from fpt.backbones.statistics import statistics
+    from fpt.groups import PREFIX, counts, trained
+    from fpt.model import build_model
+
+    point = points[0]
+    config, parent = point.config, point.parent
+    files = {} if parent is None else {parent: ledger.backbone_file(parent)}
+    model = build_model([config], backbones=files)
+    parameters = model.member(0)
+    shapes = {name: tuple(tensor.shape) for name, tensor in parameters.items()}
+    own = {
+        name.removeprefix(PREFIX): tensor
+        for name, tensor in parameters.items()
+        if name.startswith(PREFIX)
+    }
+    groups = {name: model.groups[PREFIX + name] for name in own}
+    rows = statistics(own, groups, config.backbone.row.layer)
+    sets = dict.fromkeys(one.config.train for one in points)
+    return {
+        "backbone": config.backbone.model_dump(mode="json"),
+        "pretraining": config.pretraining,
+        "trial": point.trial_id,
+        "label": point.label,
+        "trials": len(points),
+        "digest": model.backbone_digest,
+        "statistics": [asdict(row) for row in rows],
+        "parameters": [
+            {
+                "train": list(train),
+                "groups": counts(
+                    model.groups, shapes, trained(model.groups, train, config.backbone)
+                ),
+            }
+            for train in sets
+        ],
+    }
+
+
+def _show_weights(told: Mapping[str, Any]) -> None:
+    # A terminal that is narrower breaks the lines; a figure that is cut says nothing.
+    console = Console(width=max(Console().width, 110))
+    backbone = told["backbone"]
+    layers, heads = count(backbone["layers"], "layer"), count(backbone["heads"], "head")
+    size = f"{layers} of {backbone['width']}, {heads}"
+    same = f", as in {count(told['trials'], 'trial')}" if told["trials"] > 1 else ""
+    title = f"{backbone['name']} ({size}), {told['pretraining']}: trial {told['trial']}{same}"
+    console.print(title, style="bold", markup=False, highlight=False)
+    grid = Grid(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for column in ("layer", "group", "kind"):
+        grid.add_column(column)
+    for column in ("tensors", "number", "mean", "deviation", "minimum", "maximum"):
+        grid.add_column(column, justify="right")
+    for row in told["statistics"]:
+        figures = (row[name] for name in ("mean", "deviation", "minimum", "maximum"))
+        grid.add_row(
+            "" if row["layer"] is None else str(row["layer"] + 1),
+            row["group"],
+            row["kind"],
+            str(row["tensors"]),
+            f"{row['number']:,}",
+            *(f"{figure:.4g}" for figure in figures),
+        )
+    console.print(grid)
+    for one in told["parameters"]:
+        trained = sum(group["trained"] for group in one["groups"].values())
+        total = sum(group["parameters"] for group in one["groups"].values())
+        part = f"{trained:,} of {total:,} parameters train ({trained / total:.3%})"
+        console.print(f"\n{' + '.join(one['train'])}: {part}", markup=False, highlight=False)
+        grid = Grid(box=None, padding=(0, 2, 0, 0), header_style="dim")
+        grid.add_column("group")
+        for column in ("tensors", "parameters", "trained", "frozen"):
+            grid.add_column(column, justify="right")
+        for name, group in one["groups"].items():
+            frozen = group["parameters"] - group["trained"]
+            numbers = (group["tensors"], group["parameters"], group["trained"], frozen)
+            grid.add_row(name, *(f"{number:,}" for number in numbers))
+        console.print(grid)
+    console.print()
 
 
 @app.command(epilog="Example: sweep show 3f9a")

@@ -27,15 +27,18 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from sweep import worker
+from fpt import extension
+from sweep import lock, worker
 from sweep.agenda import Agenda, OnEvent
 from sweep.agenda import Event as Event
-from sweep.ledger import Lease, Ledger
+from sweep.document import SweepFileError
+from sweep.ledger import Lease, Ledger, LedgerError
+from sweep.packing import Workers
 from sweep.planning import Plan, plan
 from sweep.tracking import Mirror
 from sweep.trials import Point, Sweep
@@ -121,12 +124,13 @@ def run(
     Raises:
         SweepFileError: If the file is wrong; nothing was started.
         LedgerError: If the ledger cannot be read or written; nothing was started.
-        ClusterError: If there is no Ray at `address`; nothing was started.
-        ValueError: If a trial asks for more GPUs than there are; nothing was trained.
+        ClusterError: If there is no Ray at `address`, if it has fewer GPUs than a pack asks for, or
+            if this machine cannot train in a numerics class; nothing was trained.
     """
     began = time.monotonic()
     ledger = Ledger(results, write=True)
     planned = plan(file, ledger, stale=stale)
+    _check_pinned(planned)
     emit = on_event or (lambda event: None)
     if mirror and not planned.packs and planned.counts()["done"] + planned.counts()["diverged"]:
         # Another sweep may have trained what this one shows, or a kill may have come between the
@@ -159,6 +163,23 @@ def run(
                 planned = plan(planned.sweep, ledger, stale=stale)
             interrupted = interrupts.count > 0
     return _summary(planned, failed, interrupted=interrupted, seconds=time.monotonic() - began)
+
+
+def _check_pinned(planned: Plan) -> None:
+    """Refuse to train on what may be something else tomorrow.
+
+    Raises:
+        SweepFileError: If a trial that would run reads the Hub at no commit in particular.
+    """
+    file = planned.sweep.file
+    configs = (point.config for pack in planned.packs for point in pack.points)
+    if found := lock.unpinned(configs, to_be_had=True):
+        problem = (
+            f"{file}: no commit is pinned of {', '.join(map(str, found))}, so that what trials "
+            f"read may change under their ids; `sweep fetch {file}` finds the commits and writes "
+            f"them into {lock.lock_file(file)}"
+        )
+        raise SweepFileError([problem])
 
 
 def _summary(
@@ -285,7 +306,7 @@ WORKERS = {
 }
 """Environment variables of the workers."""
 
-PASSED_ON = ("HF_HUB_OFFLINE", "HF_HOME", "FPT_SWEEP_CACHE")
+PASSED_ON = ("HF_ENDPOINT", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_HOME", "FPT_SWEEP_CACHE")
 """Variables that workers of another Ray get from the driver, where it has them; all jobs of a
 cluster can read them, so that no secret may be among them."""
 
@@ -305,7 +326,7 @@ QUIET = {
 
 
 class ClusterError(Exception):
-    """A Ray cluster that cannot be used; the message says what to look at."""
+    """A Ray cluster that cannot be used, or not so; the message says what to look at."""
 
 
 def _reachable(address: str) -> None:
@@ -334,7 +355,7 @@ def _ray(address: str | None, max_concurrent: int | None, scratch: Path) -> Iter
     if address is None:
         # Its workers inherit this process's variables, and so may be started ahead of time, which
         # Ray does not do for those that are given a runtime_env.
-        variables = QUIET | WORKERS
+        variables = QUIET | WORKERS | _module_path()
         options = {
             "address": "local",
             "num_cpus": max(len(os.sched_getaffinity(0)), max_concurrent or 1),
@@ -350,6 +371,7 @@ def _ray(address: str | None, max_concurrent: int | None, scratch: Path) -> Iter
         _reachable(address)
         variables = QUIET
         passed = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+        passed |= _module_path()
         options = {"address": address, "runtime_env": {"env_vars": WORKERS | passed}}
     with _environment(variables):
         import ray
@@ -360,6 +382,12 @@ def _ray(address: str | None, max_concurrent: int | None, scratch: Path) -> Iter
             yield
         finally:
             ray.shutdown()
+
+
+def _module_path() -> dict[str, str]:
+    """Where workers find classes that a sweep file names."""
+    own = [*extension.FOLDERS, *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {"PYTHONPATH": os.pathsep.join(own)} if own else {}
 
 
 @contextmanager
@@ -537,19 +565,25 @@ def _drive(
         if gpus is None:
             gpus = 1.0 if have.get("GPU") else 0.0
         if gpus > have.get("GPU", 0):
-            raise ValueError(
-                f"gpus: {gpus:g} asked for a trial, and this Ray has {have.get('GPU', 0):g}; "
+            raise ClusterError(
+                f"gpus: {gpus:g} asked for a pack, and this Ray has {have.get('GPU', 0):g}; "
                 "ask for fewer (a fraction shares one), or for 0 to train on the CPU"
             )
+        # The workers of another Ray find out by themselves, and such trials fail by `data`.
+        own = address is None and "RAY_ADDRESS" not in os.environ
+        if own and not gpus and planned.refusals:
+            raise ClusterError(f"{planned.sweep.file}: {'; '.join(planned.refusals)}")
+        slots = max_concurrent or max(1, int(have.get("CPU", 1)))
         if gpus:
-            planned = plan(planned.sweep, ledger, stale=stale, gpus=gpus)
+            slots = min(slots, max(1, int(have["GPU"] / gpus)))
+        if (workers := Workers(slots, gpus)) != planned.workers:
+            planned = plan(planned.sweep, ledger, stale=stale, workers=workers)
         before = Counter(
             row["trial_id"]
             for row in ledger.failures(planned.status).select(["trial_id", "cause"]).to_pylist()
             if row["cause"] != "retried"
         )
         agenda = Agenda(planned, before, emit)
-        slots = max_concurrent or max(1, int(have.get("CPU", 1)))
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor = ray.remote(_Line).options(
             num_cpus=0, max_concurrency=100_000, scheduling_strategy=here
@@ -681,7 +715,7 @@ def _adapters(
 
 def _lost(job: Job, ledger: Ledger, error: BaseException) -> tuple[Result, ...]:
     """What came of a job whose worker did not return."""
-    from ray.exceptions import RayTaskError
+    from ray.exceptions import OutOfMemoryError, RayTaskError
 
     if isinstance(error, RayTaskError):
         # A pack raises after running out of memory; anything else that comes is a fault of ours.
@@ -692,4 +726,14 @@ def _lost(job: Job, ledger: Ledger, error: BaseException) -> tuple[Result, ...]:
     else:
         raised, cause = WorkerDiedError(), "worker"
         raised.__cause__ = error
-    return tuple(worker.fail(ledger, job, point, cause, raised) for point in job.points)
+        # Ray itself ends what takes too much of a machine: a pack is split, and a trial alone, for
+        # whose neighbours it may have been, is tried again.
+        if isinstance(error, OutOfMemoryError) and len(job.points) > 1:
+            cause = "memory"
+    ended: dict[str, Result] = {}
+    with suppress(LedgerError):
+        ended = worker.finished(job, ledger)
+    return tuple(
+        ended.get(point.trial_id) or worker.fail(ledger, job, point, cause, raised)
+        for point in job.points
+    )

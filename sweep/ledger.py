@@ -22,7 +22,7 @@ import re
 import secrets
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from numbers import Integral, Real
 from pathlib import Path
@@ -90,6 +90,13 @@ class Dataset:
     """The name of the file of a row, with the key's columns in it."""
     lost: str
     """What is lost with a file that has to be deleted."""
+    added: Mapping[str, int] = field(default_factory=dict)
+    """Column -> the version that it came with, if not the first. A row of an older file has null
+    there; such a file is never rewritten."""
+
+    def at(self, version: int) -> pa.Schema:
+        """The schema of files of a version."""
+        return pa.schema(one for one in self.schema if self.added.get(one.name, 1) <= version)
 
     def path(self, row: Mapping[str, Any]) -> str:
         """The object that a row belongs in."""
@@ -98,7 +105,8 @@ class Dataset:
 
 TRIALS = Dataset(
     name="trials",
-    version=1,
+    version=2,
+    added={"training_set_loss": 2, "training_set_accuracy": 2},
     key=("trial_id",),
     pattern="trials/{trial_id}.parquet",
     lost="a row that is not whole cannot be trusted: delete the file and run the sweep again, "
@@ -139,6 +147,8 @@ TRIALS = Dataset(
             ("best_step", pa.int64()),
             ("train_loss", pa.float64()),
             ("train_accuracy", pa.float64()),
+            ("training_set_loss", pa.float64()),  # without dropout and augmentation
+            ("training_set_accuracy", pa.float64()),
             ("validation_loss", pa.float64()),
             ("validation_accuracy", pa.float64()),
             ("test_loss", pa.float64()),
@@ -665,7 +675,7 @@ def _decode(dataset: Dataset, name: str, data: bytes) -> pa.Table:
         if version < 1:
             raise ValueError("it bears no schema version, so that fpt-sweep did not write it")
         table = file.read(use_threads=False).replace_schema_metadata(None)
-        if not table.schema.equals(dataset.schema):
+        if not table.schema.equals(dataset.at(version)):
             raise ValueError("its columns are not those of its schema version")
         if not table.num_rows or (dataset is TRIALS and table.num_rows > 1):
             raise ValueError(f"it holds {table.num_rows} rows")
@@ -675,6 +685,9 @@ def _decode(dataset: Dataset, name: str, data: bytes) -> pa.Table:
     except (OSError, ValueError, pa.ArrowException) as error:
         reason = str(error).split("\n", 1)[0].rstrip(".")
         raise _DamagedError(f"cannot be read ({reason}); {dataset.lost}") from error
+    for place, column in enumerate(dataset.schema):
+        if dataset.added.get(column.name, 1) > version:
+            table = table.add_column(place, column, pa.nulls(table.num_rows, column.type))
     return table
 
 

@@ -6,16 +6,20 @@ is the only memory. Trials are matched by id alone, so a sweep finds what anothe
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from fpt.numerics import refusal
 from fpt.spec import JSON
 from fpt.tasks import TASKS
+from sweep import lock, packing
 from sweep.ledger import WAITS, Ledger
+from sweep.packing import Workers
 from sweep.trials import IDENTITY_VERSION, Point, Sweep, hashed, load
 
 Status = Literal["done", "diverged", "missing", "blocked", "failed", "stale"]
@@ -35,6 +39,8 @@ class Pack:
     """What it takes of a machine, in Ray's words: {"CPU": 1}, or {"CPU": 1, "GPU": 1}."""
     extends: Mapping[str, str] = field(default_factory=dict)
     """Trial id -> id of a shorter training of the same trial, from whose end it goes on."""
+    deaths: int = 0
+    """Workers that died of it, or of the larger pack that it is a part of, in this run."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +54,40 @@ class Plan:
     """Trial id -> a short reason, where the status does not say all."""
     packs: tuple[Pack, ...]
     """What a run would train, in order; a pack comes after those whose backbones it takes."""
+    workers: Workers
+    """What the packs are formed for."""
+    apart: int = 0
+    """Trials that are left alone since the ledger measured that packs do not help them."""
 
     def counts(self) -> dict[str, int]:
         """Status -> number of trials, for every status."""
         found = Counter(self.status.values())
         return {status: found[status] for status in STATUSES}
+
+    @property
+    def saving(self) -> float:
+        """The part of the time in training that packs save, by formula: an estimate."""
+        return packing.saving((pack.points for pack in self.packs), self.workers)
+
+    @property
+    def seeds_apart(self) -> int:
+        """Trials that are alone in their packs for want of a `backbone_seed`."""
+        if self.sweep.spec.pack == "off":
+            return 0
+        return packing.seeds_apart((pack.points for pack in self.packs), self.workers)
+
+    @property
+    def unpinned(self) -> tuple[str, ...]:
+        """What trials that are not done read from the Hub at no commit in particular."""
+        done = ("done", "diverged")
+        open_ = [point for point in self.sweep.all if self.status[point.trial_id] not in done]
+        return tuple(str(one) for one in lock.unpinned(point.config for point in open_))
+
+    @property
+    def refusals(self) -> tuple[str, ...]:
+        """Why the processor of this machine cannot train what is to be trained, if it cannot."""
+        classes = {point.config.numerics for pack in self.packs for point in pack.points}
+        return tuple(filter(None, map(refusal, sorted(classes))))
 
     def to_json(self) -> JSON:
         """The plan as JSON values."""
@@ -73,6 +108,17 @@ class Plan:
                 for point in self.sweep.all
             ],
             "to_run": [[point.trial_id for point in pack.points] for pack in self.packs],
+            "packs": {
+                "members": packing.sizes(pack.points for pack in self.packs),
+                "at_a_time": self.workers.count,
+                "resources": dict(self.workers.resources),
+                "estimated_saving": round(self.saving, 3),
+                "measured_no_quicker": self.apart,
+                "seeds_apart": self.seeds_apart,
+            },
+            "unpinned": list(self.unpinned),
+            "refusals": list(self.refusals),
+            "left_out": [asdict(one) for one in self.sweep.left_out],
         }
 
 
@@ -81,7 +127,7 @@ def plan(
     ledger: Ledger | str | Path = "results",
     *,
     stale: bool = False,
-    gpus: float = 0,
+    workers: Workers | None = None,
 ) -> Plan:
     """Subtract what the ledger holds from a sweep.
 
@@ -89,7 +135,7 @@ def plan(
         sweep: A sweep, or the path of a sweep file.
         ledger: A ledger, or where it is.
         stale: Whether stale trials are to be trained anew.
-        gpus: GPUs that a pack takes, or the fraction of one.
+        workers: What packs are formed for. Default: the cores of this machine.
 
     Raises:
         SweepFileError: If the sweep file is wrong.
@@ -107,19 +153,15 @@ def plan(
             runs[point.trial_id] = runs[parent] + 1
         elif own != "blocked" and (parent is None or status.get(parent, "done") == "done"):
             runs[point.trial_id] = 0
-    resources = {"CPU": 1.0} | ({"GPU": gpus} if gpus else {})
-    points = _in_order(sweep, runs)
-    shorter = _shorter(ledger, points)
-    packs = tuple(
-        Pack((point,), resources, {n: shorter[n] for n in [point.trial_id] if n in shorter})
-        for point in points
-    )
-    return Plan(sweep, status, why, packs)
+    workers = workers or Workers.here()
+    packs, apart = _packs(_stages(sweep, runs), sweep, ledger, workers)
+    return Plan(sweep, status, why, packs, workers, apart)
 
 
-def _in_order(sweep: Sweep, runs: Mapping[str, int]) -> list[Point]:
+def _stages(sweep: Sweep, runs: Mapping[str, int]) -> list[list[Point]]:
     # Pretrainings first, since others wait for them; then what waits for none; trials of one
-    # backbone one after another, so that a worker seldom loads another one.
+    # backbone one after another, so that a worker seldom loads another one. The trials of a stage
+    # can start together.
     first = {point.trial_id for point in sweep.pretrainings}
     groups: dict[object, int] = {}
     keys: dict[str, tuple[bool, int, int]] = {}
@@ -131,7 +173,32 @@ def _in_order(sweep: Sweep, runs: Mapping[str, int]) -> list[Point]:
         else:
             group = groups.setdefault((config.backbone, config.pretraining), len(groups))
             keys[name] = (True, runs[name], group)
-    return sorted(points, key=lambda point: keys[point.trial_id])
+    ordered = sorted(points, key=lambda point: keys[point.trial_id])
+    return [
+        list(stage)
+        for _, stage in itertools.groupby(ordered, key=lambda point: keys[point.trial_id][:2])
+    ]
+
+
+def _packs(
+    stages: Collection[Collection[Point]], sweep: Sweep, ledger: Ledger, workers: Workers
+) -> tuple[tuple[Pack, ...], int]:
+    # What to train, and how many trials the ledger has measured to be no quicker in packs.
+    points = [point for stage in stages for point in stage]
+    rule = sweep.spec.pack
+    most = {"auto": None, "off": 1}[rule] if isinstance(rule, str) else rule
+    alone = packing.no_quicker(ledger, workers.device) if points and rule == "auto" else frozenset()
+    formed = packing.form(stages, workers, most, alone)
+    shorter = _shorter(ledger, points)
+    packs = tuple(
+        Pack(
+            members,
+            workers.resources,
+            {n: shorter[n] for n in (point.trial_id for point in members) if n in shorter},
+        )
+        for members in formed
+    )
+    return packs, sum(packing.kind_of(point.config) in alone for point in points) if alone else 0
 
 
 def _judge(
@@ -252,13 +319,17 @@ def _shorter(ledger: Ledger, points: Collection[Point]) -> dict[str, str]:
     # Trials that only go on where a finished one with fewer steps has ended. The rate must not
     # depend on the number of steps, and the last evaluation of the shorter one must be one that
     # the longer one has too: else the two would not end as one run.
-    open_: dict[str, list[Point]] = {}
-    for point in points:
-        if point.config.stop is None and point.config.optimizer.schedule == "constant":
-            open_.setdefault(_stepless(point.config.identity()), []).append(point)
-    kept = ledger.states() - {point.trial_id for point in points} if open_ else set()
+    extensible = [
+        point
+        for point in points
+        if point.config.stop is None and point.config.optimizer.schedule == "constant"
+    ]
+    kept = ledger.states() - {point.trial_id for point in points} if extensible else set()
     if not kept:
         return {}
+    open_: dict[str, list[Point]] = {}
+    for point in extensible:
+        open_.setdefault(_stepless(point.config.identity()), []).append(point)
     columns = ["trial_id", "steps", "evaluate_every", "outcome", "identity_version", "config"]
     found: dict[str, tuple[int, str]] = {}
     for row in ledger.trials(kept, strict=False).select(columns).to_pylist():

@@ -26,7 +26,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from fpt.backbones import BACKBONES
-from fpt.backbones.sources import HUB, LANGUAGE, RANDOM, STATISTICS
+from fpt.backbones.sources import HUB, PACKAGE, PRETRAININGS
 from fpt.config import (
     BackboneConfig,
     EvaluationConfig,
@@ -65,30 +65,41 @@ NAMED = ("task", "backbone")
 PATHS = ("task.path", "task.folder", "backbone.weights")
 """The fields that may hold a path; a relative one starts at the sweep file's folder."""
 
-NO_PATH = (HUB, "shipped:", "$")
+NO_PATH = (HUB, PACKAGE, "shipped:", "$")
 """Beginnings of what may stand there and is no relative path."""
 
 NAME = r"^[a-z0-9][a-z0-9._-]*$"
 """The name of a sweep."""
 
-BUILT_IN = (LANGUAGE, STATISTICS, RANDOM)
+BUILT_IN = PRETRAININGS
 """The pretrainings that need no entry under `backbones:`."""
+
+CONVERGENCE = "steps_to_convergence"
+"""The metric that is no column of a trial's row but is worked out from its curve."""
 
 METRICS = (
     "test_accuracy",
     "test_loss",
     "validation_accuracy",
     "validation_loss",
+    "training_set_accuracy",
+    "training_set_loss",
     "train_accuracy",
     "train_loss",
+    CONVERGENCE,
     "steps_trained",
     "best_step",
     "seconds",
     "examples",
+    "layers",
     "parameters",
     "parameters_trained",
 )
-"""The columns of a trial's row that a table or a claim can be about."""
+"""What a table or a claim can be about: columns of a trial's row, and CONVERGENCE."""
+
+CONDITIONS = ("missing", "present")
+"""Keys of a pattern under `exclude` that are no fields: each holds a path, and the pattern leaves
+trials out only where that path is not there, or is."""
 
 # --- the models ---------------------------------------------------------------------------------
 
@@ -114,6 +125,15 @@ OneOrMore = Annotated[
 """A value, or a list of them."""
 
 
+class ConvergenceSpec(Spec):
+    """When a trial counts as converged; `sweep.convergence` defines it."""
+
+    tolerance: float = Field(default=0.01, gt=0, lt=1)
+    """How far the smoothed validation accuracy may lie from its plateau, as a fraction."""
+    smoothing: int = Field(default=5, ge=1)
+    """Evaluations over which the curve is averaged."""
+
+
 class TableSpec(Spec):
     """The table that the sweep fills."""
 
@@ -123,7 +143,10 @@ class TableSpec(Spec):
     """The axis whose points are the columns. May be left out where `value` is a list: its metrics
     are the columns then."""
     value: OneOrMore[MetricName] = "test_accuracy"
-    """What the cells show: a numeric column of the trials, or several."""
+    """What the cells show: a numeric column of the trials, or several. steps_to_convergence is
+    worked out from the curves; training_set_accuracy needs `evaluation.training_set`."""
+    convergence: ConvergenceSpec = ConvergenceSpec()
+    """When a trial counts as converged, for steps_to_convergence."""
     reference: str | None = None
     """A table of published figures to print beside ours: T1 to T22 of the paper, or R1."""
     labels: dict[str, dict[str, str]] = Field(default_factory=dict)
@@ -192,7 +215,9 @@ class Block(Spec):
     second with second. An entry counts as one further axis."""
     exclude: tuple[dict[str, Any], ...] = ()
     """Patterns: a trial that fits one is left out. A pattern is a mapping from axes (or fields) to
-    a value, a word with wildcards (`bit-*`), or a list of these; all of its keys have to fit."""
+    a value, a word with wildcards (`bit-*`), or a list of these; all of its keys have to fit. With
+    `missing: PATH` it leaves trials out only on a machine where that path (from the sweep file's
+    folder, or `package:MODULE/FOLDER`) is not there, with `present: PATH` only where it is."""
 
 
 class SweepFile(Block):
@@ -218,6 +243,10 @@ class SweepFile(Block):
     """Contrasts to be tested."""
     keep: KeepSpec = KeepSpec()
     """What is kept of finished trials."""
+    pack: Annotated[int, Field(ge=1)] | Literal["auto", "off"] = "auto"
+    """Whether trials that share a frozen backbone train side by side, which changes no figure in
+    fp32. auto: as many as pay. off: each alone. A number: at most so many, whether they pay or not.
+    In any case no worker idles for it."""
 
     _document: Document = PrivateAttr()
 
@@ -226,6 +255,14 @@ class SweepFile(Block):
     def _slug(cls, value: str) -> str:
         if not re.fullmatch(NAME, value):
             raise ValueError(f"{value!r} has to be lower-case letters, digits, dots and hyphens")
+        return value
+
+    @field_validator("pack", mode="before")
+    @classmethod
+    def _auto_off_or_number(cls, value: Any) -> Any:
+        number = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        if not number and value not in ("auto", "off"):
+            raise ValueError(f"{value!r} is neither auto, off nor a number of trials from 1 on")
         return value
 
     @property
@@ -314,6 +351,8 @@ def _siblings(location: Location) -> Iterable[str]:
     parents: dict[str, type[Spec]] = {
         "table": TableSpec, "claims": ClaimSpec, "keep": KeepSpec, "include": Block
     }  # fmt: skip
+    if location[:2] == ("table", "convergence"):
+        return ConvergenceSpec.model_fields
     inside = location[:-1] and parents.get(str(location[0]))
     return (inside or SweepFile).model_fields
 
@@ -461,7 +500,7 @@ def json_schema() -> JSON:
             ],
         }
     fields["pretraining"]["anyOf"] = [{"enum": list(BUILT_IN)}, {"type": "string"}]
-    groups = {"enum": [*get_args(TrainSet), "all"]}
+    groups = {"enum": [*get_args(TrainSet), "fpt", "all"]}
     fields["train"]["anyOf"] = [groups, {"type": "array", "items": groups}]
     for name in ("pretraining", "train"):
         fields[name].pop("type", None)
@@ -500,11 +539,19 @@ def json_schema() -> JSON:
             definitions[spec.__name__]["properties"]["label"] = {"type": ["string", "number"]}
 
     ref = "#/$defs/"
+    place = {"type": "string", "minLength": 1}
+    conditions = {
+        "missing": place | {"description": "Only where this path is not there."},
+        "present": place | {"description": "Only where this path is there."},
+    }
+    pattern = {"type": "object", "minProperties": 1, "properties": conditions}
+    patterns = {"type": "array", "items": pattern}
     for block in (schema["properties"], definitions["Block"]["properties"]):
         block["trial"] = _described(block["trial"], {"$ref": ref + "Fields"})
         block["axes"] = _described(block["axes"], {"$ref": ref + "Axes"})
         zipped = {"type": "array", "items": {"$ref": ref + "Axes"}}
         block["zip"] = _described(block["zip"], zipped)
+        block["exclude"] = _described(block["exclude"], patterns)
     named = {"type": "object", "additionalProperties": {"$ref": ref + "Fields"}}
     properties = schema["properties"]
     properties["backbones"] = _described(properties["backbones"], named)

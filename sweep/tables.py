@@ -12,17 +12,17 @@ import functools
 import io
 import math
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fpt.spec import JSON
 from sweep import typeset
-from sweep.cells import Cell, Grid, grid, is_accuracy
+from sweep.cells import FACTS, Cell, Grid, grid, is_accuracy
 from sweep.ledger import Ledger
 from sweep.published import ACCURACY, Reference, references
-from sweep.schema import SweepFileError, TableSpec
+from sweep.schema import CONVERGENCE, SweepFileError, TableSpec
 from sweep.stats import Interval
 from sweep.trials import Sweep, load
 from sweep.typeset import Entry, Line, Sheet
@@ -160,6 +160,15 @@ _NOT_COMPARABLE = "†"
 _UNVERIFIED = "?"
 
 
+@dataclass(frozen=True)
+class _Column:
+    # A column as it is printed.
+    label: str
+    metric: str
+    cells: Mapping[str, Cell]
+    # Row -> cell; a row that the sweep leaves out here is not in it.
+
+
 class _Printer:
     # Makes a table's sheet, giving each footnote its letter as it comes up in reading order.
 
@@ -167,26 +176,28 @@ class _Printer:
         self.table = table
         self.cells = table.cells.values()
         self.usual = statistics.mode([cell.expected for cell in self.cells] or [0])
-        self.several = len({metric for _, metric in table.columns}) > 1
+        self.columns = tuple(_printed(table))
+        metrics = tuple(dict.fromkeys(one.metric for one in self.columns))
+        # Facts name themselves: a metric that is alone beside them is told in the notes.
+        self.metrics = tuple(metric for metric in metrics if metric not in FACTS) or metrics
+        self.several = len(self.metrics) > 1
         self.marks: dict[str, str] = {}
 
     def sheet(self) -> Sheet:
-        table = self.table
-        heads = [
-            ": ".join(filter(None, (label, _words(metric)))) if self.several else label
-            for label, metric in table.columns
-        ]
+        table, columns = self.table, self.columns
+        heads = [self._head(one.label, one.metric) for one in columns]
         # A trivial baseline is one of a task: it belongs to the columns, if these are tasks.
-        tabulated = any(is_accuracy(metric) for _, metric in table.columns)
+        tabulated = any(is_accuracy(one.metric) for one in columns)
         below = tabulated and self._one_task(lambda cell: cell.column)
         beside = tabulated and not below and self._one_task(lambda cell: cell.row)
         lines: list[Line] = []
         for row in table.rows:
-            cells = [table.cells.get((row, *column)) for column in table.columns]
+            cells = [column.cells.get(row) for column in columns]
             # What all of a row's cells have in common is said at its label, once.
-            shared = {_shared_backbone(cell) for cell in cells if cell}
-            common = shared.pop() if len(shared) == 1 else ""
-            label = Entry(row, (self._mark(common),) if common else ())
+            traits = [_traits(cell) for cell in cells if cell and cell.metric not in FACTS]
+            first = traits[0] if traits else ()
+            common = [one for one in first if all(one in own for own in traits)]
+            label = Entry(row, tuple(map(self._mark, common)))
             entries = [self._ours(cell, common) for cell in cells]
             if beside:
                 entries.append(self._baseline(cells))
@@ -196,15 +207,17 @@ class _Printer:
                 theirs = [self._theirs(cell) for cell in cells]
                 lines.append(Line("reference", label, (*theirs, *[Entry("")] * beside)))
         if below and lines:
-            columns = [
-                [table.cells.get((row, *column)) for row in table.rows] for column in table.columns
-            ]
-            entries = [self._baseline(cells) for cells in columns]
+            entries = [self._baseline(column.cells.values()) for column in columns]
             lines.append(Line("baseline", Entry("trivial baseline"), tuple(entries)))
         heads += ["trivial baseline"] * beside
         lettered = [(mark, text) for text, mark in self.marks.items()]
         notes = (*self._general_notes(), *lettered, *self._reference_notes())
         return Sheet(table.title, table.spec.rows, tuple(heads), tuple(lines), notes)
+
+    def _head(self, label: str, metric: str) -> str:
+        if label and (self.several or metric in FACTS):
+            return f"{label}: {_words(metric)}"
+        return label or _words(metric)
 
     def _one_task(self, key: Callable[[Cell], str]) -> bool:
         seen: dict[str, tuple[object, str]] = {}
@@ -217,7 +230,7 @@ class _Printer:
         letter = chr(ord("a") + number % 26) * (number // 26 + 1)
         return self.marks.setdefault(text, letter)
 
-    def _ours(self, cell: Cell | None, common: str) -> Entry:
+    def _ours(self, cell: Cell | None, common: Collection[str]) -> Entry:
         if cell is None:
             return Entry("")
         so_far = f"{cell.finished}/{cell.expected}"
@@ -229,8 +242,8 @@ class _Printer:
             if cell.finished < cell.expected or cell.expected != self.usual:
                 text += f" ({so_far})"
         notes = list(_fates(cell))
-        if (shared := _shared_backbone(cell)) != common:
-            notes.append(shared)
+        if cell.metric not in FACTS:
+            notes.extend(one for one in _traits(cell) if one not in common)
         return Entry(text, tuple(self._mark(note) for note in notes))
 
     def _theirs(self, cell: Cell | None) -> Entry:
@@ -244,8 +257,8 @@ class _Printer:
             # Adding zero turns -0.0, which would print its sign, into 0.0.
             text += f" ({round(cell.difference, digits) + 0.0:+,.{digits}f})"
         if not figure.verified:
-            marks.append(_UNVERIFIED)
-        elif cell.differs:
+            return Entry(text, (*marks, _UNVERIFIED), weak=True)
+        if cell.differs:
             marks.append(_NOT_COMPARABLE)
         return Entry(text, tuple(marks))
 
@@ -261,16 +274,29 @@ class _Printer:
         if not self.cells:
             yield "", "the sweep has no trial on the axes of this table"
             return
-        metrics = dict.fromkeys(metric for _, metric in self.table.columns)
-        what = "" if self.several else f"{_words(next(iter(metrics)))}{_unit(*metrics)}: "
+        metrics = self.metrics
+        what = "" if self.several else f"{_words(*metrics)}{_unit(*metrics)}: "
         units = [f"{_words(m)}{_unit(m)}" for m in metrics if _unit(m)] if self.several else []
         seeds = f"mean ± half-width of the 95 % Student-t interval over {self.usual} seeds"
         seeds = seeds if self.usual > 1 else "one seed, hence no interval"
         yield "", "; ".join((what + seeds, *units))
         if any(cell.finished < cell.expected or cell.expected != self.usual for cell in self.cells):
             yield "", "n/N: trials of the cell that have ended, of those that there are to be"
+        if CONVERGENCE in metrics:
+            yield "", self._convergence()
         if self.table.outside:
             yield "", f"trials of the sweep on no point of these axes: {self.table.outside}"
+
+    def _convergence(self) -> str:
+        rule = self.table.spec.convergence
+        over = f", averaged over {rule.smoothing} evaluations," if rule.smoothing > 1 else ""
+        text = (
+            f"{_words(CONVERGENCE)}: first evaluated step from which the validation accuracy{over} "
+            f"stays within {100 * rule.tolerance:g} points of its plateau"
+        )
+        if any(cell.points[0].config.protocol == "paper" for cell in self.cells):
+            text += "; the protocol paper has no validation split: there, of its test batches"
+        return text
 
     def _reference_notes(self) -> Iterator[tuple[str, str]]:
         reference = self.table.reference
@@ -287,6 +313,28 @@ class _Printer:
         if any(cell.difference is not None for cell in figured):
             text += "; in brackets ours minus theirs"
         yield "", text
+
+
+def _printed(table: Table) -> Iterator[_Column]:
+    # Facts that are the same under every label are printed once, before the rest.
+    facts: dict[str, dict[str, list[Cell]]] = {}
+    for (row, label, metric), cell in table.cells.items():
+        if label and metric in FACTS:
+            facts.setdefault(metric, {}).setdefault(row, []).append(cell)
+    once = [
+        metric
+        for metric, rows in facts.items()
+        if all(len({value for cell in own for value in cell.values}) < 2 for own in rows.values())
+    ]
+    for metric in once:
+        fullest = {
+            row: max(own, key=lambda one: one.finished) for row, own in facts[metric].items()
+        }
+        yield _Column("", metric, fullest)
+    for label, metric in table.columns:
+        if metric not in once:
+            own = {row: table.cells.get((row, label, metric)) for row in table.rows}
+            yield _Column(label, metric, {row: cell for row, cell in own.items() if cell})
 
 
 def _reasons(cells: Sequence[Cell]) -> Iterator[str]:
@@ -313,29 +361,36 @@ def _reasons(cells: Sequence[Cell]) -> Iterator[str]:
 def _fates(cell: Cell) -> Iterator[str]:
     # Notes on the trials of a cell that did not simply end.
     if diverged := cell.counts["diverged"]:
-        without = min(diverged, cell.finished - len(cell.values))
+        without = min(diverged, cell.finished - len(cell.values) - len(cell.unconverged))
         text = f"{diverged} of {cell.expected} diverged"
         if without < diverged:
             text += ": the last good figures before that count"
         yield text + (f"; without a figure, and left out: {without}" if without else "")
+    for reason in dict.fromkeys(cell.unconverged):
+        text = f"{cell.unconverged.count(reason)} of {cell.expected} {reason}: left out"
+        yield text + (", so that the mean is too low" if cell.values else "")
     for failure in dict.fromkeys(cell.failures):
         count = f"{cell.failures.count(failure)} of {cell.expected}"
         yield f"{count} failed ({failure}): sweep show tells why, sweep retry runs them again"
 
 
-def _shared_backbone(cell: Cell) -> str:
-    # What the seeds of a cell have in common, and so its interval leaves out.
+def _traits(cell: Cell) -> tuple[str, ...]:
+    # What is to be known of all trials of a cell: what its seeds have in common, and so its
+    # interval leaves out; a numerics class other than the usual one.
     config = cell.points[0].config
-    if cell.expected < 2:
-        return ""
-    if config.parent:
-        return "its seeds share one pretrained backbone: the intervals leave out that pretraining"
-    if config.drawn_from is not None and config.backbone_seed is not None:
-        return (
+    out = []
+    if cell.expected > 1 and config.parent:
+        out.append(
+            "its seeds share one pretrained backbone: the intervals leave out that pretraining"
+        )
+    elif cell.expected > 1 and config.drawn_from is not None and config.backbone_seed is not None:
+        out.append(
             f"its seeds share one drawn backbone (backbone_seed {config.backbone_seed}): the "
             "intervals leave out the draw"
         )
-    return ""
+    if config.numerics != "fp32":
+        out.append(f"numerics {config.numerics}")
+    return tuple(out)
 
 
 def _words(metric: str) -> str:
@@ -354,5 +409,6 @@ def _mean(cell: Cell, interval: Interval) -> str:
     if not is_accuracy(cell.metric):
         whole = abs(interval.mean) >= 100 or all(value == round(value) for value in cell.values)
         decimals = 0 if whole else 2 - math.floor(math.log10(abs(interval.mean) or 1))
-    numbers = [interval.mean, interval.half_width]
+    fixed = cell.metric in FACTS and len(set(cell.values)) == 1
+    numbers = [interval.mean, None if fixed else interval.half_width]
     return " ± ".join(f"{one:,.{decimals}f}" for one in numbers if one is not None)

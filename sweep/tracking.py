@@ -69,8 +69,8 @@ NESTED = {"task_parameters": "task", "optimizer": "optimizer", "stop": "stop"}
 """Columns that hold JSON objects -> what the names of their params begin with."""
 METRICS = (
     "test_accuracy", "test_loss", "validation_accuracy", "validation_loss", "train_accuracy",
-    "train_loss", "baseline_accuracy", "seconds", "examples", "steps_trained", "best_step",
-    "parameters", "parameters_trained",
+    "train_loss", "training_set_accuracy", "training_set_loss", "baseline_accuracy", "seconds",
+    "examples", "steps_trained", "best_step", "parameters", "parameters_trained",
 )  # fmt: skip
 """Columns of a trial that are logged as metrics, beside the curves `train/loss` and so on."""
 TAGS = (

@@ -10,11 +10,13 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import hashlib
+import importlib.util
 import itertools
 import json
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,19 +26,20 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from fpt.backbones import BACKBONES
-from fpt.backbones.sources import RANDOM, TRIAL
+from fpt.backbones.sources import PACKAGE, RANDOM, TRIAL
 from fpt.config import AnyTask, BackboneConfig, TrialConfig
 from fpt.content import DataError
+from fpt.extension import look_in
 from fpt.spec import JSON
 from fpt.tasks import TASKS
-from sweep import schema
+from sweep import lock, schema
 from sweep.document import Location, Problems, label, spell
 from sweep.schema import Block, KeepSpec, SweepFile, TableSpec
 
 IDENTITY_VERSION = 1
 """Raised when ids change their meaning; it is part of every id."""
 
-ADDED_FIELDS: dict[str, object] = {}
+ADDED_FIELDS: dict[str, object] = {"backbone.groups": [], "evaluation.training_set": 0}
 """Fields that trials got after the first release (dotted paths), with the value at which a trial
 does what it did before: there the field is left out of the hash, so that the ids of old trials
 stay."""
@@ -121,6 +124,22 @@ class Point:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """Trials that a pattern with a condition leaves out on this machine."""
+
+    trials: int
+    """How many."""
+    pattern: str
+    """Which: `task mnist`; empty where the pattern has nothing but its condition."""
+    why: str
+    """`../data/mnist is not there`, with the path as it was written."""
+
+    def __str__(self) -> str:
+        of = f" of {self.pattern}" if self.pattern else ""
+        return f"{self.trials:,} trial{'' if self.trials == 1 else 's'}{of}: {self.why}"
+
+
+@dataclass(frozen=True)
 class Sweep:
     """A sweep file, expanded."""
 
@@ -136,6 +155,8 @@ class Sweep:
     """The names of the axes, in order."""
     spec: SweepFile
     """What the file says."""
+    left_out: tuple[LeftOut, ...] = ()
+    """What `missing` and `present` leave out here, and would not leave out everywhere."""
 
     @property
     def table(self) -> TableSpec | None:
@@ -162,8 +183,12 @@ class Sweep:
         return (*self.pretrainings, *(one for one in self.points if one.trial_id not in ids))
 
 
-def load(path: str | Path) -> Sweep:
-    """Read and expand a sweep file.
+def load(path: str | Path, *, locked: bool = True) -> Sweep:
+    """Read and expand a sweep file, with the lock beside it, if there is one (see `sweep.lock`).
+
+    Args:
+        path: The sweep file.
+        locked: False leaves the lock aside, as those have to who are about to make it.
 
     Raises:
         SweepFileError: With all problems, if there are any.
@@ -171,8 +196,15 @@ def load(path: str | Path) -> Sweep:
     spec, problems = schema.read(path)
     if spec is None:
         raise problems.error()
+    look_in(spec.document.file.resolve().parent)
     expansion = _Expansion(spec, problems)
+    if locked:
+        try:
+            expansion.lock = lock.read(spec.document.file)
+        except lock.LockError as error:
+            problems.add(0, "", str(error))
     pretrainings, points = expansion.pretrainings(), expansion.points()
+    expansion.check_claims(points)
     if problems:
         raise problems.error()
     return Sweep(
@@ -183,6 +215,7 @@ def load(path: str | Path) -> Sweep:
         pretrainings=pretrainings,
         axes=tuple(schema.axis_labels(spec)),
         spec=spec,
+        left_out=expansion.left_out(),
     )
 
 
@@ -259,6 +292,16 @@ class _Choice:
     fields: _Tree
 
 
+@dataclass(frozen=True, slots=True)
+class _Pattern:
+    # An entry of `exclude`, read.
+    fields: Mapping[str, Any]
+    # Axis or field -> what fits; a pattern without any fits every trial.
+    why: str | None
+    # Of one with a condition: why it applies on this machine.
+    applies: bool
+
+
 # --- expansion ----------------------------------------------------------------------------------
 
 
@@ -290,11 +333,13 @@ class _Expansion:
             if self.known_field(field, ("defaults", field))
         }
         self.used_defaults: set[tuple[str, str]] = set()
-        self.patterns_read: dict[Location, dict[str, Any]] = {}
+        self.patterns_read: dict[Location, _Pattern | None] = {}
         self.used_patterns: set[Location] = set()
+        self.left_out_by: Counter[Location] = Counter()
         self.choices: dict[Location, list[_Choice]] = {}
         self.kept: dict[str, Point | None] = {}
         self.open: list[str] = []
+        self.lock = lock.Lock()
         # Problems with a trial as a whole: (place, message) -> the labels of the trials.
         self.of_trials: dict[tuple[Location, str], list[str]] = {}
 
@@ -370,9 +415,11 @@ class _Expansion:
         where = f"{self.document.file}:{self.document.line(self.block_place(at))}"
         for labels, chosen in self.product(dimensions, {}, {}):
             fields = self.layered(trial, labels, chosen)
-            left_out = [place for place, one in patterns.items() if self.fits(one, labels, fields)]
-            if left_out:
-                self.used_patterns.update(left_out)
+            fitting = [place for place, one in patterns.items() if self.fits(one, labels, fields)]
+            self.used_patterns.update(fitting)
+            if out := [place for place in fitting if patterns[place].applies]:
+                if all(patterns[place].why for place in out):
+                    self.left_out_by[out[0]] += 1
                 continue
             point = self.point(fields, labels, where, at)
             if point is not None:
@@ -604,22 +651,57 @@ class _Expansion:
         node = _nested(path[1:], self.node(own, here, path))
         return {path[0]: node}
 
-    def patterns(self, at: Location, block: Block) -> dict[Location, dict[str, Any]]:
+    def patterns(self, at: Location, block: Block) -> dict[Location, _Pattern]:
         out: dict[Location, dict[str, Any]]
         out = {("exclude", number): one for number, one in enumerate(self.spec.exclude)}
         if at:
             out |= {(*at, "exclude", number): one for number, one in enumerate(block.exclude)}
         for place, pattern in out.items():
             if place not in self.patterns_read:
-                known = [self.known_field(key, (*place, key)) for key in pattern]
-                self.patterns_read[place] = pattern if all(known) else {}
-        return {place: self.patterns_read[place] for place in out}
+                self.patterns_read[place] = self.pattern(pattern, place)
+        read = {place: self.patterns_read[place] for place in out}
+        return {place: one for place, one in read.items() if one is not None}
 
-    def fits(self, pattern: Mapping[str, Any], labels: Mapping[str, str], fields: _Tree) -> bool:
-        return bool(pattern) and all(
+    def pattern(self, written: Mapping[str, Any], at: Location) -> _Pattern | None:
+        # None: it cannot be used, and why is told here or, of an empty one, by `points`.
+        fields = {key: one for key, one in written.items() if key not in schema.CONDITIONS}
+        known = [self.known_field(key, (*at, key)) for key in fields]
+        conditions = [key for key in written if key in schema.CONDITIONS]
+        if len(conditions) > 1:
+            self.tell(at, "missing and present in one pattern; give each a pattern of its own")
+            self.whole = False
+            return None
+        if not all(known) or not written:
+            return None
+        if not conditions:
+            return _Pattern(fields, why=None, applies=True)
+        (condition,) = conditions
+        path = written[condition]
+        if not isinstance(path, str) or not path:
+            what = "has to be a path, from the sweep file's folder, or package:MODULE/FOLDER"
+            self.tell((*at, condition), what)
+            self.whole = False
+            return None
+        there = _is_there(path, self.document.file.parent)
+        why = f"{path} is {'there' if there else 'not there'}"
+        return _Pattern(fields, why, applies=there == (condition == "present"))
+
+    def left_out(self) -> tuple[LeftOut, ...]:
+        # In the order of the file.
+        out = []
+        for place, count in sorted(self.left_out_by.items()):
+            pattern = self.patterns_read[place]
+            assert pattern is not None
+            assert pattern.why is not None
+            which = ", ".join(f"{key} {_wanted(one)}" for key, one in pattern.fields.items())
+            out.append(LeftOut(count, which, pattern.why))
+        return tuple(out)
+
+    def fits(self, pattern: _Pattern, labels: Mapping[str, str], fields: _Tree) -> bool:
+        return all(
             (key in labels and _fits(wanted, labels[key]))
             or (schema.is_field(key) and _fits(wanted, self.value(fields, key)))
-            for key, wanted in pattern.items()
+            for key, wanted in pattern.fields.items()
         )
 
     # Trees to trials.
@@ -658,7 +740,7 @@ class _Expansion:
             return None
         if parent is not None:
             self.check_shape(config, parent, _place(fields["pretraining"]))
-        return config if sound else None
+        return self.lock.pinned(config) if sound else None
 
     def parent(self, fields: _Tree, values: dict[str, Any]) -> tuple[bool, Point | None]:
         # Puts the id of a trial in place of a name under `backbones:`. False: it cannot be used.
@@ -688,6 +770,24 @@ class _Expansion:
                 "trial that takes it over; layers may be fewer, the rest has to be the same",
             )
 
+    def check_claims(self, points: Sequence[Point]) -> None:
+        # Trials of two numerics classes differ in more than what a claim is about.
+        for number, claim in enumerate(self.spec.claims):
+            per = (claim.per,) if isinstance(claim.per, str) else claim.per or ()
+            classes: dict[tuple[str | None, ...], dict[str, str]] = {}
+            for point in points:
+                if (side := point.labels.get(claim.axis)) in claim.sides:
+                    place = tuple(point.labels.get(axis) for axis in per)
+                    classes.setdefault(place, {}).setdefault(point.config.numerics, side)
+            for place, found in classes.items():
+                if len(found) > 1:
+                    where = "".join(f", at {one}" for one in place)
+                    mixed = " and ".join(f"{name} ({side})" for name, side in found.items())
+                    what = f"compares trials of two numerics classes{where}: {mixed}"
+                    more = "; give both sides one, or make the claim `per` the axis that sets it"
+                    self.tell(("claims", number, "that"), what + more)
+                    break
+
     def tell_trial(self, at: Location, what: str, labels: Mapping[str, str]) -> None:
         place = self.block_place(at)
         self.of_trials.setdefault((place, what), []).append("/".join(labels.values()))
@@ -715,10 +815,10 @@ class _Expansion:
         if loc == ["backbone"] and isinstance(node, dict):
             # Its size is resolved before its fields are judged one by one.
             name, size = (_plain(node.get(key, _Leaf(None, ()))) for key in ("name", "size"))
-            if name not in list(BACKBONES):
+            if name not in list(BACKBONES) and ":" not in str(name):
                 what, given, allowed = f"no backbone is called {name!r}", name, BACKBONES
                 place = _place(node.get("name", node))
-            elif size not in (None, *BACKBONES[name].sizes):
+            elif name in list(BACKBONES) and size not in (None, *BACKBONES[name].sizes):
                 what, given, allowed = f"{name} has no size {size!r}", size, BACKBONES[name].sizes
                 place = _place(node["size"])
         self.tell(place, what, given=given, allowed=allowed)
@@ -731,6 +831,23 @@ def _fits(pattern: Any, value: Any) -> bool:
         return fnmatch.fnmatchcase(label(value), pattern)
     same_kind = isinstance(pattern, bool) == isinstance(value, bool)
     return (same_kind and bool(pattern == value)) or label(pattern) == label(value)
+
+
+def _wanted(pattern: Any) -> str:
+    # What a pattern wants of a field, in words.
+    return " or ".join(label(one) for one in (pattern if isinstance(pattern, list) else [pattern]))
+
+
+def _is_there(path: str, folder: Path) -> bool:
+    # Whether a path, from a folder, or a folder of an installed package, is on this machine.
+    if not path.startswith(PACKAGE):
+        return (folder / os.path.expandvars(os.path.expanduser(path))).exists()
+    module, _, inner = path.removeprefix(PACKAGE).partition("/")
+    package, *modules = module.split(".")
+    # To look for a module inside another one would import the outer one.
+    found = importlib.util.find_spec(package) if package else None
+    places = (found.submodule_search_locations or ()) if found else ()
+    return any(Path(place, *modules, inner).exists() for place in places)
 
 
 def _shape(backbone: BackboneConfig) -> str:

@@ -3,7 +3,8 @@
 A `Sheet` is text only: lines of entries, each with the marks of its footnotes. What the figures are
 and which notes they need is decided in `sweep.tables`; here they become Markdown, LaTeX, HTML or a
 terminal's cells. Lines of a reference are subordinate to ours wherever the format has a way to say
-so: greyed, and in Markdown in italics.
+so: greyed, and in Markdown in italics. In them, a weak entry is in a paler grey still and slanted;
+Markdown has no grey, and leaves it to the entry's mark.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ class Entry:
 
     text: str
     marks: tuple[str, ...] = ()
+    weak: bool = False
+    """Not to be relied upon: set paler than the rest of its line."""
 
     @property
     def plain(self) -> str:
@@ -108,7 +111,8 @@ def latex(sheet: Sheet) -> str:
             ruled = True
         texts = [_tex_entry(entry) for entry in (line.label, *line.entries)]
         if line.kind == "reference":
-            texts = [rf"\textcolor{{black!55}}{{{text}}}" if text else "" for text in texts]
+            entries = zip((line.label, *line.entries), texts, strict=True)
+            texts = [_tex_grey(text, weak=entry.weak) for entry, text in entries]
             texts[0] = r"\quad " + texts[0]
         out.append(rf"    {' & '.join(texts)} \\")
     out += [r"    \bottomrule", r"  \end{tabular}", "", r"  \smallskip"]
@@ -125,6 +129,12 @@ def _tex(text: str) -> str:
     return re.sub(r"(?<![\w)])-(?=\d)", "$-$", escaped)
 
 
+def _tex_grey(text: str, *, weak: bool) -> str:
+    if weak:
+        return rf"\textcolor{{black!40}}{{\textit{{{text}}}}}"
+    return rf"\textcolor{{black!55}}{{{text}}}" if text else ""
+
+
 def _tex_entry(entry: Entry) -> str:
     marks = _tex(",".join(entry.marks))
     return _tex(entry.text) + (rf"\textsuperscript{{{marks}}}" if marks else "")
@@ -133,7 +143,7 @@ def _tex_entry(entry: Entry) -> str:
 # --- HTML ---------------------------------------------------------------------------------------
 
 CSS = """\
-.fpt { --soft: light-dark(#5f6368, #a3a8ae);
+.fpt { --soft: light-dark(#5f6368, #a3a8ae); --weak: light-dark(#767676, #8c9196);
   font: 16px/1.5 system-ui, sans-serif; margin: 1rem 0; }
 .fpt .scroll { overflow-x: auto; }
 .fpt table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
@@ -147,6 +157,7 @@ CSS = """\
 .fpt tr.reference th, .fpt tr.reference td { color: var(--soft); font-size: .875rem;
   font-weight: 400; padding-top: 0; }
 .fpt tr.reference th { padding-left: 1rem; }
+.fpt tr.reference td.weak { color: var(--weak); font-style: italic; }
 .fpt sup { line-height: 0; }
 .fpt .notes { color: var(--soft); font-size: .875rem; margin-top: .5rem; max-width: 60rem; }
 .fpt .notes p { margin: 0; }
@@ -161,7 +172,7 @@ def fragment(sheet: Sheet) -> str:
     heads = (f'<th scope="col">{html.escape(text)}</th>' for text in (sheet.corner, *sheet.columns))
     out += [f"<thead><tr>{''.join(heads)}</tr></thead>", "<tbody>"]
     for line in sheet.lines:
-        cells = "".join(f"<td>{_html(entry)}</td>" for entry in line.entries)
+        cells = "".join(_html_cell(entry) for entry in line.entries)
         head = f'<th scope="row">{_html(line.label)}</th>'
         out.append(f'<tr class="{line.kind}">{head}{cells}</tr>')
     out += ["</tbody>", "</table>", "</div>", '<figcaption class="notes">']
@@ -185,6 +196,10 @@ def page(sheet: Sheet) -> str:
         "<body>",
     ]
     return "\n".join([*head, fragment(sheet) + "</body>", "</html>", ""])
+
+
+def _html_cell(entry: Entry) -> str:
+    return f'<td class="weak">{_html(entry)}</td>' if entry.weak else f"<td>{_html(entry)}</td>"
 
 
 def _html(entry: Entry) -> str:
@@ -215,8 +230,9 @@ def terminal(sheet: Sheet) -> Group:
             grid.add_section()
         before = line.kind
         indent = "  " if line.kind == "reference" else ""
-        texts = [indent + line.label.plain, *(entry.plain for entry in line.entries)]
-        grid.add_row(*(Text(text) for text in texts), style=styles[line.kind])
+        label = Text(indent + line.label.plain)
+        texts = [Text(one.plain, "italic" if one.weak else "") for one in line.entries]
+        grid.add_row(label, *texts, style=styles[line.kind])
 
     notes: Grid = Grid.grid(padding=(0, 1, 0, 0))
     for mark, text in sheet.notes:

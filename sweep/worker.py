@@ -19,7 +19,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -92,6 +92,9 @@ class Result:
     loss: float | None = None
     """Of the test split."""
     accuracy: float | None = None
+    undecided: bool = False
+    """Of a failure by `code`: the pack failed as a whole, and which of its trials is to blame is
+    not known. It is not in the ledger, where this cause waits for a person."""
 
 
 class EndWorkerError(Exception):
@@ -158,31 +161,36 @@ def run_pack(
     results: dict[str, Result] = {}
     trials = [Progress(point, datetime.now(UTC)) for point in job.points]
     try:
-        results |= _finished(job, ledger)
+        results |= finished(job, ledger)
         missing = [trial for trial in trials if trial.point.trial_id not in results]
         if missing:
             _Attempt(job, ledger, missing, results, on_record).run(train, on_start, halted)
     except Exception as error:
         cause = cause_of(error)
-        for trial in trials:
-            if trial.point.trial_id not in results:
-                results[trial.point.trial_id] = fail(
+        left = [trial for trial in trials if trial.point.trial_id not in results]
+        for trial in left:
+            # Data and weights that are missing are missing to all, since a pack shares them.
+            results[trial.point.trial_id] = (
+                _undecided(trial.point, error)
+                if len(left) > 1 and cause == "code"
+                else fail(
                     ledger, job, trial.point, cause, error, step=trial.step, seconds=trial.seconds
                 )
+            )
         if cause == "memory":
             raise EndWorkerError(tuple(results.values())) from error
     return tuple(results.values())
 
 
-def _finished(job: Job, ledger: Ledger) -> dict[str, Result]:
-    """The trials that another driver has finished meanwhile."""
+def finished(job: Job, ledger: Ledger) -> dict[str, Result]:
+    """The trials of a job that have ended already, by whosever hand."""
     rows = ledger.trials([point.trial_id for point in job.points]).to_pylist()
     kept = ledger.backbones() if job.keep_backbones else set()
     return {
         row["trial_id"]: Result(
             row["trial_id"],
             row["outcome"],
-            message="finished elsewhere",
+            message=None if row["attempt"] == job.attempt else "finished elsewhere",
             loss=row["test_loss"],
             accuracy=row["test_accuracy"],
         )
@@ -214,7 +222,15 @@ class _Attempt:
         self, train: Train, on_start: Callable[[Point, int], None], halted: Callable[[], bool]
     ) -> None:
         for trial in self.trials:
-            self._check_identity(trial.point)
+            try:
+                self._check_identity(trial.point)
+            except DataError as error:
+                self._fail(trial, "data", error)
+        self.trials = [t for t in self.trials if t.point.trial_id not in self.results]
+        if not self.trials:
+            return
+        # Those who train; the others were done, or cannot.
+        self.job = replace(self.job, points=tuple(trial.point for trial in self.trials))
         states = [self._saved(trial) for trial in self.trials]
         for trial, state in zip(self.trials, states, strict=True):
             on_start(trial.point, 0 if state is None else state.step)
@@ -227,18 +243,23 @@ class _Attempt:
             log_every=LOG_EVERY,
         )
         flushed = time.monotonic()
-        for record in training:
-            self._take(record)
-            if not training.settled:
-                continue
-            self._settle(training)
-            stop = halted()
-            if stop or time.monotonic() - flushed >= FLUSH_SECONDS:
-                self._save(training)
-                flushed = time.monotonic()
-            if stop:
-                self._interrupt()
-                return
+        try:
+            for record in training:
+                self._take(record)
+                if not training.settled:
+                    continue
+                self._settle(training)
+                stop = halted()
+                if stop or time.monotonic() - flushed >= FLUSH_SECONDS:
+                    self._save(training)
+                    flushed = time.monotonic()
+                if stop:
+                    self._interrupt()
+                    return
+        except Exception as error:
+            # At its end the trainer raises what made single trials leave; they are settled as such.
+            if not any(error is one for one in training.failures.values()):
+                raise
         self._settle(training)
 
     def _check_identity(self, point: Point) -> None:
@@ -303,18 +324,18 @@ class _Attempt:
         for trial in self.trials:
             if trial.point.trial_id not in self.results:
                 error = InterruptedError(f"stopped at step {trial.step}, with its state saved")
-                self.results[trial.point.trial_id] = fail(
-                    self.ledger,
-                    self.job,
-                    trial.point,
-                    "interrupted",
-                    error,
-                    step=trial.step,
-                    seconds=trial.seconds,
-                )
+                self._fail(trial, "interrupted", error)
+
+    def _fail(self, trial: Progress, cause: Cause, error: BaseException) -> None:
+        self.results[trial.point.trial_id] = fail(
+            self.ledger, self.job, trial.point, cause, error, step=trial.step, seconds=trial.seconds
+        )
 
     def _settle(self, training: Training) -> None:
-        """Write the trials that have ended since."""
+        """Write the trials that have ended or left since."""
+        for index, error in training.failures.items():
+            if self.trials[index].point.trial_id not in self.results:
+                self._fail(self.trials[index], cause_of(error), error)
         for index, outcome in training.outcomes.items():
             trial = self.trials[index]
             if trial.point.trial_id not in self.results:
@@ -354,6 +375,11 @@ def cause_of(error: BaseException) -> Cause:
     if isinstance(error, LedgerError) or (isinstance(error, OSError) and error.errno in full):
         return "storage"
     return "code"
+
+
+def _undecided(point: Point, error: BaseException) -> Result:
+    message = str(error) or repr(error)
+    return Result(point.trial_id, "failed", "code", type(error).__name__, message, undecided=True)
 
 
 def fail(
@@ -436,6 +462,8 @@ def trial_row(trial: Progress, outcome: Outcome, job: Job) -> JSON:
         "best_step": outcome.best_step,
         "train_loss": outcome.train_loss,
         "train_accuracy": outcome.train_accuracy,
+        "training_set_loss": outcome.training_set_loss,
+        "training_set_accuracy": outcome.training_set_accuracy,
         "validation_loss": outcome.validation_loss,
         "validation_accuracy": outcome.validation_accuracy,
         "test_loss": outcome.test_loss,

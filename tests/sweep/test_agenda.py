@@ -24,15 +24,20 @@ class Stub:
 
 
 def agenda_of(
-    *points: Stub, failures: dict[str, int] | None = None, keep: bool | None = None
+    *points: Stub | tuple[Stub, ...],
+    failures: dict[str, int] | None = None,
+    keep: bool | None = None,
 ) -> tuple[Agenda, list[Event]]:
+    """The agenda of a pack for each point, or tuple of points."""
     events: list[Event] = []
     pack = replace_pack()
+    packs = [point if isinstance(point, tuple) else (point,) for point in points]
     plan: Any = SimpleNamespace(
         sweep=SimpleNamespace(
-            keep=SimpleNamespace(trained=keep), keeps_backbones={p.parent for p in points}
+            keep=SimpleNamespace(trained=keep),
+            keeps_backbones={p.parent for members in packs for p in members},
         ),
-        packs=tuple(replace(pack, points=(point,)) for point in points),
+        packs=tuple(replace(pack, points=members) for members in packs),
     )
     return Agenda(plan, failures or {}, events.append), events
 
@@ -183,6 +188,144 @@ def test_stop_hands_out_nothing_more_and_says_so_once() -> None:
     assert agenda.finished
     end(agenda, job)
     assert [e.message for e in events] == ["because", None]
+
+
+# ------------------------------------------------------------------------------------------- packs
+
+
+def pack_of(number: int) -> tuple[Stub, ...]:
+    return tuple(Stub(f"m{i}") for i in range(number))
+
+
+def names(job: Job) -> str:
+    return " ".join(point.trial_id for point in job.points)
+
+
+def run_out(agenda: Agenda, fails: Any) -> list[str]:
+    """Run an agenda to its end; `fails` says of a job how its trials end: Result's fields."""
+    jobs = []
+    while (job := agenda.next()) is not None:
+        jobs.append(names(job))
+        how = fails(job) or {"status": "done"}
+        agenda.ended(job.attempt, [Result(point.trial_id, **how) for point in job.points])
+    return jobs
+
+
+DIED = {"status": "failed", "cause": "worker", "exception": "E", "message": "the worker died"}
+FULL = {"status": "failed", "cause": "memory", "exception": "E", "message": "too large"}
+RAISED = {"status": "failed", "cause": "code", "exception": "E", "message": "x", "undecided": True}
+
+
+def killed_by(bad: str) -> Any:
+    return lambda job: DIED if bad in names(job).split() else None
+
+
+def test_a_pack_whose_worker_died_is_tried_again_as_it_is() -> None:
+    agenda, events = agenda_of(pack_of(4))
+    died: list[int] = []
+
+    jobs = run_out(agenda, lambda job: None if died else died.append(1) or DIED)
+
+    assert jobs == ["m0 m1 m2 m3"] * 2
+    assert not agenda.failed
+    assert events[0].message == (
+        "m0 (and 3 more trials): the worker died; it is tried again from its last state"
+    )
+
+
+def test_one_that_kills_its_workers_is_found_and_the_rest_finish() -> None:
+    agenda, events = agenda_of(pack_of(4))
+
+    jobs = run_out(agenda, killed_by("m2"))
+
+    assert jobs == ["m0 m1 m2 m3"] * 2 + ["m0 m1", "m2 m3", "m2", "m3", "m2", "m2"]
+    assert agenda.failed == {"m2": "E: the worker died"}
+    assert sorted(e.trial_id or "" for e in events if e.kind == "trial_done") == ["m0", "m1", "m3"]
+
+
+@pytest.mark.parametrize("how", [FULL, RAISED])
+def test_what_a_pack_cannot_do_at_all_is_tried_in_halves_at_once(how: Any) -> None:
+    agenda, events = agenda_of(pack_of(3))
+
+    jobs = run_out(agenda, lambda job: how if len(job.points) > 1 else None)
+
+    assert jobs == ["m0 m1 m2", "m0 m1", "m2", "m0", "m1"]
+    assert not agenda.failed
+    assert (events[0].message or "").endswith("it is tried in a smaller pack")
+    assert (events[1].message or "").endswith("it is tried alone")
+
+
+def test_one_that_needs_too_much_memory_by_itself_fails() -> None:
+    agenda, _ = agenda_of(pack_of(2))
+
+    jobs = run_out(agenda, lambda job: FULL if "m1" in names(job) else None)
+
+    assert jobs == ["m0 m1", "m0", "m1"]
+    assert agenda.failed == {"m1": "E: too large"}
+
+
+def test_what_is_known_of_one_member_is_held_against_it_alone() -> None:
+    agenda, _ = agenda_of(pack_of(3))
+    job = agenda.next()
+    assert job is not None
+
+    agenda.ended(
+        job.attempt,
+        [
+            Result("m0", "done"),
+            Result("m1", "failed", "data", "DataError", "gone"),
+            Result("m2", "diverged"),
+        ],
+    )
+
+    assert agenda.failed == {"m1": "DataError: gone"}
+    assert agenda.finished
+
+
+def test_members_that_ended_before_their_worker_died_are_not_tried_again() -> None:
+    agenda, _ = agenda_of(pack_of(2))
+    job = agenda.next()
+    assert job is not None
+
+    agenda.ended(job.attempt, [Result("m0", "done"), Result("m1", **DIED)])  # type: ignore[arg-type]
+
+    assert run_out(agenda, lambda job: DIED) == ["m1"] * (ATTEMPTS - 1)
+    assert agenda.failed.keys() == {"m1"}
+
+
+def test_storage_that_is_gone_is_no_members_fault() -> None:
+    agenda, _ = agenda_of(pack_of(2))
+
+    jobs = run_out(agenda, lambda job: {**DIED, "cause": "storage"})
+
+    assert jobs == ["m0 m1"] * ATTEMPTS
+    assert agenda.failed.keys() == {"m0", "m1"}
+
+
+def test_an_interrupted_pack_stays_open() -> None:
+    agenda, _ = agenda_of(pack_of(2))
+
+    assert run_out(agenda, lambda job: {**DIED, "cause": "interrupted"}) == ["m0 m1"]
+    assert not agenda.failed
+
+
+@given(st.integers(1, 16), st.sets(st.integers(0, 15), max_size=3), st.sampled_from([DIED, RAISED]))
+def test_whoever_is_bad_is_found_and_nobody_else(size: int, bad: set[int], how: Any) -> None:
+    agenda, events = agenda_of(pack_of(size))
+    guilty = {f"m{i}" for i in bad if i < size}
+
+    def fails(job: Job) -> Any:
+        if not guilty & set(names(job).split()):
+            return None
+        return {**how, "undecided": how is RAISED and len(job.points) > 1}
+
+    jobs = run_out(agenda, fails)
+
+    assert agenda.failed.keys() == guilty
+    done = [e.trial_id for e in events if e.kind == "trial_done"]
+    assert sorted(map(str, done)) == sorted({f"m{i}" for i in range(size)} - guilty)
+    # A bad one costs its pack a second attempt, two halves at each level, and its own attempts.
+    assert len(jobs) <= 1 + len(guilty) * (1 + 2 * 4 + ATTEMPTS)
 
 
 @given(

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from sweep import cli, driver, progress
 from sweep.ledger import Ledger, new_attempt
+from sweep.packing import Workers
 from sweep.trials import load
 from tests.support import trial_row
 
@@ -116,6 +117,41 @@ def test_plan_lists_trials_and_counts(file: Path, command: Command) -> None:
     assert "random/bit-xor/1" in result.out
     assert "tiny: 2 trials: 2 missing" in result.out
     assert not Path("results").exists()
+
+
+def test_plan_says_what_trains_side_by_side(
+    file: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Workers, "here", lambda: Workers(1))
+    seeds = TINY.replace("[0, 1]", "[0, 1, 2]")
+    file.write_text(seeds)
+    drawn = command("plan", file).out
+    file.write_text(seeds.replace("steps: 4", "steps: 4\n  backbone_seed: 7"))
+    packed = command("plan", file).out
+    file.write_text(f"{seeds}pack: off\n")
+    off = command("plan", file).out
+
+    assert "to run: 3 trials in 1 pack (1 of 3), on this machine 1 at a time, a core each" in packed
+    assert "of the time in training (estimated)" in packed
+    assert "to run: 3 trials in 3 packs (3 alone)" in drawn
+    assert "3 trials alone, since each seed draws a backbone of its own" in drawn
+    assert "alone, since" not in packed
+    assert "alone, since" not in off
+
+
+def test_what_a_condition_leaves_out_is_told(file: Path, command: Command) -> None:
+    excluded = "{seed: 1, missing: ../data/of/mine}, {seed: 0, present: x}"
+    file.write_text(f"{TINY}exclude: [{excluded}]\n")
+    said = "left out: 1 trial of seed 1: ../data/of/mine is not there"
+
+    validated, planned = command("validate", file), command("plan", file)
+
+    assert said in validated.out
+    assert said in planned.out
+    assert "1 missing" in planned.out
+    assert json.loads(command("plan", file, "--json").out)["left_out"] == [
+        {"trials": 1, "pattern": "seed 1", "why": "../data/of/mine is not there"}
+    ]
 
 
 def test_plan_and_status_write_json(file: Path, command: Command) -> None:
@@ -507,3 +543,104 @@ def test_on_a_terminal_the_view_has_a_line_for_each_running_trial() -> None:
 )
 def test_a_span_is_told_in_the_units_of_people(seconds: float, said: str) -> None:
     assert progress.span(seconds) == said
+
+
+# ---------------------------------------------------------------------------- what needs the models
+
+MAPS = """\
+sweep: maps
+trial: {backbone: {name: gpt2, layers: 1, width: 16, heads: 2}, pretraining: random, steps: 1}
+axes:
+  task: [{name: bit-xor, bits: 2}, digits]
+  arm:
+    - {label: frozen}
+    - {label: full, train: all}
+    - {label: lstm, backbone: {name: lstm, size: tiny}}
+  seed: [0]
+"""
+
+
+@pytest.fixture
+def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A sweep file of which the bit-xor trials are trained, in its own process and without Ray."""
+    from sweep.worker import Job, run_pack
+
+    monkeypatch.chdir(tmp_path)
+    path = Path("maps.yaml")
+    path.write_text(MAPS)
+    for point in load(path).points:
+        if point.labels["task"] == "bit-xor":
+            attempts = {point.trial_id: 1}
+            job = Job((point,), {"CPU": 1}, new_attempt(), attempts)
+            assert run_pack(job, Ledger("results"))[0].status == "done"
+    return path
+
+
+def test_attention_draws_what_was_kept_and_says_what_was_not(
+    trained: Path, command: Command
+) -> None:
+    frozen, full, _ = (p.trial_id for p in load(trained).points[:3])
+
+    result = command("attention", trained, "-o", "figures")
+
+    assert result.code == 1  # the trial that trains everything keeps no tensors
+    files = [f"figures/bit-xor-frozen-0-{frozen}.{suffix}" for suffix in ("pdf", "svg", "png")]
+    assert result.out.splitlines() == files
+    assert all(Path(file).stat().st_size for file in files)
+    assert "not drawn: 3 trials: task digits" in result.err
+    assert "not drawn: 1 trial: backbone lstm has no attention" in result.err
+    assert f"the trained tensors of {full} were not kept; write `keep: {{trained" in result.err
+    assert f"/results/trials/{full}.parquet" in result.err
+    one = command("attention", trained, "-o", "again", "--only", "*/frozen/*")
+    assert one.code == 0
+    assert Path("again", Path(files[0]).name).read_bytes() == Path(files[0]).read_bytes()
+
+
+def test_attention_of_nothing_is_refused(trained: Path, command: Command) -> None:
+    none = command("attention", trained, "-o", "figures", "--only", "*/lstm/*")
+    unfinished = command("attention", trained, "-o", "figures", "--results", "elsewhere")
+    bucket = command("attention", trained, "-o", "figures", "--results", "s3://bucket/prefix")
+
+    assert none.code == unfinished.code == bucket.code == 2
+    assert "no trial could be drawn" in none.err
+    assert "is not finished; sweep run maps.yaml" in unfinished.err
+    assert "copy trials/, states/ and backbones/" in bucket.err
+    assert not Path("figures").exists()
+
+
+def test_weights_are_told_once_a_backbone_with_counts_for_each_set(
+    trained: Path, command: Command
+) -> None:
+    shown = command("weights", trained)
+    told = json.loads(command("weights", trained, "--json").out)
+
+    assert shown.code == 0
+    assert [(one["backbone"]["name"], one["trials"]) for one in told] == [("gpt2", 4), ("lstm", 2)]
+    gpt2, lstm = told
+    assert [one["train"] for one in gpt2["parameters"]] == [
+        ["input", "norm", "output", "position"],
+        ["attention", "feedforward", "input", "norm", "output", "position"],
+    ]
+    frozen, full = (one["groups"] for one in gpt2["parameters"])
+    # 4 W W + 4 W and 8 W W + 5 W, for W = 16; 5 tensors of W of norms; 4 positions.
+    assert frozen["attention"] == {"tensors": 4, "parameters": 1088, "trained": 0}
+    assert full["feedforward"] == {"tensors": 4, "parameters": 2128, "trained": 2128}
+    assert frozen["norm"]["trained"] == 6 * 16
+    assert frozen["position"]["trained"] == 4 * 16
+    own = sum(one["number"] for one in gpt2["statistics"])
+    assert own == 1088 + 2128 + 6 * 16 + 4 * 16
+    assert {one["layer"] for one in lstm["statistics"]} == {0}
+    assert "frozen" in shown.out
+    assert "1,088" in shown.out
+    assert "gpt2 (1 layer of 16, 2 heads), random" in shown.out
+
+
+def test_weights_of_a_backbone_that_is_not_there_yet(file: Path, command: Command) -> None:
+    text = TINY.replace("axes:", "backbones: {own: {task: bit-xor, seed: 0}}\naxes:")
+    file.write_text(text.replace("[random]", "[random, own]"))
+
+    result = command("weights", file, "--json")
+
+    assert result.code == 1
+    assert "train this backbone (again) first" in result.err
+    assert [one["pretraining"] for one in json.loads(result.out)] == ["random"]

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,9 +20,10 @@ from typing import Any
 import psutil
 import pytest
 
-from sweep import driver
+from sweep import agenda, driver, worker
 from sweep.driver import Event, Summary, run
-from sweep.ledger import Ledger
+from sweep.ledger import Ledger, new_attempt
+from sweep.packing import Workers
 from sweep.planning import plan
 from sweep.trials import Sweep, load
 from tests.support import trial_row
@@ -55,6 +57,7 @@ class StandIn(Iterator[Any]):
     def __init__(self, misbehave: Callable[[Any], None], trials: Any) -> None:
         self.trials = trials
         self.outcomes: dict[int, Any] = {}
+        self.failures: dict[int, Exception] = {}
         self._misbehave = misbehave
         self._left = len(trials)
 
@@ -67,7 +70,8 @@ class StandIn(Iterator[Any]):
         state = SimpleNamespace(step=config.steps, to_bytes=lambda: b"state")
         self.outcomes[k] = SimpleNamespace(
             outcome="done", stopped="steps", steps=config.steps, best_step=config.steps,
-            train_loss=0.1, train_accuracy=0.9, validation_loss=0.2, validation_accuracy=0.8,
+            train_loss=0.1, train_accuracy=0.9, training_set_loss=None,
+            training_set_accuracy=None, validation_loss=0.2, validation_accuracy=0.8,
             test_loss=0.3, test_accuracy=0.7, seconds=0.1, examples=80, groups={},
             backbone_digest="b" * 64, data_digest=None, state=state,
         )  # fmt: skip
@@ -277,7 +281,7 @@ def test_running_out_of_memory_costs_the_worker_and_is_noted_once(runs: Runs) ->
 
 
 def test_gpus_that_are_not_there_are_refused_and_not_waited_for(runs: Runs) -> None:
-    with pytest.raises(ValueError, match=r"gpus: 1 asked for a trial, and this Ray has 0"):
+    with pytest.raises(driver.ClusterError, match=r"gpus: 1 asked for a pack, and this Ray has 0"):
         run(
             runs.sweep("axes: {seed: [0]}\n"),
             results=runs.folder / "results",
@@ -285,6 +289,33 @@ def test_gpus_that_are_not_there_are_refused_and_not_waited_for(runs: Runs) -> N
             mirror=False,
             gpus=1,
         )
+
+
+@pytest.mark.parametrize(
+    ("members", "out_of_memory", "cause"),
+    [(1, False, "worker"), (2, False, "worker"), (1, True, "worker"), (2, True, "memory")],
+)
+def test_a_lost_worker_loses_those_who_had_not_ended(
+    members: int, out_of_memory: bool, cause: str, tmp_path: Path
+) -> None:
+    from ray.exceptions import OutOfMemoryError, RayActorError
+
+    ledger = Ledger(tmp_path / "results")
+    seeds = list(range(members + 1))
+    done, *open_ = load(sweep_file(tmp_path, f"axes: {{seed: {seeds}}}\n")).points
+    ledger.commit(trial_row(done))
+    points = (done, *open_) if members > 1 else tuple(open_)
+    job = worker.Job(points, {"CPU": 1}, new_attempt(), {p.trial_id: 1 for p in points})
+
+    results = driver._lost(
+        job, ledger, OutOfMemoryError("full") if out_of_memory else RayActorError()
+    )
+
+    assert [r.trial_id for r in results] == [p.trial_id for p in points]
+    assert {r.trial_id: r.cause for r in results if r.status == "failed"} == {
+        p.trial_id: cause for p in open_
+    }
+    assert ledger.failures().num_rows == members
 
 
 def test_a_second_driver_waits_and_finds_everything_done(runs: Runs) -> None:
@@ -307,6 +338,121 @@ def test_a_second_driver_waits_and_finds_everything_done(runs: Runs) -> None:
     assert counts(summary) == (1, 0, 0, 0)
     assert [event.kind for event in runs.events] == ["waiting"]
     assert str(os.getpid()) in (runs.events[0].message or "")
+
+
+# ----------------------------------------------------------------- packs, with the trainer itself
+
+
+PACKED = """
+sweep: packed
+trial:
+  backbone: {name: gpt2, layers: 2, width: 32, heads: 2}
+  pretraining: random
+  backbone_seed: 0
+  batch_size: 4
+  steps: 20
+  dropout: 0.1
+  evaluation: {every: 10}
+"""
+
+FIGURES = (
+    "outcome", "stopped", "steps_trained", "best_step", "train_loss", "train_accuracy",
+    "validation_loss", "validation_accuracy", "test_loss", "test_accuracy", "examples",
+    "backbone_digest",
+)  # fmt: skip
+
+
+def figures(ledger: Ledger) -> dict[str, Any]:
+    rows = ledger.trials().to_pylist()
+    return {row["trial_id"]: [row[name] for name in FIGURES] for row in rows}
+
+
+POISON = """
+import os
+from typing import Literal
+
+import numpy as np
+
+from fpt import Baseline, Batch, Shape, Splits, Stored, Task
+
+
+class Source:
+    def batch(self, seed, stream, step, size):
+        if seed == 2 and step == 7:
+            os._exit(1)
+        draws = np.random.default_rng([seed, step])
+        inputs = draws.standard_normal((size, 4, 2), dtype=np.float32)
+        return Batch(inputs, (inputs.sum((1, 2)) > 0).astype(np.int64)[:, None])
+
+
+class Poisoned(Task):
+    name: Literal["poison:Poisoned"] = "poison:Poisoned"
+
+    def shape(self, protocol):
+        return Shape(tokens=4, inputs=2, embedded=False, classes=2)
+
+    def splits(self, protocol):
+        fixed = Stored(Source().batch(9, 0, 0, 50))
+        return Splits(train=Source(), validation=fixed, test=fixed)
+
+    def baseline(self, protocol):
+        return Baseline(0.5, "guess")
+"""
+
+
+def test_who_kills_the_worker_of_a_pack_is_found_and_the_others_end_as_alone(
+    tmp_path: Path, cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agenda, "ATTEMPTS", 1)
+    (tmp_path / "poison.py").write_text(POISON)
+    text = PACKED + "  task: poison:Poisoned\n"
+    file, healthy = tmp_path / "packed.yaml", tmp_path / "healthy.yaml"
+    file.write_text(text + "axes: {seed: [0, 1, 2, 3]}\n")
+    healthy.write_text(text + "axes: {seed: [0, 1, 3]}\npack: off\n")
+    packed, alone = Ledger(tmp_path / "packed"), Ledger(tmp_path / "alone")
+    (pack,) = plan(file, packed, workers=Workers(1)).packs
+    bad = pack.points[2].trial_id
+
+    options: dict[str, Any] = {"address": cluster, "mirror": False}
+    summary = run(file, results=packed.uri, max_concurrent=1, **options)
+    assert counts(run(healthy, results=alone.uri, **options)) == (3, 0, 0, 0)
+
+    assert counts(summary) == (3, 0, 1, 0)
+    deaths = Counter(row["trial_id"] for row in packed.failures().to_pylist())
+    # Twice in the pack of four, once in that of two, and once alone.
+    assert [deaths[point.trial_id] for point in pack.points] == [2, 2, 4, 3]
+    assert deaths.total() == 11
+    assert set(packed.failures().column("cause").to_pylist()) == {"worker"}
+    assert figures(packed) == figures(alone)
+    assert bad not in figures(packed)
+    sizes = {row["trial_id"]: row["pack_size"] for row in packed.trials().to_pylist()}
+    assert [sizes.get(point.trial_id) for point in pack.points] == [2, 2, None, 1]
+
+
+def test_packs_change_no_bit_of_a_figure(tmp_path: Path, cluster: str) -> None:
+    rest = """\
+backbones:
+  own: {task: {name: bit-memory, strings: 2, bits: 20, patch: 10}, seed: 0}
+axes:
+  pretraining: [random, own]
+  task: [{name: bit-xor, bits: 3}, {name: digits}]
+  learning_rate: [1e-3, 1e-2]
+  seed: [0, 1, 2]
+"""
+    ledgers = {}
+    for rule in ("auto", "off"):
+        file = tmp_path / f"{rule}.yaml"
+        file.write_text(f"{PACKED}{rest}pack: {rule}\n")
+        ledgers[rule] = Ledger(tmp_path / rule)
+        summary = run(file, results=ledgers[rule].uri, address=cluster, mirror=False)
+        assert counts(summary) == (25, 0, 0, 0)
+
+    assert figures(ledgers["auto"]) == figures(ledgers["off"])
+    sizes = {
+        rule: ledger.trials().column("pack_size").to_pylist() for rule, ledger in ledgers.items()
+    }
+    assert set(sizes["off"]) == {1}
+    assert sum(size > 1 for size in sizes["auto"]) == 24
 
 
 # ------------------------------------------------------------- accidents, with the trainer itself

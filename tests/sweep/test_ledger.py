@@ -270,6 +270,48 @@ def test_a_ledger_without_write_permission_is_read(small_disk: Callable[[str], P
         Ledger(ledger.uri, write=True)
 
 
+# --- other versions -----------------------------------------------------------------------------
+
+
+def first_release() -> list[str]:
+    """The columns of a trial's row in the first release, of which a published table is left."""
+    published = Path(__file__).parents[2] / "results/published/quickstart/trials.parquet"
+    return [name for name in pq.read_schema(published).names if not name.startswith("axis.")]
+
+
+def older(number: int, version: int = 1) -> bytes:
+    """A row as the first release wrote it."""
+    schema = pa.schema([TRIALS.schema.field(name) for name in first_release()])
+    sink = pa.BufferOutputStream()
+    meta = {"schema_version": str(version)}
+    pq.write_table(pa.Table.from_pylist([row(number)], schema.with_metadata(meta)), sink)
+    return bytes(sink.getvalue())
+
+
+def test_rows_of_the_first_release_read_as_rows_without_the_columns_that_came_later(
+    tmp_path: Path,
+) -> None:
+    fill(Ledger(tmp_path), [0, 2])
+    (tmp_path / f"trials/{trial(1)}.parquet").write_bytes(older(1))
+
+    assert set(TRIALS.schema.names) - set(first_release()) == set(TRIALS.added)
+    for ledger in (Ledger(tmp_path), Ledger(tmp_path)):  # from files, from the cache
+        for wanted in (None, [trial(0), trial(1), trial(2)]):
+            table = ledger.trials(wanted)
+            assert table.schema == TRIALS.schema
+            assert table.column("seed").to_pylist() == [0, 1, 2]
+            assert table.column("training_set_accuracy").to_pylist() == [None] * 3
+    assert (tmp_path / f"trials/{trial(1)}.parquet").read_bytes() == older(1)  # as it was
+
+
+def test_a_row_of_this_version_without_its_columns_is_damaged(tmp_path: Path) -> None:
+    fill(Ledger(tmp_path), [0])
+    (tmp_path / f"trials/{trial(1)}.parquet").write_bytes(older(1, version=TRIALS.version))
+
+    with pytest.raises(LedgerError, match="its columns are not those of its schema version"):
+        Ledger(tmp_path).trials()
+
+
 # --- damage -------------------------------------------------------------------------------------
 
 
@@ -301,14 +343,14 @@ DAMAGE: dict[str, tuple[Callable[[], bytes], str]] = {
     "a flipped bit": (lambda: flipped(good(1)), "cannot be read"),
     "no parquet": (lambda: b"PAR1 is not enough", "cannot be read"),
     "of another trial": (lambda: good(2), "its content belongs in trials/000000000002.parquet"),
-    "two rows": (lambda: parquet(TRIALS, [row(1), row(1)], 1), "it holds 2 rows"),
-    "no row": (lambda: parquet(TRIALS, [], 1), "it holds 0 rows"),
+    "two rows": (lambda: parquet(TRIALS, [row(1), row(1)], TRIALS.version), "it holds 2 rows"),
+    "no row": (lambda: parquet(TRIALS, [], TRIALS.version), "it holds 0 rows"),
     "no version": (lambda: parquet(TRIALS, [row(1)], None), "no schema version"),
     "foreign version": (lambda: parquet(TRIALS, [row(1)], "x"), "cannot be read"),
     "other columns": (lambda: parquet(FAILURES, [failure(1)], 1), "its columns are not those"),
     "newer": (
         lambda: parquet(TRIALS, [row(1)], 99),
-        "its schema version 99 is newer than 1, the newest that this fpt-sweep reads; upgrade",
+        "its schema version 99 is newer than 2, the newest that this fpt-sweep reads; upgrade",
     ),
 }
 
@@ -482,7 +524,7 @@ def test_a_cache_may_be_lost_or_broken_at_any_time(tmp_path: Path, content: str)
                 "garbage": b"PAR1garbage",
                 "half": whole[: len(whole) // 2],
                 "a row": (tmp_path / f"trials/{trial(1)}.parquet").read_bytes(),
-                "older": whole.replace(b"schema_version\x18\x011", b"schema_version\x18\x010"),
+                "older": whole.replace(b"schema_version\x18\x012", b"schema_version\x18\x011"),
             }[content]
         )
         assert cache.read_bytes() != whole

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from fpt.tasks import TASKS
 from sweep.ledger import Ledger, LedgerError
+from sweep.packing import Workers
 from sweep.planning import STATUSES, Plan, plan
 from sweep.schema import SweepFileError
 from sweep.trials import Point, Sweep, load
@@ -69,7 +71,7 @@ def to_run(planned: Plan) -> list[str]:
 
 
 def test_of_an_empty_ledger_all_is_to_be_trained(sweep: Sweep, tmp_path: Path) -> None:
-    planned = plan(sweep, tmp_path / "nothing")
+    planned = plan(sweep, tmp_path / "nothing", workers=Workers(2))
     assert not (tmp_path / "nothing").exists()
     assert statuses(planned) == {
         FIRST: "missing", SECOND: "blocked",
@@ -103,6 +105,11 @@ def test_counts_and_json(sweep: Sweep, ledger: Ledger) -> None:
         "needs": None,
     }
     assert [ids[0] for ids in told["to_run"]] == [pack.points[0].trial_id for pack in planned.packs]
+    assert sum(told["packs"].pop("members").values()) == len(planned.packs)
+    assert told["packs"] == {
+        "at_a_time": len(os.sched_getaffinity(0)), "resources": {"CPU": 1},
+        "estimated_saving": round(planned.saving, 3), "measured_no_quicker": 0, "seeds_apart": 0,
+    }  # fmt: skip
 
 
 def test_what_is_done_is_not_trained_again(sweep: Sweep, ledger: Ledger) -> None:
@@ -283,7 +290,7 @@ def test_trials_of_one_backbone_come_one_after_another(tmp_path: Path, ledger: L
         "  - {name: gpt2, layers: 2, width: 32, heads: 2, label: a}\n"
         "  - {name: gpt2, layers: 1, width: 32, heads: 2, label: b}\n"
     )
-    planned = plan(str(file), str(ledger.uri), gpus=0.5)
+    planned = plan(str(file), str(ledger.uri), workers=Workers(2, gpus=0.5))
     assert to_run(planned) == ["0/a", "1/a", "2/a", "0/b", "1/b", "2/b"]
     assert all(dict(pack.resources) == {"CPU": 1, "GPU": 0.5} for pack in planned.packs)
 
@@ -294,6 +301,66 @@ def test_a_wrong_file_or_ledger_is_told(tmp_path: Path) -> None:
     (tmp_path / "sweep.yaml").write_text(FILE)
     with pytest.raises(LedgerError):
         plan(tmp_path / "sweep.yaml", "ftp://somewhere/results")
+
+
+PACKED = """\
+sweep: packed
+trial:
+  task: bit-xor
+  backbone: {name: gpt2, layers: 2, width: 32, heads: 2}
+  pretraining: random
+  backbone_seed: 0
+  batch_size: 4
+  steps: 10
+backbones:
+  own: {task: bit-memory, seed: 0}
+axes:
+  pretraining: [random, own]
+  seed: [0, 1, 2]
+"""
+
+
+@pytest.mark.parametrize(
+    ("more", "workers", "expected"),
+    [
+        ("", 1, [1, 3, 3]),
+        ("", 2, [1, 2, 1, 2, 1]),  # no worker idles for the sake of a larger pack
+        ("pack: auto\n", 1, [1, 3, 3]),
+        ("pack: off\n", 1, [1] * 7),
+        ("pack: 2\n", 1, [1, 2, 1, 2, 1]),
+        ("pack: 1\n", 1, [1] * 7),
+    ],
+)
+def test_trials_that_share_a_backbone_train_together(
+    more: str, workers: int, expected: list[int], tmp_path: Path, ledger: Ledger
+) -> None:
+    file = tmp_path / "packed.yaml"
+    file.write_text(PACKED + more)
+
+    planned = plan(file, ledger, workers=Workers(workers))
+
+    assert [len(pack.points) for pack in planned.packs] == expected
+    assert (planned.saving > 0) == (max(expected) > 1)
+    for pack in planned.packs:
+        assert len({point.config.pretraining for point in pack.points}) == 1
+
+
+def test_what_packs_were_measured_not_to_help_is_left_alone(tmp_path: Path, ledger: Ledger) -> None:
+    file, other = tmp_path / "packed.yaml", tmp_path / "other.yaml"
+    text = PACKED.replace("[random, own]", "[random]")
+    file.write_text(text)
+    other.write_text(text.replace("[0, 1, 2]", "[3, 4, 5, 6, 7, 8]"))
+    for number, point in enumerate(load(other).points):
+        ledger.commit(trial_row(point, pack_size=1 if number < 3 else 3, seconds=1 + number))
+
+    planned = plan(file, ledger, workers=Workers(1))
+
+    assert [len(pack.points) for pack in planned.packs] == [1, 1, 1, 1]
+    assert planned.apart == 3
+    assert planned.to_json()["packs"]["measured_no_quicker"] == 3
+    off = tmp_path / "off.yaml"
+    off.write_text(text + "pack: 3\n")  # who gives a number means it
+    assert plan(off, ledger, workers=Workers(1)).apart == 0
 
 
 STEPS = """\

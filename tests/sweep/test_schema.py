@@ -15,7 +15,16 @@ from fpt.tasks import TASKS
 from sweep import schema
 from sweep.document import Document, Problems
 from sweep.ledger import TRIALS
-from sweep.schema import METRICS, OBJECTS, PATHS, SweepFileError, is_field, json_schema, load
+from sweep.schema import (
+    CONVERGENCE,
+    METRICS,
+    OBJECTS,
+    PATHS,
+    SweepFileError,
+    is_field,
+    json_schema,
+    load,
+)
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted((ROOT / "experiments").rglob("*.yaml"))
@@ -65,6 +74,10 @@ def test_a_file_is_read(tmp_path: Path) -> None:
          "6: table.rows: no axis is called 'pretrainin'; did you mean 'pretraining'; allowed: p"),
         ("table: {rows: pretraining, columns: seed, value: test_acuracy}",
          "6: table.value: 'test_acuracy' is not known; did you mean 'test_accuracy'; allowed: t"),
+        ("table: {rows: seed, value: [test_loss], convergence: {tolerance: 1}}",
+         "6: table.convergence.tolerance: 1 should be less than 1"),
+        ("table: {rows: seed, value: [test_loss], convergence: {smooth: 1}}",
+         "6: table.convergence.smooth: no such field; did you mean 'smoothing'; allowed: tol"),
         ("table: {rows: pretraining, value: [test_loss, 3]}", "6: table.value[1]: 3 is not known"),
         ("table: {rows: pretraining, columns: seed, reference: T99}",
          "6: table.reference: no published table is called 'T99'; did you mean 'T9'"),
@@ -82,6 +95,10 @@ def test_a_file_is_read(tmp_path: Path) -> None:
          "6: claims[0].per: no axis is called 'task'"),
         ("claims: [{that: random < language, axis: pretraining, paired_by: sed}]",
          "6: claims[0].paired_by: no axis is called 'sed'; did you mean 'seed'"),
+        ("pack: on", "6: pack: 'on' is neither auto, off nor a number of trials from 1 on"),
+        ("pack: 0", "6: pack: 0 is neither"),
+        ("pack: true", "6: pack: true is neither"),
+        ("pack: '4'", "6: pack: '4' is neither"),
         ("keep: {traned: true}", "6: keep.traned: no such field; did you mean 'trained'"),
         ("include: [{trail: {}}]", "6: include[0].trail: no such field; did you mean 'trial'"),
         ("zip: [{seed: []}]", "6: zip[0].seed: has no points"),
@@ -94,6 +111,16 @@ def test_problems_with_the_structure(tmp_path: Path, addition: str, told: str) -
     found = problems_of(tmp_path, GOOD + addition + "\n")
     assert len(found) == 1
     assert found[0].startswith(told)
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [("", "auto"), ("pack: off", "off"), ("pack: 4", 4), ("pack: auto", "auto")],
+)
+def test_packs_may_be_left_to_us(tmp_path: Path, written: str, meant: object) -> None:
+    file = tmp_path / "sweep.yaml"
+    file.write_text(f"{GOOD}{written}\n")
+    assert load(file).pack == meant  # `off` is a word in YAML 1.2
 
 
 def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
@@ -143,7 +170,8 @@ def test_every_path_field_of_a_task_is_known() -> None:
 
 
 def test_metrics_are_numeric_columns_of_a_trial() -> None:
-    for name in METRICS:
+    assert CONVERGENCE not in TRIALS.schema.names
+    for name in set(METRICS) - {CONVERGENCE}:
         kind = TRIALS.schema.field(name).type
         assert kinds.is_floating(kind) or kinds.is_integer(kind)
 
@@ -192,6 +220,9 @@ def test_shipped_files_fit_the_json_schema_and_name_it(file: Path) -> None:
         {"sweep": "X y"},
         {"axes": {"seed": [0]}},
         {"sweep": "x", "trial": {"learning_rate": -1}},
+        {"sweep": "x", "exclude": [{"task": "mnist", "missing": 3}]},
+        {"sweep": "x", "exclude": [{}]},
+        {"sweep": "x", "table": {"rows": "task", "convergence": {"smoothing": 0}}},
     ],
 )
 def test_the_json_schema_refuses(content: Any) -> None:
@@ -209,6 +240,8 @@ def test_the_json_schema_refuses(content: Any) -> None:
         {"sweep": "x", "axes": {"task.bits": [1], "pretraining": ["mine"]}},
         {"sweep": "x", "zip": [{"seed": [1], "steps": [2]}], "exclude": [{"seed": [1, 2]}]},
         {"sweep": "x", "defaults": {"task": {"bit-xor": {"steps": 3}}}},
+        {"sweep": "x", "exclude": [{"task": "mnist", "missing": "../data"}, {"present": "x"}]},
+        {"sweep": "x", "table": {"rows": "task", "value": ["test_loss"], "convergence": {}}},
     ],
 )
 def test_the_json_schema_accepts(content: Any) -> None:
@@ -218,7 +251,7 @@ def test_the_json_schema_accepts(content: Any) -> None:
 def test_every_field_is_described() -> None:
     models: list[type[BaseModel]] = [
         TrialConfig, schema.SweepFile, schema.Block, schema.TableSpec, schema.ClaimSpec,
-        schema.KeepSpec,
+        schema.KeepSpec, schema.ConvergenceSpec,
     ]  # fmt: skip
     for model in models:
         for name, field in model.model_fields.items():

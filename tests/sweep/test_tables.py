@@ -244,6 +244,22 @@ table:
     assert rows[2] == ["paper, T3", "100 (+0.0)"]
     assert rows[4] == ["paper, T3", "50.0 [?]"]
     assert "- [?] unverified" in table.to_markdown()
+    # Greyer than a figure that can be relied upon, in every format that has greys.
+    assert "<td>100 (+0.0)</td>" in table.to_html()
+    assert '<td class="weak">50.0<sup>?</sup></td>' in table.to_html()
+    assert r"\textcolor{black!55}{100 (+0.0)}" in table.to_latex()
+    assert r"\textcolor{black!40}{\textit{50.0\textsuperscript{?}}}" in table.to_latex()
+    terminal = io.StringIO()
+    Console(width=80, file=terminal, force_terminal=True, color_system="standard").print(
+        table.to_rich()
+    )
+    styles = dict(
+        re.findall(r"\x1b\[([\d;]+)m *(100 \(\+0\.0\)|50\.0 \[\?\])", terminal.getvalue())
+    )
+    assert styles == {"2": "100 (+0.0)", "2;3": "50.0 [?]"}
+    lines = list(csv.DictReader(io.StringIO(table.to_csv())))
+    assert [line["published_trust"] for line in lines] == ["reported", "unverified"]
+    assert [line["difference"] for line in lines] == ["0.0", ""]
 
 
 def test_a_cell_that_mixes_configs_is_refused(make: Make) -> None:
@@ -284,7 +300,7 @@ table: {rows: backbone, value: [test_accuracy, parameters, train_loss]}
 
     assert rows[0] == ["backbone", "test accuracy", "parameters", "train loss"]
     # t(0.975, 1) = 12.7062, and the standard error of 0.5 and 1.5 is 0.5.
-    assert rows[1] == ["small", "50.0 ± 0.0", "117,000,000 ± 0", "1.00 ± 6.35"]
+    assert rows[1] == ["small", "50.0 ± 0.0", "117,000,000", "1.00 ± 6.35"]
     assert rows[3] == ["trivial baseline", "50.0 [a]", "", ""]
 
 
@@ -299,6 +315,159 @@ def test_a_reference_in_steps_stands_beside_steps(make: Make) -> None:
     assert rows[2][1] == "500 (+0)"
     assert rows[4][2] == "40,000 (-39,500)"
     assert [row[0] for row in rows[1:]] == ["language", "paper, T6", "random", "paper, T6"]
+
+
+SIZES = """\
+sweep: size
+trial: {task: cifar10, steps: 500000, protocol: paper}
+axes:
+  size: [{label: base, backbone: gpt2}, {label: medium, backbone: {name: gpt2, size: medium}}]
+  pretraining: [language, random]
+  seed: [0, 1]
+table:
+  rows: size
+  columns: pretraining
+  value: [layers, parameters, parameters_trained, test_accuracy]
+  reference: T8
+"""
+
+
+def test_a_fact_is_printed_once_beside_its_published_figure(make: Make) -> None:
+    sweep, ledger = make(SIZES)
+    counts = {"parameters": 85_000_000, "parameters_trained": 132_874}
+    commit(
+        sweep, ledger,
+        lambda point: None if point.labels["size"] == "medium" and seed(point) else
+        counts | {"test_accuracy": 0.682 if is_cell(point, "language") else 0.617},
+    )  # fmt: skip
+    table = build(sweep, ledger)
+
+    rows = markdown_rows(table.to_markdown())
+
+    assert rows[0] == ["size", "layers", "parameters", "parameters trained", "language", "random"]
+    assert rows[1] == ["base", "12", "85,000,000", "132,874", "68.2 ± 0.0", "61.7 ± 0.0"]
+    assert rows[2] == [
+        "paper, T8", "12 (+0)", "117,000,000 [†]", "106,000 [†]", "68.2 (+0.0)", "61.7 (+0.0)"
+    ]  # fmt: skip
+    assert rows[3][1:] == [
+        "24 (1/2)", "85,000,000 (1/2)", "132,874 (1/2)", "68.2 (1/2)", "61.7 (1/2)"
+    ]  # fmt: skip
+    text = table.to_markdown()
+    assert "- test accuracy, per cent: mean ± half-width" in text
+    note = text.partition("[†] not comparable: ")[2].splitlines()[0]
+    assert {part.partition(" there")[0] for part in note.split("; ")} == {
+        "base / language, base / random, medium / language, medium / random: counted otherwise"
+    }
+    assert len(table.cells) == 16  # CSV, JSON and frame hold them all
+
+
+def test_facts_that_differ_between_columns_keep_their_labels(make: Make) -> None:
+    sweep, ledger = make(SIZES)
+    commit(
+        sweep, ledger,
+        lambda point: {"parameters": 1000 if is_cell(point, "random") else 2000},
+    )  # fmt: skip
+
+    rows = markdown_rows(build(sweep, ledger).to_markdown())
+
+    assert rows[0] == [
+        "size", "layers", "parameters trained", "language: parameters", "language",
+        "random: parameters", "random",
+    ]  # fmt: skip
+
+
+def test_train_and_test_beside_each_other(make: Make) -> None:
+    text = """\
+sweep: fit
+trial: {task: cifar10-lra, steps: 500000, protocol: paper, evaluation: {training_set: 100}}
+axes:
+  model: [{label: fpt, backbone: gpt2}, {label: vanilla-transformer, backbone: bert}]
+  seed: [0, 1]
+table:
+  rows: model
+  value: [layers, test_accuracy, training_set_accuracy, training_set_loss]
+  reference: T7
+"""
+    sweep, ledger = make(text)
+    fitted = {"training_set_accuracy": 0.4, "training_set_loss": 1.5, "test_accuracy": 0.386}
+    commit(sweep, ledger, lambda point: fitted if is_cell(point, "fpt") else {})
+    table = build(sweep, ledger)
+
+    rows = markdown_rows(table.to_markdown())
+
+    assert rows[0][1:] == ["layers", "test accuracy", "training set accuracy", "training set loss"]
+    assert rows[1] == ["fpt", "12", "38.6 ± 0.0", "40.0 ± 0.0", "1.50 ± 0.00"]
+    assert rows[2] == ["paper, T7", "12 (+0)", "38.6 (+0.0)", "38.5 (+1.5)", ""]
+    # Trained without `evaluation.training_set`, or before there was one.
+    assert rows[3][3:] == ["none", "none"]
+    assert rows[4] == ["paper, T7", "3 [†]", "42 [†]", "70 [†]", ""]
+    assert "figure of another model and code" in table.to_markdown()
+
+
+CONVERGENCE = PAPER.replace(
+    "reference: T2",
+    "reference: T6, value: steps_to_convergence, convergence: {tolerance: 0.02, smoothing: 2}",
+)
+
+
+def curve(rises_at: int | None, split: str, last: int = 1000) -> list[dict[str, Any]]:
+    """Evaluations every 100 steps: 0.5, and 0.9 from `rises_at` on; never a plateau if None."""
+    return [
+        {"step": step, "split": split, "loss": 1.0,
+         "accuracy": step / 2000 if rises_at is None else 0.5 + 0.4 * (step >= rises_at)}
+        for step in range(100, last + 1, 100)
+    ]  # fmt: skip
+
+
+def test_steps_to_convergence_come_from_the_curves_of_the_tables_trials(make: Make) -> None:
+    sweep, ledger = make(CONVERGENCE)
+    rises = {"languagebit-xor": [300, 400, 500], "languagebit-memory": [300, None, 600]}
+    for point in sweep.points:
+        rise = rises.get(point.labels["pretraining"] + point.labels["task"], [None] * 3)
+        ledger.commit(trial_row(point))
+        # Protocol paper: the test batches are the curve; other splits must not count.
+        ledger.append_curve(point.trial_id, "a1", 0, curve(rise[seed(point)], "test"))
+        ledger.append_curve(point.trial_id, "a1", 1, curve(100, "train"))
+    table = build(sweep, ledger)
+
+    rows = markdown_rows(table.to_markdown())
+
+    # A window of two ends one evaluation after its own: no delay. Mean of 300, 400, 500.
+    assert table.cells["language", "bit-xor", "steps_to_convergence"].values == (300, 400, 500)
+    assert rows[1] == ["language", "400 ± 248", "450 ± 1,906 [a]"]
+    assert rows[2] == ["paper, T6", "500 (-100)", "10,000 [†]"]
+    assert rows[3] == ["random", "none [b]", "none [b]"]
+    assert rows[4] == ["paper, T6", "20,000 [†]", "40,000 [†]"]
+    text = table.to_markdown()
+    left_out = "1 of 3 not converged in 1,000 steps: left out, so that the mean is too low"
+    assert f"- [a] {left_out}" in text
+    assert "- [b] 3 of 3 not converged in 1,000 steps: left out\n" in text
+    assert "averaged over 2 evaluations, stays within 2 points of its plateau; the proto" in text
+    assert "trials that did not converge are left out" in text
+    record = table.cells["language", "bit-memory", "steps_to_convergence"].record()
+    assert record["unconverged"] == ["not converged in 1,000 steps"]
+
+
+def test_convergence_is_of_the_validation_split_where_there_is_one(make: Make) -> None:
+    sweep, ledger = make(CONVERGENCE.replace("protocol: paper", "protocol: sound"))
+    ended = sweep.points[:3]  # language / bit-xor
+    for point in ended:
+        diverged = seed(point) == 2
+        ledger.commit(trial_row(point, outcome="diverged" if diverged else "done"))
+        short = curve(200, "validation", last=300 if seed(point) == 1 else 1000)
+        ledger.append_curve(point.trial_id, "a1", 0, short)
+        ledger.append_curve(point.trial_id, "a1", 1, [{"step": 1000, "split": "test"}])
+    table = build(sweep, ledger)
+
+    cell = table.cells["language", "bit-xor", "steps_to_convergence"]
+    assert cell.values == (200,)
+    assert cell.unconverged == ("with fewer than 4 evaluations",)
+    rows = markdown_rows(table.to_markdown())
+    assert rows[1] == ["language", "200 [a,b]", "0/3"]
+    text = table.to_markdown()
+    assert "- [a] 1 of 3 diverged; without a figure, and left out: 1\n" in text
+    assert "- [b] 1 of 3 with fewer than 4 evaluations: left out" in text
+    assert "test batches" not in text
 
 
 def test_baselines_stand_beside_rows_that_are_tasks(make: Make) -> None:

@@ -4,7 +4,6 @@ import hashlib
 import json
 import pickle
 import random
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,10 +16,9 @@ from hypothesis import strategies as st
 from fpt.config import TrialConfig
 from sweep import trials
 from sweep.schema import SweepFileError
-from sweep.trials import Sweep, cell_id, load, trial_id
+from sweep.trials import Sweep, cell_id, hashed, load, trial_id
 
 ROOT = Path(__file__).parents[2]
-SHIPPED = sorted((ROOT / "experiments").rglob("*.yaml"))
 
 SMALL = {"name": "gpt2", "layers": 2, "width": 32, "heads": 2}
 HEAD = """\
@@ -76,7 +74,7 @@ def test_ids_are_these() -> None:
 
 
 def test_an_id_is_a_digest_of_canonical_json() -> None:
-    identity = {"identity_version": 1, **config().identity()}
+    identity = {"identity_version": 1, **hashed(config().identity())}
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
     assert trial_id(config()) == hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -322,6 +320,78 @@ def test_patterns_leave_trials_out(tmp_path: Path, pattern: str, left: set[str])
     assert set(labels(expand(tmp_path, text))) == left
 
 
+CONDITIONAL = HEAD + (
+    "axes:\n  task: [bit-xor, {name: mnist, folder: data/mnist}, {label: d, task: digits}]\n"
+    "  seed: [0, 1]\n"
+    "exclude:\n"
+    "- {task: mnist, missing: data/mnist}\n"
+    "- {task: [d, nothing], present: data/mnist}\n"
+)
+
+
+def test_patterns_that_hold_where_a_path_is_missing_or_present(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without = expand(tmp_path, CONDITIONAL)
+    (tmp_path / "data/mnist").mkdir(parents=True)
+    problems = problems_of(tmp_path, CONDITIONAL)  # the folder is empty, which is told now
+    (tmp_path / "data/mnist").rmdir()
+    (tmp_path / "elsewhere/mnist").mkdir(parents=True)
+    (tmp_path / "elsewhere/digits").touch()
+    monkeypatch.setenv("HERE", str(tmp_path / "elsewhere"))
+    with_ = expand(
+        tmp_path,
+        CONDITIONAL.replace("{task: mnist, missing: data", "{task: mnist, missing: $THERE")
+        .replace("present: data", "present: $HERE"),
+    )  # fmt: skip
+
+    assert labels(without) == ["bit-xor/0", "bit-xor/1", "d/0", "d/1"]
+    assert [str(one) for one in without.left_out] == [
+        "2 trials of task mnist: data/mnist is not there"
+    ]
+    assert all("mnist" in one for one in problems)
+    assert labels(with_) == ["bit-xor/0", "bit-xor/1"]
+    assert [str(one) for one in with_.left_out] == [
+        "2 trials of task mnist: $THERE/mnist is not there",
+        "2 trials of task d or nothing: $HERE/mnist is there",
+    ]
+
+
+def test_a_block_may_be_left_out_whole_and_an_unconditional_pattern_is_not_told(
+    tmp_path: Path,
+) -> None:
+    text = HEAD + (
+        "axes:\n  task: [bit-xor]\n  seed: [0, 1]\n"
+        "include:\n- trial: {dropout: 0}\n  exclude: [{missing: there}, {seed: 0}]\n"
+    )
+    sweep = expand(tmp_path, text)
+    assert labels(sweep) == ["bit-xor/0", "bit-xor/1"]
+    assert [str(one) for one in sweep.left_out] == ["1 trial: there is not there"]
+    (tmp_path / "there").touch()
+    assert labels(expand(tmp_path, text)) == ["bit-xor/0", "bit-xor/1", "bit-xor/1"]
+
+
+@pytest.mark.parametrize(
+    ("path", "there"),
+    [
+        ("package:fpt", True),
+        ("package:fpt/shipped/english", True),
+        ("package:fpt/shipped/klingon", False),
+        ("package:fpt.tasks", True),
+        ("package:no_such_package/model", False),
+        ("package:no_such_package.inner", False),
+        ("package:", False),
+        (".", True),
+        ("~", True),
+        ("/nowhere/at/all", False),
+    ],
+)
+def test_what_is_on_this_machine(tmp_path: Path, path: str, there: bool) -> None:
+    text = HEAD + "axes:\n  task: [bit-xor]\n  seed: [0, 1]\n"
+    sweep = expand(tmp_path, text + f"exclude: [{{seed: 0, missing: '{path}'}}]\n")
+    assert labels(sweep) == ["bit-xor/0", "bit-xor/1"][not there :]
+
+
 def test_what_would_be_wrong_may_be_left_out(tmp_path: Path) -> None:
     text = HEAD.replace("layers: 2, width: 32, heads: 2", "size: base") + (
         "axes:\n  backbone.name: [gpt2, bert]\n  task: [bit-xor, {name: text, path: .}]\n"
@@ -476,6 +546,13 @@ BODY = "axes:\n  task: [bit-xor]\n  seed: [0]\n"
         (BODY + "defaults: {tusk: {bit-xor: {steps: 3}}}\n",
          ["9: defaults.tusk: neither a field of the trial nor an axis; did you mean 'task'"]),
         (BODY + "exclude: [{seed: 7}]\n", ["9: exclude[0]: leaves out nothing"]),
+        (BODY + "exclude: [{seed: 7, missing: .}]\n", ["9: exclude[0]: leaves out nothing"]),
+        (BODY + "exclude: [{seed: 7, missing: nowhere}]\n", ["9: exclude[0]: leaves out nothing"]),
+        (BODY + "exclude: [{}]\n", ["9: exclude[0]: leaves out nothing"]),
+        (BODY + "exclude: [{seed: 0, missing: 3}]\n",
+         ["9: exclude[0].missing: has to be a path, from the sweep file's folder, or package:"]),
+        (BODY + "exclude: [{seed: 0, missing: a, present: b}]\n",
+         ["9: exclude[0]: missing and present in one pattern; give each a pattern of its own"]),
         (BODY + "exclude: [{sed: 0}]\n",
          ["9: exclude[0].sed: neither a field of the trial nor an axis; did you mean 'seed'"]),
         # Pretrainings.
@@ -670,21 +747,6 @@ def test_whatever_is_written_is_read_or_told(
 
 
 # --- what ships
-
-
-def test_files_ship() -> None:
-    assert len(SHIPPED) == 2
-
-
-@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
-def test_shipped_files_expand_to_what_their_headers_say(
-    file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("FPT_SWEEP_DATA", "/nowhere")
-    sweep = load(file)
-    told = re.search(r"^#   trials +([\d,]*\d)", file.read_text(encoding="utf-8"), re.MULTILINE)
-    assert told is not None
-    assert int(told[1].replace(",", "")) == len(sweep.points)
 
 
 def test_the_quickstart() -> None:

@@ -50,6 +50,7 @@ class StandIn(Iterator[Any]):
     def __init__(self, trials: Any, device: str, state: Any, backbones: Any, log_every: int):
         self.trials, self.backbones, self.given = trials, backbones, state
         self.outcomes: dict[int, Any] = {}
+        self.failures: dict[int, Exception] = {}
         self.at = dict.fromkeys(range(len(trials)), 0)
         self.outcome = "done"
         self._queue = [
@@ -75,7 +76,8 @@ class StandIn(Iterator[Any]):
     def _outcome(self, k: int) -> Any:
         return SimpleNamespace(
             outcome=self.outcome, stopped="steps", steps=self.at[k], best_step=self.at[k],
-            train_loss=0.1, train_accuracy=0.9, validation_loss=0.2, validation_accuracy=0.8,
+            train_loss=0.1, train_accuracy=0.9, training_set_loss=0.15,
+            training_set_accuracy=0.85, validation_loss=0.2, validation_accuracy=0.8,
             test_loss=0.3, test_accuracy=0.7, seconds=self.at[k] * 0.1, examples=self.at[k] * 16,
             groups={
                 "input": {"tensors": 2, "parameters": 20, "trained": 20},
@@ -119,6 +121,7 @@ def test_a_trial_leaves_a_row_a_curve_and_a_state(ledger: Ledger) -> None:
     assert json.loads(row["config"]) == trial.config.identity()
     assert row["baseline_accuracy"] == trial.config.task.baseline("sound").accuracy
     assert (row["parameters"], row["parameters_trained"]) == (120, 20)
+    assert (row["training_set_loss"], row["training_set_accuracy"]) == (0.15, 0.85)
     assert (row["attempt"], row["attempts"], row["pack_size"]) == (attempt.attempt, 1, 1)
     assert row["started_at"] <= row["finished_at"]
     assert all(row[name] is not None for name in ("host", "device_name", "version", "versions"))
@@ -345,6 +348,106 @@ def test_a_pack_settles_each_of_its_trials(ledger: Ledger) -> None:
     assert [r.status for r in results] == ["done"] * 3
     assert ledger.done() == {p.trial_id for p in trials}
     assert ledger.trials().column("pack_size").to_pylist() == [3, 3, 3]
+
+
+def test_a_pack_that_raises_as_a_whole_is_no_members_failure_yet(ledger: Ledger) -> None:
+    trials = [point(seed) for seed in range(3)]
+
+    results = run_pack(job(*trials), ledger, train=lambda *_, **__: 1 / 0)  # type: ignore[arg-type]
+
+    assert [(r.status, r.cause, r.undecided) for r in results] == [("failed", "code", True)] * 3
+    assert results[0].message == "division by zero"
+    assert ledger.failures().num_rows == 0  # it would wait for a person
+    (result,) = run_pack(job(trials[0]), ledger, train=lambda *_, **__: 1 / 0)  # type: ignore[arg-type]
+    assert not result.undecided
+    assert ledger.failures().num_rows == 1
+
+
+def test_data_that_is_missing_is_missing_to_every_member(ledger: Ledger) -> None:
+    def missing(*_: Any, **__: Any) -> Any:
+        raise DataError("no such folder")
+
+    results = run_pack(job(point(0), point(1)), ledger, train=missing)
+
+    assert [(r.cause, r.undecided) for r in results] == [("data", False)] * 2
+    assert ledger.failures().num_rows == 2
+
+
+def test_what_the_environment_did_to_a_pack_is_noted_of_each_member(ledger: Ledger) -> None:
+    def full(*_: Any, **__: Any) -> Any:
+        raise MemoryError("too large")
+
+    with pytest.raises(EndWorkerError) as raised:
+        run_pack(job(point(0), point(1)), ledger, train=full)
+
+    assert [(r.cause, r.undecided) for r in raised.value.results] == [("memory", False)] * 2
+    assert ledger.failures().column("cause").to_pylist() == ["memory"] * 2
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"), [(DataError("row 7 is gone"), "data"), (KeyError("a bug"), "code")]
+)
+def test_a_member_whose_data_raises_fails_and_the_others_are_committed(
+    ledger: Ledger, error: Exception, cause: str
+) -> None:
+    class Broken(StandIn):
+        def __next__(self) -> Any:
+            self._queue = [one for one in self._queue if one[0] != 1 or one[1] < 20]
+            if not self._queue:
+                raise self.failures[1]
+            record = super().__next__()
+            if record.step == 20:
+                self.failures[1] = error
+            return record
+
+    trials = [point(seed) for seed in range(3)]
+
+    results = {r.trial_id: r for r in run_pack(job(*trials), ledger, train=Broken)}
+
+    assert [results[p.trial_id].status for p in trials] == ["done", "failed", "done"]
+    (row,) = ledger.failures().to_pylist()
+    assert (row["trial_id"], row["cause"], row["step"]) == (trials[1].trial_id, cause, 10)
+    assert ledger.done() == {trials[0].trial_id, trials[2].trial_id}
+
+
+def test_an_exception_that_is_no_members_is_the_packs(ledger: Ledger) -> None:
+    class Broken(StandIn):
+        def __next__(self) -> Any:
+            self.failures[1] = DataError("gone")
+            if self.at[0] == 10:
+                raise ZeroDivisionError("a bug")
+            return super().__next__()
+
+    trials = [point(seed) for seed in range(3)]
+
+    results = {r.trial_id: r for r in run_pack(job(*trials), ledger, train=Broken)}
+
+    assert [results[p.trial_id].undecided for p in trials] == [True, False, True]
+    assert ledger.failures().column("trial_id").to_pylist() == [trials[1].trial_id]
+
+
+def test_the_size_of_a_pack_is_that_of_those_who_trained(ledger: Ledger) -> None:
+    trials = [point(seed) for seed in range(3)]
+    run(ledger, job(trials[1]))
+
+    results = run_pack(job(*trials), ledger, train=StandIn)
+
+    assert {r.message for r in results if r.trial_id == trials[1].trial_id} == {
+        "finished elsewhere"
+    }
+    size = {row["trial_id"]: row["pack_size"] for row in ledger.trials().to_pylist()}
+    assert [size[p.trial_id] for p in trials] == [2, 1, 2]
+
+
+def test_a_member_whose_data_differs_here_is_refused_and_the_others_train(ledger: Ledger) -> None:
+    planned = replace(point(7), trial_id="0123456789ab")
+
+    results = run_pack(job(point(0), planned, point(1)), ledger, train=StandIn)
+
+    assert {r.trial_id: r.status for r in results} == {
+        "0123456789ab": "failed", point(0).trial_id: "done", point(1).trial_id: "done",
+    }  # fmt: skip
+    assert set(ledger.trials().column("pack_size").to_pylist()) == {2}
 
 
 def test_data_that_differs_on_a_worker_is_refused(ledger: Ledger) -> None:
