@@ -31,6 +31,7 @@ trial:
   backbone: {{name: gpt2, layers: 1, width: 8, heads: 1}}
   pretraining: random
   steps: 10
+pack: off
 axes:
   seed: {seeds}
 """
@@ -47,6 +48,7 @@ class Nothing(Iterator[Any]):
     def __init__(self, trials: Any, **options: Any) -> None:
         self.trials = trials
         self.outcomes: dict[int, Any] = {}
+        self.failures: dict[int, Exception] = {}
 
     def __next__(self) -> Any:
         if self.outcomes:
@@ -54,9 +56,10 @@ class Nothing(Iterator[Any]):
         state = SimpleNamespace(step=10, to_bytes=lambda: bytes(10_000))
         self.outcomes[0] = SimpleNamespace(
             outcome="done", stopped="steps", steps=10, best_step=10, train_loss=0.1,
-            train_accuracy=0.9, validation_loss=0.2, validation_accuracy=0.8, test_loss=0.3,
-            test_accuracy=0.7, seconds=0.1, examples=160, groups={}, backbone_digest="b" * 64,
-            data_digest=None, state=state,
+            train_accuracy=0.9, training_set_loss=None, training_set_accuracy=None,
+            validation_loss=0.2, validation_accuracy=0.8, test_loss=0.3, test_accuracy=0.7,
+            seconds=0.1, examples=160, groups={}, backbone_digest="b" * 64, data_digest=None,
+            state=state,
         )  # fmt: skip
         return SimpleNamespace(
             trial=0, step=10, split="train", loss=0.1, accuracy=0.9, seconds=0.1, examples=160
