@@ -134,7 +134,7 @@ def rows(quick: bool) -> dict[str, Row]:
         Row("tiny, 160 rows", xor, 16, 16, tiny, steps=10),
         Row("tiny, 160 rows, dropout 0.1", xor, 16, 16, tiny, dropout=0.1, steps=10),
     ]
-    return {row.name: row for row in all_rows}
+    return {row.name: replace(row, steps=1) if quick else row for row in all_rows}
 
 
 class PaperModel(nn.Module):
@@ -165,7 +165,8 @@ class PaperModel(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, T, F) to (B x P, classes)."""
         states = self.transformer(inputs_embeds=self.input(x)).last_hidden_state
-        return self.output(states[:, -self.shape.readout :]).reshape(-1, self.shape.classes)
+        logits: torch.Tensor = self.output(states[:, -self.shape.readout :])
+        return logits.reshape(-1, self.shape.classes)
 
 
 Turn = Callable[[int], None]
@@ -225,10 +226,10 @@ def ours(row: Row, count: int, *, draws: bool = False, turn: int | None = None) 
     return take
 
 
-def cpu_seconds(work: Callable[[], None]) -> float:
-    """CPU time of a call."""
+def cpu_seconds(turn: Turn, steps: int) -> float:
+    """CPU time of a turn."""
     began = time.process_time()
-    work()
+    turn(steps)
     return time.process_time() - began
 
 
@@ -256,7 +257,7 @@ def measure(row: Row, rounds: int) -> Timing:
     seconds: dict[str, list[float]] = {name: [] for name in rivals}
     for number in range(rounds + 1):
         for name, (turn, count) in rivals.items():
-            spent = cpu_seconds(lambda turn=turn: turn(row.steps))
+            spent = cpu_seconds(turn, row.steps)
             if number:  # the first round warms up
                 seconds[name].append(spent / row.steps / count)
     return Timing(row, seconds)
@@ -357,11 +358,11 @@ def shares(row: Row, count: int) -> Counter[str]:
             turn(steps)
     spent: Counter[str] = Counter()
     for event in seen.events() or ():
-        above, kind = event, None
-        while above is not None and kind is None:
-            kind = above.name if above.name in RANGES else None
+        kind = next((k for k, r in KINDS.items() if re.match(r, event.name)), STEP)
+        above = event
+        while above is not None:
+            kind = above.name if above.name in RANGES else kind
             above = above.cpu_parent
-        kind = kind or next((k for k, r in KINDS.items() if re.match(r, event.name)), STEP)
         spent[kind] += event.self_cpu_time_total / steps / count
     return spent
 
@@ -420,6 +421,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     table = rows(options.quick)
+    small = "quick, not the bar's shapes: " if options.quick else ""
     if options.memory:
         print(json.dumps(peak_megabytes(table[options.memory], options.members)))
         return
@@ -438,7 +440,7 @@ def main() -> None:
             print(f"{row.name:28} n/a: {reason}")
         if row.name in BARS:
             rival, must, aim = BARS[row.name]
-            name = f"{row.name}: pack of {row.pack} against {rival}, x"
+            name = f"{small}{row.name}: pack of {row.pack} against {rival}, x"
             if reason is None:
                 value, low, high = timing.ratio(rival, f"pack of {row.pack}")
                 spread = {"range": [round(low, 3), round(high, 3)]}
@@ -449,15 +451,16 @@ def main() -> None:
 
     print("\nresident memory, MB: peak in a step, and between steps")
     for row in wanted:
-        if row.name not in MEMORY:
+        if row.name not in MEMORY or (options.quick and row.name != "bit-xor"):
             continue
         few, many, must, aim = MEMORY[row.name]
         sizes = {n: memory_of(row, n, options.quick) for n in (0, few, many)}
         for count, found in sizes.items():
             who = f"pack of {count}" if count else "paper"
             print(f"{row.name:28} {who:11} {found['peak']:8.0f} {found['between']:8.0f}")
+        name = f"{small}{row.name}: memory of a further member, MB"
         further = (sizes[many]["peak"] - sizes[few]["peak"]) / (many - few)
-        bars.append(bar(f"{row.name}: memory of a further member, MB", further, must, aim, "lower"))
+        bars.append(bar(name, further, must, aim, "lower"))
 
     if options.quickstart:
         seconds = {pack: quickstart_seconds(pack) for pack in ("off", "auto")}

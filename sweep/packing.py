@@ -1,10 +1,10 @@
 """Which trials of a plan train side by side: by rows, by memory, and so that no worker idles.
 
-A row is a token of an example. A step costs as much as its rows, and then as much again as a fixed
-number of rows more, however few it has: that part is what the members of a pack share. So a pack
-pays where trials have few rows, up to a total beyond which it saves memory and no time. All this is
-by formula, without torch; where the ledger has measured that trials are no quicker in a pack than
-alone, they are left alone.
+A row is a token of an example. A step costs what its rows cost and, however few they are, what a
+fixed number of rows more would: this part the members of a pack share. So a pack pays where trials
+have few rows, up to a total beyond which it saves memory and no time. All this is by formula,
+without torch; where the ledger has measured that trials are no quicker in a pack than alone, they
+are left alone.
 
 Workers come before packs: three trials on two cores are a pack of two and one alone.
 """
