@@ -1,6 +1,6 @@
 """What a training step costs: trials alone and in packs, against the loop of the paper's code.
 
-    python benchmarks/throughput.py [--quick] [--rounds 5] [--only REGEX] [--quickstart]
+    python benchmarks/throughput.py [--quick] [--rounds 3] [--only REGEX] [--quickstart]
 
 Times are CPU time of this process, at one thread, per step of one trial: what a worker a core gets.
 Rivals take turns in one run; a ratio is the median over the rounds of the two times of one round,
@@ -347,7 +347,7 @@ def shares(row: Row, count: int) -> Counter[str]:
 
         return inside
 
-    steps = 2
+    steps = max(2, 20 // count)
     turn = ours(row, count, draws=True, turn=steps)
     turn(steps)
     with ExitStack() as stack:
@@ -413,7 +413,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="small shapes and two rounds")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default="", help="regular expression: rows to measure")
     parser.add_argument("--quickstart", action="store_true", help="run the quickstart twice, too")
     parser.add_argument("--memory", help="print the memory of a row and end")

@@ -62,11 +62,17 @@ def fits(name: str, kind: str, tokens: int) -> bool:
     return (name, kind) != ("linformer", "trial") or tokens == 10
 
 
-CASES = [(name, kind) for name in TABLE for kind in pretrainings(name)]
+# Of the two tasks, which have more tokens than a table of eight positions, one has vectors for
+# inputs and the other ids.
+CASES = [
+    (name, kind, task)
+    for name in TABLE
+    for kind in pretrainings(name)
+    for task in (["bit-xor", LISTOPS] if kind in ("random", "trial") else [LISTOPS])
+]
 
 
-@pytest.mark.parametrize("task", ["bit-xor", LISTOPS], ids=["bit-xor", "listops"])
-@pytest.mark.parametrize(("name", "kind"), CASES)
+@pytest.mark.parametrize(("name", "kind", "task"), CASES)
 def test_every_backbone_trains_from_every_pretraining(
     name: str, kind: str, task: Any, trial: Any, published: Any, tmp_path: Path
 ) -> None:
