@@ -217,19 +217,23 @@ class Dropout(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Drop each member's elements with its own probability, and scale the rest up."""
-        if not any(self.active(k) for k, rows in enumerate(self.members.rows) if rows):
+        present = [(k, rows) for k, rows in enumerate(self.members.rows) if rows]
+        if not any(self.active(k) for k, _ in present):
             return x
         use = self.use()
-        return self.members.apply(x, lambda k, rows: self.drop(k, rows, use))
+        # One product for all: times 1 a number stays what it is.
+        masks = [
+            self.mask(k, torch.Size((rows, *x.shape[1:])), x.device, use)
+            if self.active(k)
+            else x.new_ones((rows, *x.shape[1:]))
+            for k, rows in present
+        ]
+        return x * (masks[0] if len(masks) == 1 else torch.cat(masks))
 
     def use(self) -> int:
         """The number of this use in the forward pass at hand, counted from 0."""
         self.members.uses[self.site] += 1
         return self.members.uses[self.site] - 1
-
-    def drop(self, k: int, x: Tensor, use: int) -> Tensor:
-        """Member k's mask on its own rows."""
-        return x * self.mask(k, x.shape, x.device, use) if self.active(k) else x
 
     def mask(self, k: int, shape: torch.Size, device: torch.device, use: int) -> Tensor:
         """0 where dropped, 1 / (1 - p) elsewhere; p is rounded to a multiple of 2**-16."""
@@ -240,8 +244,7 @@ class Dropout(nn.Module):
         if device.type == "cpu":
             words = streams.philox(seed, streams.DROPOUT, step, site)
             bits = words.random_raw(-(-shape.numel() // 4)).view(np.uint16)[: shape.numel()]
-            kept = (bits >= threshold).astype(np.float32)
-            kept *= np.float32(scale)
+            kept = np.multiply(bits >= threshold, np.float32(scale), dtype=np.float32)
             return torch.from_numpy(kept).view(shape)
         key = int(streams.philox(seed, streams.DROPOUT, step, site).random_raw()) >> 1
         draws = torch.Generator(device).manual_seed(key)
