@@ -32,8 +32,7 @@ def assign(names: Iterable[str], backbone: BackboneConfig) -> dict[str, Group]:
     for name in names:
         if name.startswith(PREFIX):
             own = name.removeprefix(PREFIX)
-            rules = backbone.row.groups
-            group = next((group for rule, group in rules if re.search(rule, own)), None)
+            group = backbone.row.group(own)
         else:
             group = "input" if name.startswith("input.") else "output"
         if group is None:

@@ -57,9 +57,14 @@ class Members:
     def __post_init__(self) -> None:
         self.steps = self.steps or [0] * len(self.seeds)
 
+    @property
+    def present(self) -> list[int]:
+        """The members that have rows in the batch at hand."""
+        return [k for k, rows in enumerate(self.rows) if rows]
+
     def pieces(self, x: Tensor) -> Iterator[tuple[int, Tensor]]:
         """(member, its rows of x) for every member present."""
-        present = [k for k, rows in enumerate(self.rows) if rows]
+        present = self.present
         # One split, and not a slice a member: the gradient of a slice is as large as x.
         parts = [x] if len(present) == 1 else torch.split(x, [self.rows[k] for k in present])
         yield from zip(present, parts, strict=True)
@@ -118,7 +123,7 @@ class MemberNorm(MemberLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise each row and apply its member's gain and bias."""
-        present = [k for k, rows in enumerate(self.members.rows) if rows]
+        present = self.members.present
         gains, biases = [self.weight[k] for k in present], [self.bias[k] for k in present]
         if len(present) == 1:
             return F.layer_norm(x, x.shape[-1:], gains[0], biases[0], self.eps)
@@ -334,8 +339,7 @@ def attention(
 
     # Neighbours that both drop, or both do not, are computed together: the form of a member's sums
     # must not depend on what the others do.
-    present = [k for k, rows in enumerate(members.rows) if rows]
-    runs = [(drops, list(ks)) for drops, ks in itertools.groupby(present, dropout.active)]
+    runs = [(drops, list(ks)) for drops, ks in itertools.groupby(members.present, dropout.active)]
     sizes = [sum(members.rows[k] for k in ks) for _, ks in runs]
     masks = [None] * len(runs) if attention_mask is None else torch.split(attention_mask, sizes)
     done = []

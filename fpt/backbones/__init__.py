@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -69,6 +70,10 @@ class Backbone:
         """The groups that a trial of it may train, sorted."""
         own = {group for _, group in self.groups} - {"token", "head"}
         return tuple(sorted(own | {"input", "output"}))
+
+    def group(self, name: str) -> Group | None:
+        """The group of a parameter by its own name; None: no rule takes it."""
+        return next((group for rule, group in self.groups if re.search(rule, name)), None)
 
 
 _NORM: tuple[str, Group] = (r"(^|\.)norm(_\w+)?\.", "norm")

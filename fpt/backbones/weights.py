@@ -37,7 +37,7 @@ from fpt.content import DataError
 from fpt.extension import imported
 
 if TYPE_CHECKING:
-    from fpt.backbones import Backbone, Group
+    from fpt.backbones import Backbone
     from fpt.config import TrialConfig
 
 DEVIATION = 0.02
@@ -87,9 +87,7 @@ def initial(
     first = row.first_position
     if first:
         stored |= {
-            name: tensor[first:]
-            for name, tensor in stored.items()
-            if _group(name, row) == "position"
+            name: tensor[first:] for name, tensor in stored.items() if row.group(name) == "position"
         }
     published = {name: shape for name, shape in shapes.items() if not re.search(row.own, name)}
     read = _select(stored, published, file)
@@ -169,10 +167,6 @@ def _own_names(
 
     # "transformer." stands before all of GPT-2's names, and before some of DistilBERT's own.
     return max((named(prefix) for prefix in _PREFIXES), key=lambda own: len(own.keys() & wanted))
-
-
-def _group(name: str, row: Backbone) -> Group | None:
-    return next((group for rule, group in row.groups if re.search(rule, name)), None)
 
 
 def weights_file(weights: str) -> Path:
