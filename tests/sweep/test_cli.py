@@ -223,9 +223,9 @@ def test_show_says_which_trials_there_are(file: Path, command: Command) -> None:
 def test_an_ambiguous_trial_is_refused_with_candidates() -> None:
     known = {"aa0000000000", "ab0000000000", "ba0000000000"}
 
-    with pytest.raises(cli.UserError, match="aa0000000000, ab0000000000; give more"):
-        cli._whole_id("a", known, "results")
-    assert cli._whole_id("b", known, "results") == "ba0000000000"
+    with pytest.raises(cli.common.UserError, match="aa0000000000, ab0000000000; give more"):
+        cli.common.whole_id("a", known, "results")
+    assert cli.common.whole_id("b", known, "results") == "ba0000000000"
 
 
 def test_retry_refuses_a_cause_that_never_waits(file: Path, command: Command) -> None:

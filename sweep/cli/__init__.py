@@ -1,0 +1,39 @@
+"""The command `sweep`. Results go to stdout, everything else to stderr.
+
+Exit codes: 0, every trial is done (a diverged one is done); 1, some are not; 2, the input was
+wrong and nothing was started. A user's mistake is a message; a traceback is a bug of ours. Modules
+that cost seconds to import (Ray, torch, MLflow) are imported by the commands that use them, so that
+validate, plan, status and table answer at once. No option overrides a field of a trial: another
+experiment is another file.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from sweep.cli import files, running, results, models, upkeep  # isort: skip  # as --help lists them
+from sweep.cli.common import UserError, app, say
+
+__all__ = ["app", "files", "main", "models", "results", "running", "upkeep"]
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        app()
+    except Exception as error:
+        if not isinstance(error, _mistakes()):
+            raise
+        say(str(error))
+        sys.exit(2)
+
+
+def _mistakes() -> tuple[type[Exception], ...]:
+    """What a user, a disk or a missing data set did, as opposed to a bug of ours."""
+    from fpt.content import DataError
+    from sweep.driver import ClusterError
+    from sweep.ledger import LedgerError
+    from sweep.schema import SweepFileError
+    from sweep.tracking import MirrorError
+
+    return ClusterError, DataError, LedgerError, MirrorError, SweepFileError, UserError

@@ -1,0 +1,130 @@
+"""What the commands share: the app, arguments that many of them take, words for people."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from sweep.ledger import Ledger
+    from sweep.trials import Point, Sweep
+
+app = typer.Typer(
+    name="sweep",
+    epilog="Begin with: sweep run experiments/quickstart.yaml",
+    no_args_is_help=True,
+    add_completion=False,
+    # A mistake of the user's is told by `main`; what is left is a bug, shown as Python shows it.
+    pretty_exceptions_enable=False,
+)
+
+File = Annotated[Path, typer.Argument(metavar="FILE", help="A sweep file.")]
+Results = Annotated[
+    str,
+    typer.Option(
+        "--results",
+        metavar="URI",
+        envvar="FPT_SWEEP_RESULTS",
+        help="The ledger: a folder, s3://, gs:// or az://.",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout, for programs.")]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        import sweep
+
+        typer.echo(f"fpt-sweep {sweep.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def sweep_command(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """Ablation sweeps for frozen pretrained transformers."""
+
+
+class UserError(Exception):
+    """An argument that this command line cannot follow; the message says what it could."""
+
+
+def say(text: str) -> None:
+    """Tell people something, on stderr."""
+    typer.echo(text, err=True)
+
+
+def show_json(value: Any) -> None:
+    """Print JSON on stdout."""
+    typer.echo(json.dumps(value, indent=2, default=str))
+
+
+def count(number: int, noun: str) -> str:
+    """A number and its noun: 1 trial, 2 trials."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def counted(counts: Mapping[str, int]) -> str:
+    """The counts that are not zero: 12 done, 3 missing."""
+    return ", ".join(f"{number:,} {name}" for name, number in counts.items() if number) or "nothing"
+
+
+def size(sweep: Sweep) -> str:
+    """How many trials a sweep has."""
+    kept = f" and {count(len(sweep.pretrainings), 'pretraining')}" if sweep.pretrainings else ""
+    return count(len(sweep.points), "trial") + kept
+
+
+def where_option(results: str) -> str:
+    """The option that names the ledger, where it is not the default one."""
+    return "" if results == "results" else f" --results {shlex.quote(results)}"
+
+
+def matching(sweep: Sweep, pattern: str) -> list[Point]:
+    """The trials whose label or id matches, at least one."""
+    from fnmatch import fnmatchcase
+
+    found = [
+        p
+        for p in sweep.all
+        if fnmatchcase(p.label, pattern) or (len(pattern) >= 4 and p.trial_id.startswith(pattern))
+    ]
+    if not found:
+        raise UserError(
+            f"{sweep.file}: no trial matches {pattern!r}; labels look like "
+            f"{', '.join(repr(p.label) for p in sweep.all[:3])}"
+        )
+    return found
+
+
+def last_causes(ledger: Ledger) -> dict[str, str]:
+    """Why the last attempt failed, of each trial that is not done and was not forgiven."""
+    rows = ledger.failures().sort_by("at").select(["trial_id", "cause"]).to_pylist()
+    last = {row["trial_id"]: row["cause"] for row in rows}
+    done = ledger.done()
+    return {trial: why for trial, why in last.items() if why != "retried" and trial not in done}
+
+
+def whole_id(prefix: str, known: Iterable[str], where: str) -> str:
+    """The one known id that begins so."""
+    found = sorted(trial for trial in known if trial.startswith(prefix))
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise UserError(
+            f"{where}: no trial begins with {prefix!r}; `sweep plan FILE` lists the ids"
+        )
+    shown: Sequence[str] = found[:5]
+    more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+    raise UserError(f"{where}: {prefix!r} begins {', '.join(shown)}{more}; give more of it")

@@ -1,0 +1,143 @@
+"""Commands before a run: about sweep files, and what they need."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table as Grid
+
+from sweep.cli.common import (
+    AsJson,
+    File,
+    Results,
+    app,
+    count,
+    counted,
+    say,
+    show_json,
+    size,
+)
+
+if TYPE_CHECKING:
+    from sweep.planning import Plan
+
+LISTED = 100
+"""Trials that `plan` lists for people; `--json` lists all."""
+
+
+@app.command(epilog="Example: sweep validate experiments/quickstart.yaml")
+def validate(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Sweep files.")],
+) -> None:
+    """Check sweep files, and tell every problem of each."""
+    from sweep.schema import SweepFileError
+    from sweep.trials import load
+
+    problems = 0
+    for file in files:
+        try:
+            sweep = load(file)
+        except SweepFileError as error:
+            say(str(error))
+            problems += len(error.problems)
+        else:
+            typer.echo(f"{file}: {size(sweep)}")
+            for left_out in sweep.left_out:
+                typer.echo(f"  left out: {left_out}")
+    if problems:
+        say(f"{count(problems, 'problem')}.")
+        raise typer.Exit(2)
+
+
+@app.command(epilog="Example: sweep plan experiments/quickstart.yaml")
+def plan(file: File, results: Results = "results", as_json: AsJson = False) -> None:
+    """Say what a run would do: what is done, missing, blocked, failed or stale."""
+    from sweep.planning import plan as make_plan
+
+    planned = make_plan(file, results)
+    if as_json:
+        show_json(planned.to_json())
+        return
+    grid = Grid(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for column in ("trial", "status", "label", "why"):
+        grid.add_column(column, overflow="fold")
+    points = planned.sweep.all
+    for point in points[:LISTED]:
+        status, why = planned.status[point.trial_id], planned.why.get(point.trial_id, "")
+        grid.add_row(point.trial_id, status, escape(point.label), escape(why))
+    Console().print(grid)
+    if len(points) > LISTED:
+        typer.echo(f"... and {len(points) - LISTED:,} more (--json lists all)")
+    typer.echo(f"{planned.sweep.name}: {size(planned.sweep)}: {counted(planned.counts())}")
+    for line in _packs(planned):
+        typer.echo(line)
+    for problem in planned.refusals:
+        say(f"not on this machine without a GPU: {problem}")
+    if planned.unpinned:
+        say(f"of no commit in particular: {', '.join(planned.unpinned)}")
+        say(f"`sweep fetch {shlex.quote(str(file))}` pins them; a run asks for it")
+    for left_out in planned.sweep.left_out:
+        typer.echo(f"  left out: {left_out}")
+
+
+def _packs(planned: Plan) -> Iterable[str]:
+    """What trains side by side, and what that saves."""
+    if not planned.packs:
+        return
+    from sweep.packing import sizes
+
+    of = [
+        f"{number:,} alone" if members == 1 else f"{number:,} of {members}"
+        for members, number in sizes(pack.points for pack in planned.packs).items()
+    ]
+    trials = sum(len(pack.points) for pack in planned.packs)
+    yield (
+        f"to run: {count(trials, 'trial')} in {count(len(planned.packs), 'pack')} "
+        f"({', '.join(of)}), on this machine {planned.workers.count} at a time, a core each"
+    )
+    if any(pack.points[1:] for pack in planned.packs):
+        yield f"  packs save about {planned.saving:.0%} of the time in training (estimated)"
+    if planned.apart:
+        yield f"  {count(planned.apart, 'trial')} alone, measured to be no quicker in packs"
+    if planned.seeds_apart:
+        yield (
+            f"  {count(planned.seeds_apart, 'trial')} alone, since each seed draws a backbone of "
+            "its own; a fixed backbone_seed would let seeds share packs, and leave the draw out of "
+            "a table's intervals"
+        )
+
+
+@app.command(epilog="Example: sweep fetch experiments/paper/t2.yaml")
+def fetch(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Sweep files.")],
+    update: Annotated[
+        bool, typer.Option("--update", help="Find the newest commits, whatever the lock says.")
+    ] = False,
+) -> None:
+    """Bring models and data here ahead of a run, checked, and pin their commits in FILE's lock."""
+    from fpt.hub import cache
+    from sweep.fetching import fetch as bring
+    from sweep.fetching import megabytes
+
+    summary = bring(files, update=update, console=Console(stderr=True))
+    parts = [f"{count(summary.good, 'source')} here"]
+    parts += [f"{count(summary.bad, 'problem')}"] if summary.bad else []
+    if summary.size:
+        new = megabytes(summary.downloaded)
+        parts.append(f"{megabytes(summary.size)} of the Hub's in {cache()}, {new} of them new")
+    say("; ".join(parts))
+    raise typer.Exit(summary.exit_code)
+
+
+@app.command(epilog="Example: sweep schema > sweep.schema.json")
+def schema() -> None:
+    """Print the JSON Schema of sweep files, for editors that complete and check."""
+    from sweep.schema import json_schema
+
+    show_json(json_schema())

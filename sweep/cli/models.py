@@ -1,0 +1,217 @@
+"""Commands that look into trained models and their backbones; the ones that need torch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table as Grid
+
+from sweep.cli.common import (
+    AsJson,
+    File,
+    Results,
+    UserError,
+    app,
+    count,
+    matching,
+    say,
+    show_json,
+)
+
+if TYPE_CHECKING:
+    from sweep.ledger import Ledger
+    from sweep.trials import Point
+
+
+@app.command(epilog="Example: sweep attention experiments/quickstart.yaml -o figures")
+def attention(
+    file: File,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="A folder for the figures.")
+    ],
+    only: Annotated[
+        str | None, typer.Option(metavar="PATTERN", help="A label, glob or trial id.")
+    ] = None,
+    results: Results = "results",
+) -> None:
+    """Draw the attention maps of finished trials on the bit tasks: PDF, SVG and PNG each."""
+    from fpt.content import DataError
+    from sweep.figures import draw_attention
+    from sweep.ledger import Ledger
+    from sweep.trials import load
+
+    sweep, ledger = load(file), Ledger(results)
+    if ledger.local is None:
+        raise UserError(
+            f"{ledger.uri}: trained tensors are read from a folder; copy trials/, states/ and "
+            "backbones/ to one, and name it with --results"
+        )
+    points = matching(sweep, only) if only else sweep.all
+    drawable, lacking, never = _drawable(points, ledger, file)
+    drawn = 0
+    for point in drawable:
+        try:
+            files = draw_attention(point, ledger.local, output)
+        except DataError as error:
+            lacking.append(f"{point.label}: {error}")
+        except ValueError as error:
+            never[str(error)] += 1
+        except OSError as error:
+            raise UserError(f"{output}: cannot be written ({error.strerror})") from error
+        else:
+            typer.echo("\n".join(map(str, files)))
+            drawn += 1
+    for text in (*(f"{count(n, 'trial')}: {why}" for why, n in never.items()), *lacking):
+        say(f"not drawn: {text}")
+    if not drawn:
+        raise UserError(f"{file}: no trial could be drawn")
+    if lacking:
+        raise typer.Exit(1)
+
+
+def _drawable(
+    points: Iterable[Point], ledger: Ledger, file: Path
+) -> tuple[list[Point], list[str], Counter[str]]:
+    """The trials whose maps can be drawn; those that miss something; why others never can be."""
+    from sweep.figures import undrawable
+
+    done, kept = ledger.done(), ledger.states()
+    drawable: list[Point] = []
+    lacking: list[str] = []
+    never: Counter[str] = Counter()
+    for point in points:
+        name = point.trial_id
+        if why := undrawable(point.config):
+            never[why] += 1
+        elif name not in done:
+            lacking.append(f"{point.label}: trial {name} is not finished; sweep run {file}")
+        elif name not in kept:
+            lacking.append(
+                f"{point.label}: the trained tensors of {name} were not kept; write `keep: "
+                f"{{trained: true}}` into {file}, delete {ledger.uri}/trials/{name}.parquet, and "
+                f"train it again: sweep run {file}"
+            )
+        else:
+            drawable.append(point)
+    return drawable, lacking, never
+
+
+@app.command(epilog="Example: sweep weights experiments/quickstart.yaml")
+def weights(file: File, results: Results = "results", as_json: AsJson = False) -> None:
+    """Say what the backbones of a sweep are before training: statistics by layer, counts by group.
+
+    A drawn backbone is the draw of the first trial that has it.
+    """
+    from fpt.content import DataError
+    from sweep.ledger import Ledger, LedgerError
+    from sweep.trials import load
+
+    ledger = Ledger(results)
+    backbones: dict[object, list[Point]] = {}
+    for point in load(file).all:
+        config = point.config
+        backbones.setdefault((config.backbone, config.pretraining), []).append(point)
+    told: list[dict[str, Any]] = []
+    absent = 0
+    for points in backbones.values():
+        try:
+            told.append(_weights_of(points, ledger))
+        except (DataError, LedgerError) as error:
+            say(f"{points[0].label}: {error}")
+            absent += 1
+    if as_json:
+        show_json(told)
+    else:
+        for one in told:
+            _show_weights(one)
+    if absent:
+        raise typer.Exit(1 if told else 2)
+
+
+def _weights_of(points: Sequence[Point], ledger: Ledger) -> dict[str, Any]:
+    """What `weights` says of the trials of one backbone."""
+    from dataclasses import asdict
+
+    from fpt.backbones.statistics import statistics
+    from fpt.groups import PREFIX, counts, trained
+    from fpt.model import build_model
+
+    point = points[0]
+    config, parent = point.config, point.parent
+    files = {} if parent is None else {parent: ledger.backbone_file(parent)}
+    model = build_model([config], backbones=files)
+    parameters = model.member(0)
+    shapes = {name: tuple(tensor.shape) for name, tensor in parameters.items()}
+    own = {
+        name.removeprefix(PREFIX): tensor
+        for name, tensor in parameters.items()
+        if name.startswith(PREFIX)
+    }
+    groups = {name: model.groups[PREFIX + name] for name in own}
+    rows = statistics(own, groups, config.backbone.row.layer)
+    sets = dict.fromkeys(one.config.train for one in points)
+    return {
+        "backbone": config.backbone.model_dump(mode="json"),
+        "pretraining": config.pretraining,
+        "trial": point.trial_id,
+        "label": point.label,
+        "trials": len(points),
+        "digest": model.backbone_digest,
+        "statistics": [asdict(row) for row in rows],
+        "parameters": [
+            {
+                "train": list(train),
+                "groups": counts(
+                    model.groups, shapes, trained(model.groups, train, config.backbone)
+                ),
+            }
+            for train in sets
+        ],
+    }
+
+
+def _show_weights(told: Mapping[str, Any]) -> None:
+    # A terminal that is narrower breaks the lines; a figure that is cut says nothing.
+    console = Console(width=max(Console().width, 110))
+    backbone = told["backbone"]
+    layers, heads = count(backbone["layers"], "layer"), count(backbone["heads"], "head")
+    size = f"{layers} of {backbone['width']}, {heads}"
+    same = f", as in {count(told['trials'], 'trial')}" if told["trials"] > 1 else ""
+    title = f"{backbone['name']} ({size}), {told['pretraining']}: trial {told['trial']}{same}"
+    console.print(title, style="bold", markup=False, highlight=False)
+    grid = Grid(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for column in ("layer", "group", "kind"):
+        grid.add_column(column)
+    for column in ("tensors", "number", "mean", "deviation", "minimum", "maximum"):
+        grid.add_column(column, justify="right")
+    for row in told["statistics"]:
+        figures = (row[name] for name in ("mean", "deviation", "minimum", "maximum"))
+        grid.add_row(
+            "" if row["layer"] is None else str(row["layer"] + 1),
+            row["group"],
+            row["kind"],
+            str(row["tensors"]),
+            f"{row['number']:,}",
+            *(f"{figure:.4g}" for figure in figures),
+        )
+    console.print(grid)
+    for one in told["parameters"]:
+        trained = sum(group["trained"] for group in one["groups"].values())
+        total = sum(group["parameters"] for group in one["groups"].values())
+        part = f"{trained:,} of {total:,} parameters train ({trained / total:.3%})"
+        console.print(f"\n{' + '.join(one['train'])}: {part}", markup=False, highlight=False)
+        grid = Grid(box=None, padding=(0, 2, 0, 0), header_style="dim")
+        grid.add_column("group")
+        for column in ("tensors", "parameters", "trained", "frozen"):
+            grid.add_column(column, justify="right")
+        for name, group in one["groups"].items():
+            frozen = group["parameters"] - group["trained"]
+            numbers = (group["tensors"], group["parameters"], group["trained"], frozen)
+            grid.add_row(name, *(f"{number:,}" for number in numbers))
+        console.print(grid)
+    console.print()

@@ -1,0 +1,121 @@
+"""Commands that read figures."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from sweep.cli.common import (
+    AsJson,
+    File,
+    Results,
+    UserError,
+    app,
+    count,
+    say,
+    whole_id,
+)
+
+if TYPE_CHECKING:
+    from sweep.ledger import Ledger
+
+TAIL = 12
+"""Records of a curve that `show` prints."""
+
+
+class Format(StrEnum):
+    """What `sweep table` writes."""
+
+    terminal = "terminal"
+    md = "md"
+    tex = "tex"
+    html = "html"
+    csv = "csv"
+
+
+@app.command(epilog="Example: sweep table experiments/quickstart.yaml --format md -o table.md")
+def table(
+    file: File,
+    form: Annotated[Format, typer.Option("--format", help="How to write it.")] = Format.terminal,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="PATH", help="A file to write it to.")
+    ] = None,
+    results: Results = "results",
+    as_json: AsJson = False,
+) -> None:
+    """Print the sweep's table, with what there is so far."""
+    from sweep.ledger import Ledger
+    from sweep.tables import build
+    from sweep.trials import load
+
+    built = build(load(file), Ledger(results))
+    if as_json:
+        text = json.dumps(built.to_json(), indent=2, default=str)
+    elif form is Format.terminal and output is None:
+        Console().print(built.to_rich())
+        return
+    else:
+        text = {
+            Format.terminal: built.to_markdown,
+            Format.md: built.to_markdown,
+            Format.tex: built.to_latex,
+            Format.html: built.to_html,
+            Format.csv: built.to_csv,
+        }[form]()
+    if output is None:
+        typer.echo(text.rstrip("\n"))
+        return
+    try:
+        output.write_text(text.rstrip("\n") + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{output}: cannot be written ({error.strerror})") from error
+    say(f"{output}: written")
+
+
+@app.command(epilog="Example: sweep show 3f9a")
+def show(
+    trial: Annotated[str, typer.Argument(metavar="TRIAL", help="A trial id, or how it begins.")],
+    results: Results = "results",
+) -> None:
+    """Show a trial: config, figures, the end of its curve, provenance, failures."""
+    from sweep.ledger import Ledger
+
+    ledger = Ledger(results)
+    # A mark that a trial may run again is a row among the failures, and none to show.
+    failures = [row for row in ledger.failures().to_pylist() if row["cause"] != "retried"]
+    known = ledger.done() | ledger.states() | {row["trial_id"] for row in failures}
+    trial = whole_id(trial, known, ledger.uri)
+    failures = [row for row in failures if row["trial_id"] == trial]
+    rows = ledger.trials([trial]).to_pylist()
+    typer.echo(f"trial {trial}: {rows[0]['outcome'] if rows else 'not done'}")
+    configs = [row["config"] for row in (*rows, *failures) if row["config"]]
+    if configs:
+        typer.echo("\nconfig")
+        typer.echo(json.dumps(json.loads(configs[0]), indent=2))
+    if rows:
+        typer.echo("\nresult")
+        # The columns before `outcome` are the config, flat; then come figures and provenance.
+        for name in list(rows[0])[list(rows[0]).index("outcome") :]:
+            if rows[0][name] is not None:
+                typer.echo(f"  {name:<20} {rows[0][name]}")
+    _show_curve(ledger, trial)
+    for row in failures:
+        typer.echo(f"\nfailed {row['at']} on {row['host']}, cause: {row['cause']}")
+        typer.echo((row["traceback"] or row["message"] or "").rstrip())
+
+
+def _show_curve(ledger: Ledger, trial: str) -> None:
+    records = sorted(ledger.curves([trial]).to_pylist(), key=lambda r: (r["step"], r["split"]))
+    if not records:
+        return
+    typer.echo(f"\ncurve, the last {min(TAIL, len(records))} of {count(len(records), 'record')}")
+    for record in records[-TAIL:]:
+        typer.echo(
+            f"  step {record['step']:>7} {record['split']:<10} loss {record['loss']:.4f} "
+            f"accuracy {record['accuracy']:.4f}"
+        )

@@ -1,0 +1,101 @@
+"""Commands that keep the house: disk, MLflow."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sweep.cli.common import (
+    File,
+    Results,
+    UserError,
+    app,
+    count,
+    say,
+)
+
+if TYPE_CHECKING:
+    from sweep.ledger import Kind
+
+
+@app.command(epilog="Example: sweep gc experiments/quickstart.yaml")
+def gc(
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[FILE...]", help="Sweep files: only what their trials left."),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove without asking.")] = False,
+    results: Results = "results",
+) -> None:
+    """Say what takes disk, and remove what nothing needs, after asking. Results always stay."""
+    from sweep.driver import DRIVER
+    from sweep.ledger import Ledger
+    from sweep.planning import plan as make_plan
+
+    ledger = Ledger(results)
+    plans = [make_plan(file, ledger) for file in files or ()]
+    for kind, (objects, size) in ledger.usage().items():
+        typer.echo(f"{kind:<10} {count(objects, 'object'):>16} {size / 1e6:>12,.1f} MB")
+    finished = ledger.done()
+    offers: list[tuple[Kind, set[str] | None, str]] = [
+        ("cache", None, "it is made again when it is needed")
+    ]
+    if plans:
+        finished &= {trial for p in plans for trial in p.status}
+        kept = {trial for p in plans if p.sweep.keep.backbones for trial in p.status}
+        # A trained model is only whole with the backbone that it was trained on.
+        whole = finished - ledger.states()
+        points = [point for p in plans for point in p.sweep.all]
+        needed = {point.parent for point in points if point.trial_id not in whole}
+        unneeded = (ledger.backbones() & finished) - kept - needed
+        why = "no trial of these files has yet to take them over, and no trained model needs them"
+        offers.append(("backbones", unneeded, why))
+        kept = {trial for p in plans if p.sweep.keep.trained for trial in p.status}
+        lost = "of finished trials; fpt.load_model, and training these for longer, need them"
+        offers.append(("states", (ledger.states() & finished) - kept, lost))
+    elif ledger.backbones() or ledger.states():
+        say("name sweep files to learn which states and backbones their trials no longer need")
+    if ledger.holders(DRIVER):
+        raise UserError(f"{ledger.uri}: a run is under way; nothing is removed until it has ended")
+    for kind, ids, why in offers:
+        objects = ledger.usage()[kind][0] if ids is None else len(ids)
+        if not objects:
+            continue
+        question = f"Remove {count(objects, 'object')} of {kind}? ({why})"
+        if not yes and not sys.stdin.isatty():
+            say(f"{question} --yes does")
+        elif yes or typer.confirm(question, err=True):
+            say(f"{count(ledger.remove(kind, ids), 'object')} of {kind} removed")
+
+
+@app.command(epilog="Example: sweep mirror experiments/quickstart.yaml --rebuild")
+def mirror(
+    file: File,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Delete the sweep's runs first, and make all anew.")
+    ] = False,
+    results: Results = "results",
+) -> None:
+    """Copy finished trials to MLflow: what a run left out, or everything."""
+    from sweep import tracking
+    from sweep.ledger import Ledger
+    from sweep.trials import load
+
+    sweep, ledger = load(file), Ledger(results)
+    number = (tracking.rebuild if rebuild else tracking.catch_up)(sweep, ledger)
+    say(f"{tracking.where(ledger)}: {count(number, 'trial')} mirrored")
+
+
+@app.command(epilog="Example: sweep ui --port 5001")
+def ui(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Where to listen.")] = 5000,
+    results: Results = "results",
+) -> None:
+    """Serve the MLflow UI on this ledger's runs, on this machine alone. Ctrl-C ends it."""
+    from sweep.ledger import Ledger
+    from sweep.tracking import serve_ui
+
+    serve_ui(Ledger(results), port, ready=typer.echo)
