@@ -13,7 +13,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -29,9 +29,11 @@ from fpt import streams
 from fpt.backbones.huggingface import ATTENTION
 from fpt.numerics import Numerics
 
-ROW_MULTIPLE = 32
+ROW_MULTIPLE = 16
 """Rows of a product are padded to a multiple of this. Below 16 rows MKL's sgemm sums in an order
-that depends on the number of rows; 32 also settles the tails of vectorised element-wise code."""
+that depends on the number of rows."""
+
+_Rows = TypeVar("_Rows", Tensor, np.ndarray)
 
 
 @dataclass
@@ -48,6 +50,14 @@ class Members:
     """Step of each member, counted from 0."""
     chunk: int = 0
     """Number of the batch at hand within an evaluation."""
+    part: Sequence[tuple[int, int]] | None = None
+    """While a batch is trained on in parts: of each member, the first row of the part at hand, and
+    the rows of the whole batch. None: batches are whole."""
+    read_out: Callable[[Tensor], Tensor] | None = None
+    """Set while a backbone's last layer computes the positions alone that are read out: picks them,
+    (R, tokens, ...) -> (R, P, ...). Masks are drawn for all positions, and then picked."""
+    tokens: int = 0
+    """Of the forward pass at hand."""
     uses: Counter[int] = field(default_factory=Counter)
     """Site -> times that its dropout was used in the forward pass at hand."""
     maps: list[Tensor] | None = None
@@ -61,6 +71,13 @@ class Members:
     def present(self) -> list[int]:
         """The members that have rows in the batch at hand."""
         return [k for k, rows in enumerate(self.rows) if rows]
+
+    def drawn(self, k: int, rows: int, draw: Callable[[int], _Rows]) -> _Rows:
+        """`draw(rows)` for member k: of a part, what the whole batch would draw for its rows."""
+        if self.part is None:
+            return draw(rows)
+        first, whole = self.part[k]
+        return draw(whole)[first : first + rows]
 
     def pieces(self, x: Tensor) -> Iterator[tuple[int, Tensor]]:
         """(member, its rows of x) for every member present."""
@@ -225,15 +242,17 @@ class Dropout(nn.Module):
         present = [(k, rows) for k, rows in enumerate(self.members.rows) if rows]
         if not any(self.active(k) for k, _ in present):
             return x
-        use = self.use()
+        use, read_out = self.use(), self.members.read_out
+        inside = x.shape[1:] if read_out is None else (self.members.tokens, *x.shape[2:])
         # One product for all: times 1 a number stays what it is.
         masks = [
-            self.mask(k, torch.Size((rows, *x.shape[1:])), x.device, use)
+            self.mask(k, torch.Size((rows, *inside)), x.device, use)
             if self.active(k)
-            else x.new_ones((rows, *x.shape[1:]))
+            else x.new_ones((rows, *inside))
             for k, rows in present
         ]
-        return x * (masks[0] if len(masks) == 1 else torch.cat(masks))
+        mask = masks[0] if len(masks) == 1 else torch.cat(masks)
+        return x * (mask if read_out is None else read_out(mask))
 
     def use(self) -> int:
         """The number of this use in the forward pass at hand, counted from 0."""
@@ -242,6 +261,11 @@ class Dropout(nn.Module):
 
     def mask(self, k: int, shape: torch.Size, device: torch.device, use: int) -> Tensor:
         """0 where dropped, 1 / (1 - p) elsewhere; p is rounded to a multiple of 2**-16."""
+        return self.members.drawn(
+            k, shape[0], lambda rows: self._draw(k, torch.Size((rows, *shape[1:])), device, use)
+        )
+
+    def _draw(self, k: int, shape: torch.Size, device: torch.device, use: int) -> Tensor:
         site = self.site + (use << 16)
         threshold = round(self.members.dropout[k] * 65536)
         scale = 65536 / (65536 - threshold)

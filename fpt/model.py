@@ -7,6 +7,7 @@ the member's number behind it in the module (`output.weight.0`); the rest is sha
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -256,13 +257,28 @@ class Model(nn.Module):
         if lengths is not None:
             mask = torch.arange(inputs.shape[1], device=inputs.device) < lengths[:, None]
         members.uses.clear()
+        members.tokens = inputs.shape[1]
+
+        def pick(x: Tensor) -> Tensor:
+            if lengths is None:
+                return x[:, x.shape[1] - shape.readout :]
+            back = torch.arange(shape.readout, 0, -1, device=lengths.device)
+            index = lengths[:, None] - back
+            return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
+
+        def read_out(x: Tensor) -> Tensor:
+            members.read_out = pick
+            return pick(x)
+
         embedded = self.input_dropout(self.input(inputs))
-        states: Tensor = self.backbone(embedded, mask, *self._initial_hidden(embedded, hidden))
-        if lengths is None:
-            return states[:, states.shape[1] - shape.readout :]
-        last = lengths - 1
-        index = last[:, None] - torch.arange(shape.readout - 1, -1, -1, device=last.device)
-        return states.gather(1, index[..., None].expand(-1, -1, states.shape[-1]))
+        if not getattr(self.backbone, "reads_out", False):
+            states = self.backbone(embedded, mask, *self._initial_hidden(embedded, hidden))
+            return pick(states)
+        try:
+            read: Tensor = self.backbone(embedded, mask, read_out)
+        finally:
+            members.read_out = None
+        return read
 
     def head(self, read: Tensor) -> Tensor:
         """(R, read-out tokens, W) features to (R, P, classes) logits."""
@@ -280,12 +296,14 @@ class Model(nn.Module):
         # Paper: drawn from one stream, as evaluations come. Ours: by the number of the batch within
         # an evaluation, so that two checkpoints are told apart by themselves.
         steps = members.steps if self.training else [members.chunk] * len(members.rows)
+        layers, site = self.trials[0].backbone.layers, 1 if self.training else 2
+
+        def draw(k: int, rows: int) -> np.ndarray:
+            draws = streams.generator(members.seeds[k], streams.HIDDEN, steps[k], site=site)
+            return draws.standard_normal((rows, layers, 2, width), dtype=np.float32)
+
         draws = [
-            streams.generator(
-                members.seeds[k], streams.HIDDEN, steps[k], site=1 if self.training else 2
-            ).standard_normal((rows, self.trials[k].backbone.layers, 2, width), dtype=np.float32)
-            for k, rows in enumerate(members.rows)
-            if rows
+            members.drawn(k, members.rows[k], functools.partial(draw, k)) for k in members.present
         ]
         scale = own.hidden_deviation(width)
         return (torch.from_numpy(np.concatenate(draws) * np.float32(scale)).to(embedded.device),)

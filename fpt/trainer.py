@@ -203,11 +203,13 @@ class Training(Iterator[Record]):
         states: Sequence[State | None],
         batches: Sequence[Iterable[Any]] | None,
         log_every: int | None,
+        accumulation: int,
     ) -> None:
         """See `train`."""
         self.model = model.to(device)
         self.device = device
         self.log_every = log_every
+        self.accumulation = accumulation
         self.outcomes: dict[int, Outcome] = {}
         """Index of a trial -> how it ended; complete when the iteration ends."""
         self.failures: dict[int, Exception] = {}
@@ -335,40 +337,59 @@ class Training(Iterator[Record]):
         live = self._live
         if not live:
             return
-        model, pack = self.model, self.model.members
-        model.train()
-        pack.rows = [0] * len(model.trials)
-        for member, batch in zip(live, batches, strict=True):
-            pack.rows[member.index] = len(batch)
+        self.model.train()
+        parts = min(self.accumulation, *map(len, batches)) if self.accumulation > 1 else 1
+        losses = [torch.zeros((), device=self.device) for _ in live]
+        for part in range(parts):
+            cuts = [slice(part * len(b) // parts, (part + 1) * len(b) // parts) for b in batches]
+            for number, loss in enumerate(self._backward(batches, cuts)):
+                losses[number] += loss
+        self.model.members.part = None
+        for member, loss in zip(live, losses, strict=True):
+            self._update(member, loss)
+
+    def _backward(self, batches: Sequence[Batch], cuts: Sequence[slice]) -> list[Tensor]:
+        """Add the gradients of these rows of the batches, each row weighing the same in its batch;
+        returns the rows' part of each member's loss.
+        """
+        live, pack = self._live, self.model.members
+        pack.rows = [0] * len(self.model.trials)
+        pack.part = [(0, 0)] * len(self.model.trials)
+        for member, batch, cut in zip(live, batches, cuts, strict=True):
+            pack.rows[member.index] = cut.stop - cut.start
             pack.steps[member.index] = member.figures.step
-        logits = self._logits(batches)
-        targets = [self._send(batch.targets) for batch in batches]
+            pack.part[member.index] = (cut.start, len(batch))
+        logits = self._logits(batches, cuts)
         losses = []
-        for member, (_, own), target in zip(live, pack.pieces(logits), targets, strict=True):
-            loss = F.cross_entropy(own.flatten(0, 1), target.flatten())
+        for member, (_, own), batch, cut in zip(
+            live, pack.pieces(logits), batches, cuts, strict=True
+        ):
+            target = self._send(batch.targets[cut])
+            share = len(target) / len(batch)
+            loss = F.cross_entropy(own.flatten(0, 1), target.flatten()) * share
             with torch.no_grad():
-                right = (own.argmax(-1) == target).double().mean()
+                right = (own.argmax(-1) == target).double().mean() * share
                 figures = torch.stack([loss.double(), right])
                 member.window += figures
                 member.recent += figures
             losses.append(loss)
         torch.autograd.backward(losses)
-        for member, loss in zip(live, losses, strict=True):
-            self._update(member, loss.detach())
+        return [loss.detach() for loss in losses]
 
-    def _logits(self, batches: Sequence[Batch]) -> Tensor:
-        """Of the step at hand, members one after another."""
+    def _logits(self, batches: Sequence[Batch], cuts: Sequence[slice]) -> Tensor:
+        """Of these rows of the batches of the step at hand, members one after another."""
         sets = [self._feature_set(m, self._splits.train) for m in self._live]
         if not all(sets):
-            logits: Tensor = self.model(*self._tensors(batches))
+            rows = [batch.take(cut) for batch, cut in zip(batches, cuts, strict=True)]
+            logits: Tensor = self.model(*self._tensors(rows))
             return logits
         read = []
-        for member, features in zip(self._live, sets, strict=True):
+        for member, features, cut in zip(self._live, sets, cuts, strict=True):
             assert features is not None
             train, trial = self._splits.train, member.trial
             assert isinstance(train, Stored)
             index = train.index(trial.seed, streams.TRAINING, member.figures.step, trial.batch_size)
-            read.append(features.take(index, self._chunk))
+            read.append(features.take(index[cut], self._chunk))
         return self.model.head(torch.cat(read))
 
     def _feature_set(self, member: _Member, examples: object) -> _Features | None:
@@ -722,6 +743,7 @@ def train(
     weights: Weights | Sequence[Weights] | None = None,
     backbones: Mapping[str, Path] | None = None,
     log_every: int | None = None,
+    accumulation: int = 1,
 ) -> Training:
     """Train trials that can be packed, side by side.
 
@@ -738,6 +760,9 @@ def train(
         backbones: Id of a trial -> safetensors file of the backbone that it trained.
         log_every: Steps between records of the split train; evaluations come with one in any case.
             It changes no figure of an outcome.
+        accumulation: Parts in which the gradient of each batch is computed, one after another, for
+            want of memory. Examples and dropout masks stay the same; sums are taken in another
+            order, so that figures differ in their last digits.
 
     Returns:
         An iterator of records, with `outcomes` and `states()`.
@@ -748,6 +773,8 @@ def train(
     """
     cuda = torch.device(device).type == "cuda"
     capability = torch.cuda.get_device_capability(device) if cuda else None
+    if accumulation < 1:
+        raise ValueError(f"accumulation: {accumulation} parts of a batch; at least 1")
     if trials and (problem := refusal(trials[0].numerics, capability)):
         raise DataError(problem)
     for name, given in (("state", state), ("batches", batches)):
@@ -765,5 +792,11 @@ def train(
     if first.protocol == "sound" and splits.validation is None:
         raise DataError(f"task {first.task.name}: has no validation split, which sound needs")
     return Training(
-        model, splits, torch.device(device), state or [None] * len(trials), batches, log_every
+        model,
+        splits,
+        torch.device(device),
+        state or [None] * len(trials),
+        batches,
+        log_every,
+        accumulation,
     )

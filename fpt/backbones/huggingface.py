@@ -6,6 +6,7 @@ Dropout is off in transformers' own modules: `fpt.model` puts the members' in th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 from torch import Tensor, nn
 from transformers import (
+    AttentionInterface,
     AutoConfig,
     AutoModel,
     BertConfig,
@@ -36,9 +38,39 @@ if TYPE_CHECKING:
 ATTENTION = "fpt_members"
 """The name under which `fpt.members` registers its attention with transformers."""
 
+ReadOut = Callable[[Tensor], Tensor]
+"""(R, T, ...) -> (R, P, ...), the positions that are read out. A backbone with `reads_out` computes
+what its last layer does behind the attention at these alone, and returns (R, P, W)."""
+
+
+def _everything(states: Tensor) -> Tensor:
+    return states
+
+
+def _attend(
+    module: nn.Module,
+    states: tuple[Tensor, Tensor, Tensor],
+    heads: int,
+    mask: Tensor | None,
+    **arguments: Any,
+) -> Tensor:
+    """Queries, keys and values, (R, T, W) each, to what is attended to, (R, T, W)."""
+    attention = AttentionInterface()[ATTENTION]
+    query, key, value = (one.unflatten(-1, (heads, -1)).transpose(1, 2) for one in states)
+    out: Tensor = attention(module, query, key, value, mask, **arguments)[0]
+    return out.flatten(2)
+
+
+def _seen(embedded: Tensor, mask: Tensor | None) -> Tensor | None:
+    """(R, 1, T, T), True at a real key, of a (R, T) mask of real tokens."""
+    rows, tokens, _ = embedded.shape
+    return None if mask is None else mask[:, None, None].expand(rows, 1, tokens, tokens)
+
 
 class Gpt2(GPT2Model):
     """GPT-2 (Radford et al. 2019) without its token table: causal, pre-norm."""
+
+    reads_out = True
 
     def __init__(self, config: BackboneConfig, tokens: int) -> None:
         super().__init__(
@@ -58,14 +90,32 @@ class Gpt2(GPT2Model):
         self.register_module("wte", nn.Identity())
         self.set_attn_implementation(ATTENTION)
 
-    def forward(self, embedded: Tensor, mask: Tensor | None) -> Tensor:
-        """(R, T, W) embedded inputs and (R, T) mask to (R, T, W), after the final norm."""
-        out: Any = super().forward(inputs_embeds=embedded, attention_mask=mask)
-        return out.last_hidden_state  # type: ignore[no-any-return]
+    def forward(
+        self, embedded: Tensor, mask: Tensor | None, read_out: ReadOut = _everything
+    ) -> Tensor:
+        """(R, T, W) embedded inputs and (R, T) mask to (R, P, W), after the final norm."""
+        tokens = embedded.shape[1]
+        hidden = embedded + self.wpe(torch.arange(tokens, device=embedded.device))
+        hidden = self.drop(hidden)
+        seen = _seen(embedded, mask)
+        if seen is not None:
+            seen = seen & torch.ones(tokens, tokens, dtype=torch.bool, device=seen.device).tril()
+        *blocks, last = self.h
+        for block in blocks:
+            hidden = block(hidden, attention_mask=seen)
+        own: Any = last
+        attention = own.attn
+        states = attention.c_attn(own.ln_1(hidden)).chunk(3, -1)
+        attended = read_out(_attend(attention, states, attention.num_heads, seen))
+        hidden = attention.resid_dropout(attention.c_proj(attended)) + read_out(hidden)
+        hidden = hidden + own.mlp(own.ln_2(hidden))
+        return self.ln_f(hidden)  # type: ignore[no-any-return]
 
 
 class Bert(BertModel):
     """BERT (Devlin et al., arXiv 1810.04805) without its token table: bidirectional, post-norm."""
+
+    reads_out = True
 
     def __init__(self, config: BackboneConfig, tokens: int) -> None:
         super().__init__(
@@ -83,16 +133,27 @@ class Bert(BertModel):
         self.embeddings.register_module("word_embeddings", nn.Identity())
         self.set_attn_implementation(ATTENTION)
 
-    def forward(self, embedded: Tensor, mask: Tensor | None) -> Tensor:
-        """(R, T, W) embedded inputs and (R, T) mask to (R, T, W)."""
-        out: Any = super().forward(inputs_embeds=embedded, attention_mask=mask)
-        return out.last_hidden_state  # type: ignore[no-any-return]
+    def forward(
+        self, embedded: Tensor, mask: Tensor | None, read_out: ReadOut = _everything
+    ) -> Tensor:
+        """(R, T, W) embedded inputs and (R, T) mask to (R, P, W)."""
+        hidden = self.embeddings(inputs_embeds=embedded)
+        seen = _seen(embedded, mask)
+        *layers, last = self.encoder.layer
+        for layer in layers:
+            hidden = layer(hidden, seen)
+        own: Any = last
+        attended, _ = own.attention.self(hidden, seen)
+        hidden = own.attention.output(read_out(attended), read_out(hidden))
+        return own.feed_forward_chunk(hidden)  # type: ignore[no-any-return]
 
 
 class T5(T5Stack):
     """The encoder of T5 (Raffel et al., arXiv 1910.10683): bidirectional, root-mean-square norms,
     relative positions, which act on the attention's scores.
     """
+
+    reads_out = True
 
     def __init__(self, config: BackboneConfig, tokens: int) -> None:
         super().__init__(
@@ -114,10 +175,26 @@ class T5(T5Stack):
         self.register_module("embed_tokens", nn.Identity())
         self.set_attn_implementation(ATTENTION)
 
-    def forward(self, embedded: Tensor, mask: Tensor | None) -> Tensor:
-        """(R, T, W) embedded inputs and (R, T) mask to (R, T, W), after the final norm."""
-        out: Any = super().forward(inputs_embeds=embedded, attention_mask=mask)
-        return out.last_hidden_state  # type: ignore[no-any-return]
+    def forward(
+        self, embedded: Tensor, mask: Tensor | None, read_out: ReadOut = _everything
+    ) -> Tensor:
+        """(R, T, W) embedded inputs and (R, T) mask to (R, P, W), after the final norm."""
+        tokens = embedded.shape[1]
+        hidden = self.dropout(embedded)
+        seen = _seen(embedded, mask)
+        blocks: Any = self.block
+        # All layers share the first one's relative bias.
+        bias = blocks[0].layer[0].SelfAttention.compute_bias(tokens, tokens)
+        for block in blocks[:-1]:
+            hidden, *_ = block(hidden, seen, bias)
+        outer, feed_forward = blocks[-1].layer
+        attention, normed = outer.SelfAttention, outer.layer_norm(hidden)
+        states = attention.q(normed), attention.k(normed), attention.v(normed)
+        arguments = {"scaling": attention.scaling, "position_bias": bias}
+        attended = read_out(_attend(attention, states, attention.n_heads, seen, **arguments))
+        hidden = read_out(hidden) + outer.dropout(attention.o(attended))
+        hidden = feed_forward(hidden)
+        return self.dropout(self.final_layer_norm(hidden))  # type: ignore[no-any-return]
 
 
 WINDOW = 512
@@ -193,6 +270,8 @@ class Vit(nn.Module):
     with epsilon 1e-6, and dropout wherever timm has it.
     """
 
+    reads_out = True
+
     def __init__(self, config: BackboneConfig, tokens: int) -> None:
         super().__init__()
         inner = ViTConfig(
@@ -216,14 +295,22 @@ class Vit(nn.Module):
         """Positions begin at zero."""
         return np.zeros(shape, np.float32) if name.startswith("positions.") else None
 
-    def forward(self, embedded: Tensor, mask: Tensor | None) -> Tensor:
-        """(R, T, W) embedded inputs and (R, T) mask to (R, T, W), after the final norm."""
-        rows, tokens, _ = embedded.shape
-        hidden = embedded + self.positions(torch.arange(tokens, device=embedded.device))
+    def forward(
+        self, embedded: Tensor, mask: Tensor | None, read_out: ReadOut = _everything
+    ) -> Tensor:
+        """(R, T, W) embedded inputs and (R, T) mask to (R, P, W), after the final norm."""
+        hidden = embedded + self.positions(torch.arange(embedded.shape[1], device=embedded.device))
         hidden = self.dropout(hidden)
-        seen = None if mask is None else mask[:, None, None].expand(rows, 1, tokens, tokens)
-        for layer in self.layers:
+        seen = _seen(embedded, mask)
+        layers: Any = self.layers
+        for layer in layers[:-1]:
             hidden = layer(hidden, seen)
+        own = layers[-1]
+        attention, normed = own.attention, own.layernorm_before(hidden)
+        states = attention.q_proj(normed), attention.k_proj(normed), attention.v_proj(normed)
+        attended = read_out(_attend(attention, states, attention.num_attention_heads, seen))
+        hidden = own.dropout(attention.o_proj(attended)) + read_out(hidden)
+        hidden = own.dropout(own.mlp(own.layernorm_after(hidden))) + hidden
         return self.layernorm(hidden)  # type: ignore[no-any-return]
 
 

@@ -97,6 +97,26 @@ def test_padding_changes_nothing_under_the_mask(trial: Any) -> None:
         torch.testing.assert_close(model(ids, lengths), model(other, lengths))
 
 
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("name", PACKED)
+def test_what_is_read_out_is_what_the_whole_backbone_gives_there(
+    name: str, padded: bool, trial: Any
+) -> None:
+    # The last layer computes these positions alone; masks of dropout stay those of all positions.
+    own = {"name": name, "layers": 3, "width": 32, "heads": small(name)["heads"]}
+    model = build_model([trial(backbone=own, dropout=0.3), trial(backbone=own, seed=1)]).train()
+    x = torch.randn(4, model.shape.tokens, model.shape.inputs)
+    lengths = torch.tensor([5, 9, 7, 10]) if padded else None
+    read = model.features(x, lengths)
+    model.members.uses.clear()
+    mask = None if lengths is None else torch.arange(x.shape[1]) < lengths[:, None]
+    everywhere = model.backbone(model.input_dropout(model.input(x)), mask)
+    last = lengths if lengths is not None else torch.full((4,), x.shape[1])
+    for row, end in enumerate(last.tolist()):
+        here = everywhere[row, end - model.shape.readout : end]
+        assert torch.allclose(read[row], here, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", PACKED)
 def test_members_of_a_pack_are_bitwise_what_they_are_alone(name: str, trial: Any) -> None:
     backbone = small(name)

@@ -469,3 +469,26 @@ def test_a_trainer_in_another_process_gives_the_same_bits(trial: Any) -> None:
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert eval(out.stdout) == [r.loss.hex() for r in train([trial()])]
+
+
+@pytest.mark.parametrize("backbone", ["gpt2", "lstm-paper"])
+@pytest.mark.parametrize("parts", [2, 3, 64])
+def test_a_batch_in_parts_trains_as_the_whole_batch_does(
+    backbone: str, parts: int, trial: Any
+) -> None:
+    # With the same masks and hidden states, too: else losses would part by far more.
+    fields = {"backbone": small(backbone), "dropout": 0.2, "steps": 4, "batch_size": 8}
+    config = trial(**fields, evaluation={"every": 2})
+    whole = list(train([config]))
+    cut = list(train([config], accumulation=parts))
+    assert [(r.step, r.split, r.examples) for r in cut] == [
+        (r.step, r.split, r.examples) for r in whole
+    ]
+    for one, other in zip(cut, whole, strict=True):
+        assert one.loss == pytest.approx(other.loss, rel=2e-5)
+        assert one.accuracy == pytest.approx(other.accuracy, abs=0.02)
+
+
+def test_a_batch_cannot_come_in_no_parts(trial: Any) -> None:
+    with pytest.raises(ValueError, match="accumulation: 0 parts of a batch; at least 1"):
+        train([trial()], accumulation=0)
