@@ -245,13 +245,7 @@ class Dropout(nn.Module):
         use, read_out = self.use(), self.members.read_out
         inside = x.shape[1:] if read_out is None else (self.members.tokens, *x.shape[2:])
         # One product for all: times 1 a number stays what it is.
-        masks = [
-            self.mask(k, torch.Size((rows, *inside)), x.device, use)
-            if self.active(k)
-            else x.new_ones((rows, *inside))
-            for k, rows in present
-        ]
-        mask = masks[0] if len(masks) == 1 else torch.cat(masks)
+        mask = self.masks([k for k, _ in present], inside, x.device, use)
         return x * (mask if read_out is None else read_out(mask))
 
     def use(self) -> int:
@@ -259,26 +253,60 @@ class Dropout(nn.Module):
         self.members.uses[self.site] += 1
         return self.members.uses[self.site] - 1
 
-    def mask(self, k: int, shape: torch.Size, device: torch.device, use: int) -> Tensor:
-        """0 where dropped, 1 / (1 - p) elsewhere; p is rounded to a multiple of 2**-16."""
-        return self.members.drawn(
-            k, shape[0], lambda rows: self._draw(k, torch.Size((rows, *shape[1:])), device, use)
-        )
+    def masks(
+        self, members: Sequence[int], inside: Sequence[int], device: torch.device, use: int
+    ) -> Tensor:
+        """(rows of the members, *inside): 0 where dropped, 1 / (1 - p) elsewhere, 1 of a member
+        that drops nothing; p is rounded to a multiple of 2**-16.
+        """
+        rows = [self.members.rows[k] for k in members]
+        if device.type != "cpu":
+            masks = [
+                self._on_device(k, (own, *inside), device, use)
+                for k, own in zip(members, rows, strict=True)
+            ]
+            return masks[0] if len(masks) == 1 else torch.cat(masks)
+        out = np.empty((sum(rows), *inside), np.float32)
+        ends = itertools.accumulate(rows)
+        for k, own, end in zip(members, rows, ends, strict=True):
+            piece = out[end - own : end]
+            if self.active(k):
+                threshold, scale = self._threshold(k)
+                kept = self._words(k, own, piece[0].size, use) >= threshold
+                np.multiply(kept.reshape(piece.shape), np.float32(scale), out=piece)
+            else:
+                piece.fill(1)
+        return torch.from_numpy(out)
 
-    def _draw(self, k: int, shape: torch.Size, device: torch.device, use: int) -> Tensor:
-        site = self.site + (use << 16)
+    def _threshold(self, k: int) -> tuple[int, float]:
+        """Of 16 random bits, what to keep from on; and by what to scale that up."""
         threshold = round(self.members.dropout[k] * 65536)
-        scale = 65536 / (65536 - threshold)
+        return threshold, 65536 / (65536 - threshold)
+
+    def _stream(self, k: int, use: int) -> np.random.Philox:
         seed, step = self.members.seeds[k], self.members.steps[k]
-        if device.type == "cpu":
-            words = streams.philox(seed, streams.DROPOUT, step, site)
-            bits = words.random_raw(-(-shape.numel() // 4)).view(np.uint16)[: shape.numel()]
-            kept = np.multiply(bits >= threshold, np.float32(scale), dtype=np.float32)
-            return torch.from_numpy(kept).view(shape)
-        key = int(streams.philox(seed, streams.DROPOUT, step, site).random_raw()) >> 1
-        draws = torch.Generator(device).manual_seed(key)
-        uniform = torch.rand(shape, generator=draws, device=device)
-        return (uniform >= threshold / 65536) * scale
+        return streams.philox(seed, streams.DROPOUT, step, self.site + (use << 16))
+
+    def _words(self, k: int, rows: int, size: int, use: int) -> np.ndarray:
+        """(rows, size) random words of 16 bits."""
+
+        def draw(rows: int) -> np.ndarray:
+            words = self._stream(k, use).random_raw(-(-rows * size // 4)).view(np.uint16)
+            return words[: rows * size].reshape(rows, size)
+
+        return self.members.drawn(k, rows, draw)
+
+    def _on_device(self, k: int, shape: Sequence[int], device: torch.device, use: int) -> Tensor:
+        if not self.active(k):
+            return torch.ones(tuple(shape), device=device)
+        threshold, scale = self._threshold(k)
+
+        def draw(rows: int) -> Tensor:
+            key = int(self._stream(k, use).random_raw()) >> 1
+            draws = torch.Generator(device).manual_seed(key)
+            return torch.rand((rows, *shape[1:]), generator=draws, device=device)
+
+        return (self.members.drawn(k, shape[0], draw) >= threshold / 65536) * scale
 
 
 class SharedLinear(nn.Module):
@@ -332,6 +360,53 @@ class SharedLinear(nn.Module):
         return self._rounded[2]
 
 
+class _Attention(torch.autograd.Function):
+    """Attention with its weights in the open, to be dropped or looked at, as one node of the graph:
+    what autograd would do, with fewer passes over (R, heads, T, T) numbers.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        bias: Tensor | None,
+        kept: Tensor | None,
+        scale: float,
+    ) -> tuple[Tensor, Tensor]:
+        """What is attended to, and the weights before any is dropped."""
+        scores = (query @ key.transpose(2, 3)).mul_(scale)
+        if bias is not None:
+            scores += bias
+        if mask is not None:
+            scores.masked_fill_(~mask, torch.finfo(scores.dtype).min)
+        weights = scores.softmax(-1)
+        used = weights if kept is None else torch.mul(weights, kept, out=scores)
+        ctx.save_for_backward(query, key, value, weights, used, kept)
+        ctx.scale = scale
+        ctx.mark_non_differentiable(weights)
+        return used @ value, weights
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Any, ...]:
+        """Gradients of queries, keys, values and the bias."""
+        query, key, value, weights, used, kept = ctx.saved_tensors
+        of_value = used.transpose(2, 3) @ gradient
+        of_weights = gradient @ value.transpose(2, 3)
+        if kept is not None:
+            of_weights.mul_(kept)
+        # A masked score has a weight of zero, and so no gradient.
+        of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
+        of_bias = of_scores.sum(0, keepdim=True) if ctx.needs_input_grad[4] else None
+        of_scores.mul_(ctx.scale)
+        of_query = of_scores @ key
+        of_key = (query.transpose(2, 3) @ of_scores).transpose(2, 3)
+        return of_query, of_key, of_value, None, of_bias, None, None
+
+
 def attention(
     module: nn.Module,
     query: Tensor,
@@ -381,26 +456,20 @@ def attention(
                 )
             )
             continue
-        scores = queries @ keys.transpose(2, 3)
-        scores = scores * (queries.shape[-1] ** -0.5 if scaling is None else scaling)
-        if position_bias is not None:
-            scores = scores + position_bias
+        scale = queries.shape[-1] ** -0.5 if scaling is None else scaling
         if causal:
-            tokens = scores.shape[-1]
-            mask = torch.ones(tokens, tokens, dtype=torch.bool, device=scores.device).tril()
-        if mask is not None:
-            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-        weights = scores.softmax(-1)
+            tokens = queries.shape[2]
+            mask = torch.ones(tokens, tokens, dtype=torch.bool, device=query.device).tril()
+        shape = (*queries.shape[1:3], keys.shape[2])
+        kept = dropout.masks(ks, shape, query.device, use) if drops else None
+        attended: Tensor
+        weights: Tensor
+        attended, weights = _Attention.apply(  # type: ignore[no-untyped-call]
+            queries, keys, values, mask, position_bias, kept, scale
+        )
         if members.maps is not None:
-            members.maps.append(weights.detach())
-        if drops:
-            own = torch.split(weights, [members.rows[k] for k in ks])
-            kept = [
-                dropout.mask(k, rows.shape, rows.device, use)
-                for k, rows in zip(ks, own, strict=True)
-            ]
-            weights = weights * (kept[0] if len(kept) == 1 else torch.cat(kept))
-        done.append(weights @ values)
+            members.maps.append(weights)
+        done.append(attended)
     out = done[0] if len(done) == 1 else torch.cat(done)
     return out.transpose(1, 2).contiguous(), None
 

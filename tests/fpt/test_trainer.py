@@ -445,17 +445,22 @@ def test_a_kept_backbone_is_that_of_the_picked_checkpoint(trial: Any) -> None:
 def test_dropout_masks_are_functions_of_seed_step_and_place(trial: Any) -> None:
     model = build_model([trial(dropout=0.25, seed=s) for s in (0, 1)]).train()
     layer = model.input_dropout
-    x = torch.ones(100, 200)
-    device = torch.device("cpu")
+    model.members.rows = [100, 100]
 
-    mask = layer.mask(0, x.shape, device, 0)
-    assert torch.equal(mask, layer.mask(0, x.shape, device, 0))
-    assert not torch.equal(mask, layer.mask(1, x.shape, device, 0))
-    assert not torch.equal(mask, layer.mask(0, x.shape, device, 1))
-    assert mask.unique().tolist() == [0.0, pytest.approx(1 / 0.75)]
-    assert mask.count_nonzero().item() / mask.numel() == pytest.approx(0.75, abs=0.01)
+    def mask(k: int, use: int = 0) -> torch.Tensor:
+        return layer.masks([k], (200,), torch.device("cpu"), use)
+
+    first = mask(0)
+    assert torch.equal(first, mask(0))
+    assert not torch.equal(first, mask(1))
+    assert not torch.equal(first, mask(0, use=1))
+    assert first.unique().tolist() == [0.0, pytest.approx(1 / 0.75)]
+    assert first.count_nonzero().item() / first.numel() == pytest.approx(0.75, abs=0.01)
+    model.members.part = [(40, 100), (0, 100)]
+    model.members.rows = [20, 20]
+    assert torch.equal(first[40:60], mask(0))
     model.members.steps[0] = 1
-    assert not torch.equal(mask, layer.mask(0, x.shape, device, 0))
+    assert not torch.equal(first[40:60], mask(0))
 
 
 def test_a_trainer_in_another_process_gives_the_same_bits(trial: Any) -> None:
