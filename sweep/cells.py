@@ -5,12 +5,20 @@ what became of the others, the mean with its interval, the trivial baseline and,
 file names a reference, the published figure. A difference to that is drawn only where a trial's
 config is the setting that the figure was measured in. The ledger stores fractions; accuracies in
 cells are per cent.
+
+Where the two may be compared, a cell has a verdict. It differs, if the published figure lies
+outside our interval, widened by the table's tolerance and by the rounding of the figure as printed.
+Else it is reproduced; but undecided while trials are still to come, with one seed, and where our
+interval is wider than five tolerances to either side, which would agree with nearly anything. The
+tolerance stands for what a published figure does not tell: its own seeds, and a last choice or two
+of its authors.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeGuard
@@ -23,8 +31,14 @@ from sweep.published import ACCURACY, Figure, Reference, differences, references
 from sweep.schema import CONVERGENCE, ConvergenceSpec, SweepFileError, TableSpec
 from sweep.stats import Interval, t_interval
 from sweep.trials import Point, Sweep
+from sweep.tuning import resolve
 
 State = Literal["done", "diverged", "provisional", "failed", "begun", "missing"]
+
+Verdict = Literal["reproduced", "differs", "undecided", "not comparable"]
+
+WIDEST = 5
+"""Tolerances that the half-width of an interval may have for a figure to count as reproduced."""
 
 FACTS = ("layers", "parameters", "parameters_trained")
 """Metrics that a trial's config fixes, whatever its seed and its pretraining."""
@@ -48,6 +62,12 @@ _PUBLISHED_METRICS = {
 def is_accuracy(metric: str) -> bool:
     """Whether a metric is a fraction that tables print per cent."""
     return metric.endswith("_accuracy")
+
+
+def in_unit(metric: str, value: float) -> float:
+    """A figure of the ledger in the unit of a table: accuracies per cent."""
+    # Times 100 they end in a tail of binary digits: noise in a CSV, so it is rounded off.
+    return round((100 if is_accuracy(metric) else 1) * value, 9)
 
 
 @dataclass(frozen=True)
@@ -76,6 +96,11 @@ class Cell:
     """The published figure that belongs here."""
     differs: tuple[str, ...]
     """In what the trials differ from the setting of the figure."""
+    tolerance: float
+    """How far from the published figure counts as reproduced: points of an accuracy, per cent of
+    the figure of all else."""
+    accumulated: Mapping[int, int]
+    """Parts that a batch was computed in, for want of memory -> trials of which that holds."""
 
     @property
     def expected(self) -> int:
@@ -113,6 +138,25 @@ class Cell:
             return None
         return self.interval.mean - self.figure.number
 
+    @property
+    def verdict(self) -> Verdict | None:
+        """What is to be said of the published figure; None without one, or with none of ours."""
+        if self.figure is None:
+            return None
+        if not self.comparable:
+            return "not comparable"
+        interval, difference = self.interval, self.difference
+        if interval is None or difference is None:
+            return None
+        if interval.half_width is None or self.finished < self.expected:
+            return "undecided"
+        tolerance = self.tolerance
+        if not is_accuracy(self.metric):
+            tolerance *= abs(self.figure.number) / 100
+        if abs(difference) > interval.half_width + tolerance + self.figure.rounding:
+            return "differs"
+        return "reproduced" if interval.half_width <= WIDEST * tolerance else "undecided"
+
     def record(self) -> JSON:
         """All of it as flat JSON values, with lists where there is more than one."""
         interval, figure, baseline = self.interval, self.figure, self.baseline
@@ -134,11 +178,35 @@ class Cell:
             "published_trust": figure.trust if figure else None,
             "published_note": figure.note or None if figure else None,
             "difference": self.difference,
+            "verdict": self.verdict,
             "not_comparable": list(self.differs),
             "failures": list(self.failures),
             "unconverged": list(self.unconverged),
+            "accumulated": sum(self.accumulated.values()),
             "trials": [point.trial_id for point in self.points],
         }
+
+
+def traits(points: Sequence[Point]) -> tuple[str, ...]:
+    """What is to be known of the trials of one config, a seed each.
+
+    What their seeds have in common, and so an interval leaves out; a numerics class other than the
+    usual one.
+    """
+    config = points[0].config
+    out = []
+    if len(points) > 1 and config.parent:
+        out.append(
+            "its seeds share one pretrained backbone: the intervals leave out that pretraining"
+        )
+    elif len(points) > 1 and config.drawn_from is not None and config.backbone_seed is not None:
+        out.append(
+            f"its seeds share one drawn backbone (backbone_seed {config.backbone_seed}): the "
+            "intervals leave out the draw"
+        )
+    if config.numerics != "fp32":
+        out.append(f"numerics {config.numerics}")
+    return tuple(out)
 
 
 Grid = Mapping[tuple[str, str, str], Cell]
@@ -153,6 +221,7 @@ def grid(sweep: Sweep, spec: TableSpec, ledger: Ledger) -> Grid:
         SweepFileError: If a cell would mix configs.
         sweep.ledger.LedgerError: If the ledger cannot be read.
     """
+    sweep = resolve(sweep, ledger)
     axes = (spec.rows,) if spec.columns is None else (spec.rows, spec.columns)
     places: dict[tuple[str, ...], list[Point]] = {}
     for point in sweep.points:
@@ -162,7 +231,7 @@ def grid(sweep: Sweep, spec: TableSpec, ledger: Ledger) -> Grid:
 
     metrics = [spec.value] if isinstance(spec.value, str) else spec.value
     inside = [point for points in places.values() for point in points]
-    found = _Found.read(ledger, inside, metrics, spec.convergence)
+    found = Found.read(ledger, inside, metrics, spec.convergence)
     reference = references()[spec.reference] if spec.reference else None
     out: dict[tuple[str, str, str], Cell] = {}
     for place, points in places.items():
@@ -173,7 +242,9 @@ def grid(sweep: Sweep, spec: TableSpec, ledger: Ledger) -> Grid:
         ]
         for metric in metrics:
             figure = _figure(reference, names, metric)
-            out[row, column, metric] = _cell(row, column, metric, points, figure, found)
+            out[row, column, metric] = _cell(
+                row, column, metric, points, figure, found, spec.tolerance
+            )
     return out
 
 
@@ -207,12 +278,15 @@ def _check_places(
 
 
 @dataclass(frozen=True)
-class _Found:
-    # What the ledger knows of the trials of a table.
+class Found:
+    """What the ledger knows of trials, as far as their figures go."""
+
     rows: Mapping[str, Mapping[str, Any]]
-    """Trial -> its row, as far as a table needs it."""
+    """Trial -> its row, as far as it is needed here."""
     failed: Mapping[str, str]
+    """Trial -> what failed it: `code, OverflowError`."""
     begun: Collection[str]
+    """Trials that have a saved state; of those that are not done."""
     converged: Mapping[str, Convergence]
     """Trial -> when it had converged; only of those that are done, where a table asks for it."""
 
@@ -223,11 +297,24 @@ class _Found:
         points: Sequence[Point],
         metrics: Sequence[str],
         rule: ConvergenceSpec,
-    ) -> _Found:
+    ) -> Found:
+        """Read what is known of some trials.
+
+        Args:
+            ledger: The ledger.
+            points: The trials.
+            metrics: What is asked for.
+            rule: When a trial counts as converged.
+
+        Raises:
+            sweep.ledger.LedgerError: If the ledger cannot be read.
+        """
         columns = [metric for metric in metrics if metric != CONVERGENCE]
-        names = ["trial_id", "outcome", "baseline_accuracy", "baseline_rule", *columns]
-        table = ledger.trials([point.trial_id for point in points]).select(names)
-        rows = {row["trial_id"]: row for row in table.to_pylist()}
+        names = ["trial_id", "outcome", "accumulation", "baseline_accuracy", "baseline_rule"]
+        table = ledger.trials([p.trial_id for p in points], columns=[*names, *columns])
+        # Quicker than `to_pylist`, which makes each row by itself.
+        own = zip(*(column.to_pylist() for column in table.columns), strict=True)
+        rows = {one[0]: dict(zip(table.column_names, one, strict=True)) for one in own}
         converged: Mapping[str, Convergence] = {}
         if CONVERGENCE in metrics:
             done = [p for p in points if rows.get(p.trial_id, {}).get("outcome") == "done"]
@@ -238,6 +325,7 @@ class _Found:
         return cls(rows, _waiting_failures(ledger, unfinished), ledger.states(), converged)
 
     def value(self, trial_id: str, metric: str) -> float | None:
+        """The metric of a trial that has ended, as the ledger has it; None if it has none."""
         if metric == CONVERGENCE:
             found = self.converged.get(trial_id)
             return None if found is None else found.step
@@ -245,6 +333,7 @@ class _Found:
         return value
 
     def fate(self, trial_id: str) -> str:
+        """What became of a trial: done, diverged, failed, begun or missing."""
         if trial_id in self.rows:
             return "diverged" if self.rows[trial_id]["outcome"] == "diverged" else "done"
         if trial_id in self.failed:
@@ -258,25 +347,26 @@ def _cell(
     metric: str,
     points: Sequence[Point],
     figure: Figure | None,
-    found: _Found,
+    found: Found,
+    tolerance: float,
 ) -> Cell:
     counts = dict.fromkeys(("done", "diverged", "failed", "begun", "missing"), 0)
-    for point in points:
-        counts[found.fate(point.trial_id)] += 1
-    scale = 100 if is_accuracy(metric) else 1
+    for fate in map(found.fate, [point.trial_id for point in points]):
+        counts[fate] += 1
     ended = [p.trial_id for p in points if p.trial_id in found.rows]
     rows = [found.rows[trial_id] for trial_id in ended]
     measured = [found.value(trial_id, metric) for trial_id in ended]
-    # Accuracies times 100 end in a tail of binary digits: noise in a CSV, so it is rounded off.
-    values = [round(scale * one, 9) for one in measured if _is_number(one)]
-    baselines = [
-        Baseline(round(scale * own["baseline_accuracy"], 9), own["baseline_rule"] or "")
+    values = [in_unit(metric, one) for one in measured if is_number(one)]
+    baselines = (
+        Baseline(in_unit(metric, own["baseline_accuracy"]), own["baseline_rule"] or "")
         for own in rows
-        if is_accuracy(metric) and _is_number(own["baseline_accuracy"])
-    ]
-    failures = [found.failed[p.trial_id] for p in points if found.fate(p.trial_id) == "failed"]
+        if is_accuracy(metric) and is_number(own["baseline_accuracy"])
+    )
+    open_ = [point.trial_id for point in points if point.trial_id not in found.rows]
+    failures = [found.failed[trial_id] for trial_id in open_ if trial_id in found.failed]
     converged = [found.converged[i] for i in ended if i in found.converged]
     unconverged = [one.reason for one in converged if metric == CONVERGENCE and one.step is None]
+    parts = Counter(own["accumulation"] for own in rows if (own["accumulation"] or 1) > 1)
     differs = differences(figure, points[0].config) if figure else ()
     if figure and unconverged:
         differs = (*differs, "trials that did not converge are left out")
@@ -289,13 +379,16 @@ def _cell(
         values=tuple(values),
         failures=tuple(failures),
         unconverged=tuple(unconverged),
-        baseline=baselines[0] if baselines else None,
+        baseline=next(baselines, None),
         figure=figure,
         differs=differs,
+        tolerance=tolerance,
+        accumulated=parts,
     )
 
 
-def _is_number(value: float | None) -> TypeGuard[float]:
+def is_number(value: float | None) -> TypeGuard[float]:
+    """Whether a figure is there, and finite."""
     return value is not None and math.isfinite(value)
 
 
@@ -306,9 +399,9 @@ def _converged(
     split = {p.trial_id: "test" if p.config.protocol == "paper" else "validation" for p in points}
     curves: dict[str, tuple[list[int], list[float]]] = {name: ([], []) for name in split}
     names = ["trial_id", "split", "step", "accuracy"]
-    read = ledger.curves(list(split)).select(names).to_pydict()  # by trial, split and step
+    read = ledger.curves(list(split), columns=names).to_pydict()  # by trial, split and step
     for trial_id, of, step, accuracy in zip(*(read[name] for name in names), strict=True):
-        if of == split[trial_id] and _is_number(accuracy):
+        if of == split[trial_id] and is_number(accuracy):
             curves[trial_id][0].append(step)
             curves[trial_id][1].append(accuracy)
     return {

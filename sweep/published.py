@@ -45,6 +45,11 @@ class Figure:
         return float(self.value)
 
     @property
+    def rounding(self) -> float:
+        """Half a unit of the last digit that was printed: by so much the value may be off."""
+        return 0.5 * 10.0 ** -len(self.value.partition(".")[2])
+
+    @property
     def verified(self) -> bool:
         """Whether a difference may be drawn to it at all."""
         return self.trust == "reported"

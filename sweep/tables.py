@@ -2,7 +2,8 @@
 
 Below a row's own figures stands the published one, plainly as somebody else's. Whatever a figure
 cannot say for itself has a footnote: what a trivial baseline does, trials that diverged or failed,
-seeds that share a backbone, why no difference is drawn to a published figure.
+seeds that share a backbone, batches that were computed in parts for want of memory, a smaller set
+of data than in the rows beside, why no difference is drawn to a published figure.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ import io
 import math
 import statistics
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fpt.spec import JSON
-from sweep import typeset
-from sweep.cells import FACTS, Cell, Grid, grid, is_accuracy
+from sweep import tuning, typeset
+from sweep.cells import FACTS, WIDEST, Cell, Grid, grid, is_accuracy, traits
 from sweep.ledger import Ledger
 from sweep.published import ACCURACY, Reference, references
 from sweep.schema import CONVERGENCE, SweepFileError, TableSpec
@@ -43,6 +44,10 @@ class Table:
     cells: Grid
     outside: int
     """Trials of the sweep that lie on no point of the table's axes."""
+    tuning: tuple[str, ...] = ()
+    """How learning rates were chosen, where they were."""
+    remarks: Mapping[str, str] = field(default_factory=dict)
+    """Cell id -> what is to be known of the choice of its learning rate."""
 
     @property
     def title(self) -> str:
@@ -68,19 +73,19 @@ class Table:
 
     def to_markdown(self) -> str:
         """The table in GitHub's Markdown."""
-        return typeset.markdown(self._sheet)
+        return typeset.markdown(self.sheet)
 
     def to_latex(self) -> str:
         """A `table` environment (packages booktabs, xcolor)."""
-        return typeset.latex(self._sheet)
+        return typeset.latex(self.sheet)
 
     def to_html(self) -> str:
         """A self-contained page."""
-        return typeset.page(self._sheet)
+        return typeset.page(self.sheet)
 
     def to_rich(self) -> Group:
         """What `rich` prints."""
-        return typeset.terminal(self._sheet)
+        return typeset.terminal(self.sheet)
 
     def to_csv(self) -> str:
         """A line for each cell, in full precision; what a cell has several of is in one field."""
@@ -107,7 +112,7 @@ class Table:
             "columns": self.spec.columns,
             "reference": self.spec.reference,
             "cells": [cell.record() for cell in self.cells.values()],
-            "notes": [{"mark": mark, "text": text} for mark, text in self._sheet.notes],
+            "notes": [{"mark": mark, "text": text} for mark, text in self.sheet.notes],
         }
 
     def to_frame(self) -> pd.DataFrame:
@@ -117,10 +122,11 @@ class Table:
         return pd.DataFrame([cell.record() for cell in self.cells.values()])
 
     def _repr_html_(self) -> str:
-        return f"<style>{typeset.CSS}</style>{typeset.fragment(self._sheet)}"
+        return f"<style>{typeset.CSS}</style>{typeset.fragment(self.sheet)}"
 
     @functools.cached_property
-    def _sheet(self) -> Sheet:
+    def sheet(self) -> Sheet:
+        """What is printed, in whatever format."""
         return _Printer(self).sheet()
 
 
@@ -141,7 +147,14 @@ def build(sweep: Sweep, ledger: Ledger) -> Table:
     cells = grid(sweep, spec, ledger)
     metrics = 1 if isinstance(spec.value, str) else len(spec.value)
     inside = sum(cell.expected for cell in cells.values()) // metrics
-    return Table(sweep.name, spec, cells, len(sweep.points) - inside)
+    return Table(
+        sweep=sweep.name,
+        spec=spec,
+        cells=cells,
+        outside=len(sweep.points) - inside,
+        tuning=tuning.notes(sweep),
+        remarks=tuning.remarks(sweep, ledger),
+    )
 
 
 def load_table(file: str | Path, results: str | Path = "results") -> Table:
@@ -158,6 +171,10 @@ def load_table(file: str | Path, results: str | Path = "results") -> Table:
 
 _NOT_COMPARABLE = "†"
 _UNVERIFIED = "?"
+_SIGNS = {"reproduced": "≈", "differs": "≠"}
+
+SIZES = ("train", "validation", "test", "examples")
+"""Parameters of tasks that are numbers of examples; 0 is without end."""
 
 
 @dataclass(frozen=True)
@@ -182,6 +199,7 @@ class _Printer:
         self.metrics = tuple(metric for metric in metrics if metric not in FACTS) or metrics
         self.several = len(self.metrics) > 1
         self.marks: dict[str, str] = {}
+        self.data = _data(self.cells)
 
     def sheet(self) -> Sheet:
         table, columns = self.table, self.columns
@@ -194,7 +212,7 @@ class _Printer:
         for row in table.rows:
             cells = [column.cells.get(row) for column in columns]
             # What all of a row's cells have in common is said at its label, once.
-            traits = [_traits(cell) for cell in cells if cell and cell.metric not in FACTS]
+            traits = [self._traits(cell) for cell in cells if cell and cell.metric not in FACTS]
             first = traits[0] if traits else ()
             common = [one for one in first if all(one in own for own in traits)]
             label = Entry(row, tuple(map(self._mark, common)))
@@ -226,9 +244,7 @@ class _Printer:
         return all(seen.setdefault(line, task) == task for line, task in tasks)
 
     def _mark(self, text: str) -> str:
-        number = len(self.marks)
-        letter = chr(ord("a") + number % 26) * (number // 26 + 1)
-        return self.marks.setdefault(text, letter)
+        return self.marks.setdefault(text, typeset.letter(len(self.marks)))
 
     def _ours(self, cell: Cell | None, common: Collection[str]) -> Entry:
         if cell is None:
@@ -243,8 +259,15 @@ class _Printer:
                 text += f" ({so_far})"
         notes = list(_fates(cell))
         if cell.metric not in FACTS:
-            notes.extend(one for one in _traits(cell) if one not in common)
-        return Entry(text, tuple(self._mark(note) for note in notes))
+            notes.extend(one for one in self._traits(cell) if one not in common)
+        marks = tuple(self._mark(note) for note in notes)
+        said = cell.state if cell.state in ("missing", "provisional") else ""
+        return Entry(text, marks, said=said, cell=f"cell-{cell.points[0].cell_id}")
+
+    def _traits(self, cell: Cell) -> tuple[str, ...]:
+        smaller = self.data.get((cell.row, cell.column))
+        chosen = self.table.remarks.get(cell.points[0].cell_id)
+        return (*traits(cell.points), *filter(None, (smaller, chosen)))
 
     def _theirs(self, cell: Cell | None) -> Entry:
         if cell is None or cell.figure is None:
@@ -255,12 +278,13 @@ class _Printer:
         if cell.difference is not None:
             digits = 1 if is_accuracy(cell.metric) else 0
             # Adding zero turns -0.0, which would print its sign, into 0.0.
-            text += f" ({round(cell.difference, digits) + 0.0:+,.{digits}f})"
+            sign = _SIGNS.get(cell.verdict or "", "")
+            text += f" ({round(cell.difference, digits) + 0.0:+,.{digits}f}{sign and ' ' + sign})"
         if not figure.verified:
-            return Entry(text, (*marks, _UNVERIFIED), weak=True)
+            return Entry(text, (*marks, _UNVERIFIED), weak=True, said="unverified")
         if cell.differs:
             marks.append(_NOT_COMPARABLE)
-        return Entry(text, tuple(marks))
+        return Entry(text, tuple(marks), said=cell.verdict or "")
 
     def _baseline(self, cells: Iterable[Cell | None]) -> Entry:
         for cell in cells:
@@ -284,6 +308,8 @@ class _Printer:
             yield "", "n/N: trials of the cell that have ended, of those that there are to be"
         if CONVERGENCE in metrics:
             yield "", self._convergence()
+        for note in self.table.tuning:
+            yield "", note
         if self.table.outside:
             yield "", f"trials of the sweep on no point of these axes: {self.table.outside}"
 
@@ -313,6 +339,23 @@ class _Printer:
         if any(cell.difference is not None for cell in figured):
             text += "; in brackets ours minus theirs"
         yield "", text
+        verdicts = {cell.verdict for cell in figured}
+        if verdicts & {"reproduced", "differs", "undecided"}:
+            yield "", self._verdicts(figured)
+
+    def _verdicts(self, cells: Collection[Cell]) -> str:
+        judged = [cell for cell in cells if cell.difference is not None]
+        units = {is_accuracy(cell.metric): None for cell in judged}
+        by = self.table.spec.tolerance
+        tolerance = " or ".join(
+            f"{by:g} point{'' if by == 1 else 's'}" if accuracy else f"{by:g} % of theirs"
+            for accuracy in units
+        )
+        return (
+            f"≠ differs: theirs lies outside our interval, widened by {tolerance} and by their "
+            f"rounding; ≈ reproduced: inside, and our interval is at most {WIDEST} times that to "
+            "either side; without a sign undecided"
+        )
 
 
 def _printed(table: Table) -> Iterator[_Column]:
@@ -360,6 +403,12 @@ def _reasons(cells: Sequence[Cell]) -> Iterator[str]:
 
 def _fates(cell: Cell) -> Iterator[str]:
     # Notes on the trials of a cell that did not simply end.
+    yield from dict.fromkeys(point.undecided for point in cell.points if point.undecided)
+    for parts, trials in sorted(cell.accumulated.items()):
+        yield (
+            f"{trials} of {cell.expected} computed each batch in {parts} parts, since it did not "
+            "fit into memory: the same gradient but for rounding"
+        )
     if diverged := cell.counts["diverged"]:
         without = min(diverged, cell.finished - len(cell.values) - len(cell.unconverged))
         text = f"{diverged} of {cell.expected} diverged"
@@ -374,23 +423,43 @@ def _fates(cell: Cell) -> Iterator[str]:
         yield f"{count} failed ({failure}): sweep show tells why, sweep retry runs them again"
 
 
-def _traits(cell: Cell) -> tuple[str, ...]:
-    # What is to be known of all trials of a cell: what its seeds have in common, and so its
-    # interval leaves out; a numerics class other than the usual one.
-    config = cell.points[0].config
-    out = []
-    if cell.expected > 1 and config.parent:
-        out.append(
-            "its seeds share one pretrained backbone: the intervals leave out that pretraining"
-        )
-    elif cell.expected > 1 and config.drawn_from is not None and config.backbone_seed is not None:
-        out.append(
-            f"its seeds share one drawn backbone (backbone_seed {config.backbone_seed}): the "
-            "intervals leave out the draw"
-        )
-    if config.numerics != "fp32":
-        out.append(f"numerics {config.numerics}")
-    return tuple(out)
+def _data(cells: Iterable[Cell]) -> dict[tuple[str, str], str]:
+    # (row, column) -> in what its set of data is smaller than that of others whose figures it
+    # stands beside: those of its column, or of its row where the rows are tasks.
+    cells = tuple(cells)
+    ways: tuple[Callable[[Cell], str], ...] = (lambda cell: cell.column, lambda cell: cell.row)
+    lines: dict[str, list[Cell]] = {}
+    for beside in ways:
+        lines = {}
+        for cell in cells:
+            lines.setdefault(beside(cell), []).append(cell)
+        if all(len({c.points[0].config.task.name for c in own}) == 1 for own in lines.values()):
+            break
+    else:
+        return {}
+    out = {}
+    for own in lines.values():
+        sizes = [_sizes(cell) for cell in own]
+        most = {name: max(one.get(name, 0) for one in sizes) for one in sizes for name in one}
+        for cell, one in zip(own, sizes, strict=True):
+            less = [
+                f"{name} {_examples(number)}, not {_examples(most[name])}"
+                for name, number in one.items()
+                if number < most[name]
+            ]
+            if less:
+                out[cell.row, cell.column] = f"a smaller set of data ({'; '.join(less)} examples)"
+    return out
+
+
+def _sizes(cell: Cell) -> dict[str, float]:
+    task = cell.points[0].config.task
+    found = {name: getattr(task, name, None) for name in SIZES}
+    return {n: one or math.inf for n, one in found.items() if isinstance(one, int)}
+
+
+def _examples(number: float) -> str:
+    return f"{number:,.0f}" if math.isfinite(number) else "without end"
 
 
 def _words(metric: str) -> str:

@@ -29,6 +29,10 @@ class Entry:
     marks: tuple[str, ...] = ()
     weak: bool = False
     """Not to be relied upon: set paler than the rest of its line."""
+    said: str = ""
+    """In words what the text says by its form alone, for those who hear a page: HTML has it."""
+    cell: str = ""
+    """What the figure is made of: an anchor of a page that lists it."""
 
     @property
     def plain(self) -> str:
@@ -59,6 +63,11 @@ class Sheet:
     """(mark, text); a note about the whole table has no mark."""
 
 
+def letter(number: int) -> str:
+    """The mark of a footnote: a, b ... z, aa, bb ..."""
+    return chr(ord("a") + number % 26) * (number // 26 + 1)
+
+
 # --- Markdown -----------------------------------------------------------------------------------
 
 
@@ -87,7 +96,7 @@ _TEX = {
     **{char: "\\" + char for char in "&%$#_{}"},
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}",
-    "±": r"$\pm$", "†": r"\dag{}",
+    "±": r"$\pm$", "†": r"\dag{}", "≈": r"$\approx$", "≠": r"$\neq$",
 }  # fmt: skip
 
 
@@ -145,7 +154,7 @@ def _tex_entry(entry: Entry) -> str:
 CSS = """\
 .fpt { --soft: light-dark(#5f6368, #a3a8ae); --weak: light-dark(#767676, #8c9196);
   font: 16px/1.5 system-ui, sans-serif; margin: 1rem 0; }
-.fpt .scroll { overflow-x: auto; }
+.fpt .scroll { overflow-x: auto; position: relative; }
 .fpt table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 .fpt caption { font-weight: 600; text-align: left; padding-bottom: .5rem; }
 .fpt th, .fpt td { padding: .2rem .8rem; text-align: right; white-space: nowrap; }
@@ -159,20 +168,29 @@ CSS = """\
 .fpt tr.reference th { padding-left: 1rem; }
 .fpt tr.reference td.weak { color: var(--weak); font-style: italic; }
 .fpt sup { line-height: 0; }
+.fpt .said { position: absolute; width: 1px; height: 1px; overflow: hidden;
+  clip-path: inset(50%); white-space: nowrap; }
 .fpt .notes { color: var(--soft); font-size: .875rem; margin-top: .5rem; max-width: 60rem; }
 .fpt .notes p { margin: 0; }
 """
 """The style of `fragment`, for whoever puts it into a page of theirs."""
 
 
-def fragment(sheet: Sheet) -> str:
-    """A `figure` element; its style is `CSS`."""
-    out = ['<figure class="fpt">', '<div class="scroll">', "<table>"]
-    out.append(f"<caption>{html.escape(sheet.title)}</caption>")
+def fragment(sheet: Sheet, *, linked: bool = False) -> str:
+    """A `figure` element; its style is `CSS`.
+
+    Args:
+        sheet: What to print.
+        linked: Whether entries with a `cell` are links to that anchor, which the page has to have.
+    """
+    title = html.escape(sheet.title)
+    # Who has no mouse scrolls what has the focus.
+    scroll = f'<div class="scroll" role="region" tabindex="0" aria-label="{title}">'
+    out = ['<figure class="fpt">', scroll, "<table>", f"<caption>{title}</caption>"]
     heads = (f'<th scope="col">{html.escape(text)}</th>' for text in (sheet.corner, *sheet.columns))
     out += [f"<thead><tr>{''.join(heads)}</tr></thead>", "<tbody>"]
     for line in sheet.lines:
-        cells = "".join(_html_cell(entry) for entry in line.entries)
+        cells = "".join(_html_cell(entry, linked=linked) for entry in line.entries)
         head = f'<th scope="row">{_html(line.label)}</th>'
         out.append(f'<tr class="{line.kind}">{head}{cells}</tr>')
     out += ["</tbody>", "</table>", "</div>", '<figcaption class="notes">']
@@ -198,16 +216,26 @@ def page(sheet: Sheet) -> str:
     return "\n".join([*head, fragment(sheet) + "</body>", "</html>", ""])
 
 
-def _html_cell(entry: Entry) -> str:
-    return f'<td class="weak">{_html(entry)}</td>' if entry.weak else f"<td>{_html(entry)}</td>"
+def _html_cell(entry: Entry, *, linked: bool) -> str:
+    inner = _html(entry, linked=linked)
+    return f'<td class="weak">{inner}</td>' if entry.weak else f"<td>{inner}</td>"
 
 
-def _html(entry: Entry) -> str:
+def _html(entry: Entry, *, linked: bool = False) -> str:
     marks = html.escape(",".join(entry.marks))
-    return html.escape(entry.text) + (f"<sup>{marks}</sup>" if marks else "")
+    text = html.escape(entry.text)
+    if entry.said:
+        text += f'<span class="said">, {html.escape(entry.said)}</span>'
+    if linked and entry.cell:
+        text = f'<a href="#{html.escape(entry.cell)}">{text}</a>'
+    return text + (f"<sup>{marks}</sup>" if marks else "")
 
 
 # --- the terminal -------------------------------------------------------------------------------
+
+
+WORD = 16
+"""Characters of a label's word up to which a narrow terminal does not break it."""
 
 
 def terminal(sheet: Sheet) -> Group:
@@ -219,7 +247,9 @@ def terminal(sheet: Sheet) -> Group:
 
     styles = {"ours": "", "reference": "dim", "baseline": "italic"}
     grid = Grid(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    grid.add_column(Text(sheet.corner), justify="left", overflow="fold")
+    words = (word for line in sheet.lines for word in line.label.plain.split())
+    least = min(max(map(len, words), default=0), WORD)
+    grid.add_column(Text(sheet.corner), justify="left", min_width=least, overflow="fold")
     for number, column in enumerate(sheet.columns):
         # Wrapped between a figure and what stands after it, never inside the figure.
         widest = max((_figure_width(line.entries[number]) for line in sheet.lines), default=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -22,6 +23,7 @@ from sweep.cli.common import (
 )
 
 if TYPE_CHECKING:
+    from fpt.spec import JSON
     from sweep.ledger import Ledger
 
 TAIL = 12
@@ -38,13 +40,25 @@ class Format(StrEnum):
     csv = "csv"
 
 
+class ClaimsFormat(StrEnum):
+    """What `sweep claims` writes."""
+
+    terminal = "terminal"
+    md = "md"
+    tex = "tex"
+    csv = "csv"
+
+
+Output = Annotated[
+    Path | None, typer.Option("--output", "-o", metavar="PATH", help="A file to write it to.")
+]
+
+
 @app.command(epilog="Example: sweep table experiments/quickstart.yaml --format md -o table.md")
 def table(
     file: File,
     form: Annotated[Format, typer.Option("--format", help="How to write it.")] = Format.terminal,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="PATH", help="A file to write it to.")
-    ] = None,
+    output: Output = None,
     results: Results = "results",
     as_json: AsJson = False,
 ) -> None:
@@ -55,18 +69,59 @@ def table(
 
     built = build(load(file), Ledger(results))
     if as_json:
-        text = json.dumps(built.to_json(), indent=2, default=str)
+        _write(_json(built.to_json()), output)
     elif form is Format.terminal and output is None:
         Console().print(built.to_rich())
-        return
     else:
-        text = {
+        forms: dict[Format, Callable[[], str]] = {
             Format.terminal: built.to_markdown,
             Format.md: built.to_markdown,
             Format.tex: built.to_latex,
             Format.html: built.to_html,
             Format.csv: built.to_csv,
-        }[form]()
+        }
+        _write(forms[form](), output)
+
+
+@app.command(epilog="Example: sweep claims experiments/quickstart.yaml --format tex -o claims.tex")
+def claims(
+    file: File,
+    form: Annotated[
+        ClaimsFormat, typer.Option("--format", help="How to write them.")
+    ] = ClaimsFormat.terminal,
+    output: Output = None,
+    results: Results = "results",
+    as_json: AsJson = False,
+) -> None:
+    """Judge the sweep's claims, with what there is so far, and say what more would decide them."""
+    from sweep.claims import judge
+    from sweep.ledger import Ledger
+    from sweep.trials import load
+
+    sweep = load(file)
+    judged = judge(sweep, Ledger(results))
+    for warning in sweep.warnings:
+        say(f"warning: {warning}")
+    if as_json:
+        _write(_json(judged.record()), output)
+    elif form is ClaimsFormat.terminal and output is None:
+        Console().print(judged.to_rich())
+    else:
+        forms: dict[ClaimsFormat, Callable[[], str]] = {
+            ClaimsFormat.terminal: judged.to_markdown,
+            ClaimsFormat.md: judged.to_markdown,
+            ClaimsFormat.tex: judged.to_latex,
+            ClaimsFormat.csv: judged.to_csv,
+        }
+        _write(forms[form](), output)
+
+
+def _json(value: JSON) -> str:
+    return json.dumps(value, indent=2, default=str)
+
+
+def _write(text: str, output: Path | None) -> None:
+    """To a file, or to stdout."""
     if output is None:
         typer.echo(text.rstrip("\n"))
         return
@@ -83,11 +138,11 @@ def show(
     results: Results = "results",
 ) -> None:
     """Show a trial: config, figures, the end of its curve, provenance, failures."""
-    from sweep.ledger import Ledger
+    from sweep.ledger import MARKS, Ledger
 
     ledger = Ledger(results)
-    # A mark that a trial may run again is a row among the failures, and none to show.
-    failures = [row for row in ledger.failures().to_pylist() if row["cause"] != "retried"]
+    # Marks (may run again, done twice) are rows among the failures, and none to show.
+    failures = [row for row in ledger.failures().to_pylist() if row["cause"] not in MARKS]
     known = ledger.done() | ledger.states() | {row["trial_id"] for row in failures}
     trial = whole_id(trial, known, ledger.uri)
     failures = [row for row in failures if row["trial_id"] == trial]

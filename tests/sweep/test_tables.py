@@ -19,6 +19,7 @@ from markdown_it import MarkdownIt
 from rich.console import Console
 
 import sweep as api
+from sweep import typeset
 from sweep.ledger import Ledger
 from sweep.schema import SweepFileError
 from sweep.tables import Table, build
@@ -108,12 +109,13 @@ def test_a_table_worked_out_by_hand(make: Make) -> None:
     assert markdown_rows(table.to_markdown()) == [
         ["pretraining", "bit-xor", "bit-memory"],
         ["language", "99.0 ± 2.5", "75.0 ± 0.0"],
-        ["paper, T2", "100 (-1.0)", "100 (-25.0)"],
+        ["paper, T2", "100 (-1.0 ≈)", "100 (-25.0 ≠)"],
         ["random", "75.0 ± 0.0", "77.0 ± 4.3"],
-        ["paper, T2", "100 (-25.0)", "75.8 (+1.2)"],
+        ["paper, T2", "100 (-25.0 ≠)", "75.8 (+1.2 ≈)"],
         ["trivial baseline", "50.0 [a]", "75.2 [a]"],
     ]
-    assert "*100 (-1.0)*" in table.to_markdown()
+    assert "*100 (-1.0 ≈)*" in table.to_markdown()
+    assert "widened by 1 point and by their rounding; ≈ reproduced" in table.to_markdown()
 
 
 def test_an_empty_ledger_gives_an_empty_table(make: Make) -> None:
@@ -241,25 +243,127 @@ table:
     table = build(sweep, ledger)
 
     rows = markdown_rows(table.to_markdown())
-    assert rows[2] == ["paper, T3", "100 (+0.0)"]
+    assert rows[2] == ["paper, T3", "100 (+0.0 ≈)"]
     assert rows[4] == ["paper, T3", "50.0 [?]"]
     assert "- [?] unverified" in table.to_markdown()
     # Greyer than a figure that can be relied upon, in every format that has greys.
-    assert "<td>100 (+0.0)</td>" in table.to_html()
-    assert '<td class="weak">50.0<sup>?</sup></td>' in table.to_html()
-    assert r"\textcolor{black!55}{100 (+0.0)}" in table.to_latex()
+    said = '<span class="said">, {}</span>'
+    assert f"<td>100 (+0.0 ≈){said.format('reproduced')}</td>" in table.to_html()
+    weak = f'<td class="weak">50.0{said.format("unverified")}<sup>?</sup></td>'
+    assert weak in table.to_html()
+    assert r"\textcolor{black!55}{100 (+0.0 $\approx$)}" in table.to_latex()
     assert r"\textcolor{black!40}{\textit{50.0\textsuperscript{?}}}" in table.to_latex()
     terminal = io.StringIO()
     Console(width=80, file=terminal, force_terminal=True, color_system="standard").print(
         table.to_rich()
     )
     styles = dict(
-        re.findall(r"\x1b\[([\d;]+)m *(100 \(\+0\.0\)|50\.0 \[\?\])", terminal.getvalue())
+        re.findall(r"\x1b\[([\d;]+)m *(100 \(\+0\.0 ≈\)|50\.0 \[\?\])", terminal.getvalue())
     )
-    assert styles == {"2": "100 (+0.0)", "2;3": "50.0 [?]"}
+    assert styles == {"2": "100 (+0.0 ≈)", "2;3": "50.0 [?]"}
     lines = list(csv.DictReader(io.StringIO(table.to_csv())))
     assert [line["published_trust"] for line in lines] == ["reported", "unverified"]
     assert [line["difference"] for line in lines] == ["0.0", ""]
+
+
+# The paper's figure is 100, half a point of which is rounding; t(0.975, 2) = 4.302653, so that
+# three seeds a deviation apart of 1 have an interval of +- 2.484.
+@pytest.mark.parametrize(
+    ("accuracies", "tolerance", "verdict"),
+    [
+        ([0.99, 0.99, 0.99], 1, "reproduced"),
+        ([0.985, 0.985, 0.985], 1, "reproduced"),  # off by the tolerance and the rounding
+        ([0.984, 0.984, 0.984], 1, "differs"),
+        ([0.95, 0.96, 0.97], 1, "differs"),  # 96 + 2.48 + 1 + 0.5 < 100
+        ([0.95, 0.96, 0.97], 2, "reproduced"),
+        ([0.955, 0.965, 0.975], 1, "reproduced"),  # 96.5 + 2.48 + 1.5 > 100
+        ([0.8, 0.9, 1.0], 1, "undecided"),  # +- 24.8 holds anything
+        ([0.8, 0.9, 1.0], 5, "reproduced"),
+        ([0.99, 0.99, None], 1, "undecided"),
+        ([0.5, 0.5, None], 1, "undecided"),
+        ([None, None, None], 1, None),
+    ],
+)
+def test_a_verdict_on_the_published_figure(
+    make: Make, accuracies: list[float | None], tolerance: float, verdict: str | None
+) -> None:
+    sweep, ledger = make(PAPER.replace("reference: T2", f"reference: T2, tolerance: {tolerance}"))
+
+    def fill(point: Point) -> dict[str, Any] | None:
+        value = accuracies[seed(point)] if is_cell(point, "language", "bit-xor") else None
+        return None if value is None else {"test_accuracy": value}
+
+    commit(sweep, ledger, fill)
+    table = build(sweep, ledger)
+
+    cell = table.cells["language", "bit-xor", "test_accuracy"]
+    assert cell.verdict == cell.record()["verdict"] == verdict
+    signs = {"reproduced": " ≈)", "differs": " ≠)"}
+    shown = markdown_rows(table.to_markdown())[2][1]
+    assert [sign for sign in signs.values() if sign in shown] == [
+        sign for name, sign in signs.items() if name == verdict
+    ]
+
+
+def test_one_seed_decides_nothing(make: Make) -> None:
+    sweep, ledger = make(PAPER.replace("seed: [0, 1, 2]", "seed: [0]"))
+    commit(sweep, ledger, lambda point: {"test_accuracy": 1.0})
+
+    verdicts = {cell.verdict for cell in build(sweep, ledger).cells.values()}
+
+    assert verdicts == {"undecided"}
+
+
+def test_counts_are_compared_by_a_part_of_the_published_one(make: Make) -> None:
+    sweep, ledger = make(PAPER.replace("reference: T2", "reference: T6, value: steps_trained"))
+    # 1 per cent of 20,000 is 200.
+    at = {"bit-xor": 20_199, "bit-memory": 40_500}
+    commit(sweep, ledger, lambda point: {"steps_trained": at[point.labels["task"]]})
+    table = build(sweep, ledger)
+
+    cells = {place[:2]: cell.verdict for place, cell in table.cells.items()}
+    assert cells["random", "bit-xor"] == "reproduced"
+    assert cells["random", "bit-memory"] == "differs"
+    assert "widened by 1 % of theirs" in table.to_markdown()
+
+
+def test_what_cannot_be_compared_has_no_other_verdict(make: Make) -> None:
+    sweep, ledger = make(PAPER.replace("protocol: paper", "protocol: sound"))
+    commit(sweep, ledger, lambda point: {"test_accuracy": 1.0})
+
+    cells = build(sweep, ledger).cells.values()
+
+    assert {cell.verdict for cell in cells} == {"not comparable"}
+
+
+def test_batches_in_parts_and_smaller_sets_of_data_have_footnotes(make: Make) -> None:
+    text = """\
+sweep: notes
+trial: {steps: 100, pretraining: random, backbone: {name: gpt2, size: tiny}}
+axes:
+  arm:
+    - {label: usual, learning_rate: 1e-3}
+    - {label: less, learning_rate: 1e-2, task.train: 1000, task.test: 100}
+  length:
+    - {label: short, task: {name: listops, min_length: 4, max_length: 32}}
+    - {label: long, task: {name: listops, min_length: 4, max_length: 64}}
+  seed: [0, 1]
+table: {rows: arm, columns: length}
+"""
+    sweep, ledger = make(text)
+    parts = {"usual/short/1": 4, "usual/short/0": None}  # None: of a ledger from before
+    commit(sweep, ledger, lambda point: {"accumulation": parts.get(point.label, 1)})
+    table = build(sweep, ledger)
+
+    rows = markdown_rows(table.to_markdown())
+    notes = dict(re.findall(r"- \[(\w)\] (.*)", table.to_markdown()))
+    assert rows[1] == ["usual", "50.0 ± 0.0 [a]", "50.0 ± 0.0"]
+    assert notes["a"].startswith("1 of 2 computed each batch in 4 parts")
+    assert rows[2] == ["less [b]", "50.0 ± 0.0", "50.0 ± 0.0"]
+    assert notes["b"] == (
+        "a smaller set of data (train 1,000, not 96,000; test 100, not 2,000 examples)"
+    )
+    assert table.cells["usual", "short", "test_accuracy"].record()["accumulated"] == 1
 
 
 def test_a_cell_that_mixes_configs_is_refused(make: Make) -> None:
@@ -313,7 +417,7 @@ def test_a_reference_in_steps_stands_beside_steps(make: Make) -> None:
 
     assert rows[1][1] == "500 ± 248"
     assert rows[2][1] == "500 (+0)"
-    assert rows[4][2] == "40,000 (-39,500)"
+    assert rows[4][2] == "40,000 (-39,500 ≠)"
     assert [row[0] for row in rows[1:]] == ["language", "paper, T6", "random", "paper, T6"]
 
 
@@ -347,7 +451,7 @@ def test_a_fact_is_printed_once_beside_its_published_figure(make: Make) -> None:
     assert rows[0] == ["size", "layers", "parameters", "parameters trained", "language", "random"]
     assert rows[1] == ["base", "12", "85,000,000", "132,874", "68.2 ± 0.0", "61.7 ± 0.0"]
     assert rows[2] == [
-        "paper, T8", "12 (+0)", "117,000,000 [†]", "106,000 [†]", "68.2 (+0.0)", "61.7 (+0.0)"
+        "paper, T8", "12 (+0 ≈)", "117,000,000 [†]", "106,000 [†]", "68.2 (+0.0 ≈)", "61.7 (+0.0 ≈)"
     ]  # fmt: skip
     assert rows[3][1:] == [
         "24 (1/2)", "85,000,000 (1/2)", "132,874 (1/2)", "68.2 (1/2)", "61.7 (1/2)"
@@ -397,7 +501,7 @@ table:
 
     assert rows[0][1:] == ["layers", "test accuracy", "training set accuracy", "training set loss"]
     assert rows[1] == ["fpt", "12", "38.6 ± 0.0", "40.0 ± 0.0", "1.50 ± 0.00"]
-    assert rows[2] == ["paper, T7", "12 (+0)", "38.6 (+0.0)", "38.5 (+1.5)", ""]
+    assert rows[2] == ["paper, T7", "12 (+0 ≈)", "38.6 (+0.0 ≈)", "38.5 (+1.5 ≠)", ""]
     # Trained without `evaluation.training_set`, or before there was one.
     assert rows[3][3:] == ["none", "none"]
     assert rows[4] == ["paper, T7", "3 [†]", "42 [†]", "70 [†]", ""]
@@ -589,6 +693,24 @@ def test_html_is_a_page_of_its_own(make: Make) -> None:
     # Nothing is fetched from elsewhere.
     assert not re.search(r"(src|href|url|@import)\s*[=(\"']", page)
     assert '<tr class="reference"><th scope="row">paper, T2</th>' in page
+
+
+def test_html_says_what_its_signs_mean_and_links_only_if_asked(make: Make) -> None:
+    sweep, ledger = make(PAPER)
+    commit(sweep, ledger, lambda p: {"test_accuracy": 1.0} if is_cell(p, "language") else None)
+    table = build(sweep, ledger)
+
+    plain, linked = typeset.fragment(table.sheet), typeset.fragment(table.sheet, linked=True)
+
+    checker = Checker()
+    checker.feed(linked)
+    assert checker.open == []
+    assert '<td>0/3<span class="said">, missing</span></td>' in plain
+    assert '(+0.0 ≈)<span class="said">, reproduced</span></td>' in plain
+    assert 'role="region" tabindex="0" aria-label="modality"' in plain
+    assert "<a " not in plain
+    cell = table.cells["language", "bit-xor", "test_accuracy"].points[0].cell_id
+    assert f'<a href="#cell-{cell}">100.0 ± 0.0</a>' in linked
 
 
 def test_csv_and_frame_have_a_line_for_each_cell(make: Make) -> None:
