@@ -1,9 +1,4 @@
-"""Figures of a sweep, from what the ledger holds, as vectors and as pixels.
-
-A figure is drawn without pyplot, so that nothing is shared between figures or threads, and is saved
-as the same bytes each time (for one release of matplotlib): no dates, no random names. Colours are
-viridis, which stays in order in grey and for colour-blind readers.
-"""
+"""Attention maps: what each token of one example attends to, by layer and by head."""
 
 from __future__ import annotations
 
@@ -17,51 +12,17 @@ import numpy as np
 from fpt.config import TrialConfig
 from fpt.tasks.base import Batch
 from fpt.tasks.bits import BitMemory, BitTask, BitXor
+from sweep.figures.style import SMALL, USUAL, save
 from sweep.trials import Point
 
 if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-FORMATS = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {"Software": None}}
-"""What a figure is saved as -> metadata, without what differs from time to time."""
-
-DPI = 200
-"""Pixels of an inch: of the PNG, and of maps inside the vectors."""
-
-SMALL, USUAL = 6.5, 9.0
-"""Sizes of letters, in points."""
-
-
-def save(figure: Figure, stem: Path) -> list[Path]:
-    """Save a figure in every format of `FORMATS`.
-
-    Args:
-        figure: The figure.
-        stem: The files' path without the suffix; its folder is made.
-
-    Returns:
-        The files.
-
-    Raises:
-        OSError: If they cannot be written.
-    """
-    import matplotlib as mpl
-
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    files = [stem.with_name(f"{stem.name}.{suffix}") for suffix in FORMATS]
-    with mpl.rc_context({"svg.hashsalt": "fpt-sweep"}):
-        for file, metadata in zip(files, FORMATS.values(), strict=True):
-            figure.savefig(file, dpi=DPI, metadata=metadata)
-    return files
-
 
 def file_stem(point: Point) -> str:
     """A file name for a trial: its labels, for people, and its id."""
     return "-".join(filter(None, (re.sub(r"[^\w.+]+", "-", point.label), point.trial_id)))
-
-
-# --- attention maps -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
