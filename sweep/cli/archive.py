@@ -1,0 +1,285 @@
+"""Commands about where figures come from, and what becomes of ledgers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sweep.cli.common import (
+    AsJson,
+    File,
+    Only,
+    Results,
+    UserError,
+    app,
+    count,
+    counted,
+    say,
+    show_json,
+)
+
+if TYPE_CHECKING:
+    from sweep.archive import CellChange, Difference
+    from sweep.ledger import Ledger
+    from sweep.tracing import Member, Trace
+
+Into = Annotated[
+    str, typer.Option("--into", metavar="RESULTS", help="A folder, s3://, gs://, az://.")
+]
+
+
+@app.command(epilog="Example: sweep trace experiments/quickstart.yaml random bit-xor")
+def trace(
+    file: File,
+    row: Annotated[str, typer.Argument(metavar="ROW", help="The label of a row of the table.")],
+    column: Annotated[str, typer.Argument(metavar="COLUMN", help="The label of a column of it.")],
+    metric: Annotated[
+        str | None, typer.Option(metavar="NAME", help="One of several metrics; default: the first.")
+    ] = None,
+    results: Results = "results",
+    as_json: AsJson = False,
+) -> None:
+    """Show what is behind a figure: its trials, configs, origin, cost, and how to run it again."""
+    from sweep.ledger import Ledger
+    from sweep.tracing import trace as follow
+    from sweep.trials import load
+
+    found = follow(load(file), Ledger(results), row, column, metric)
+    if as_json:
+        show_json(found.record())
+    else:
+        _show_trace(found)
+
+
+def _show_trace(found: Trace) -> None:
+    from sweep.progress import span
+    from sweep.tracing import common
+
+    cell = found.cell
+    place = " / ".join(filter(None, (cell.row, cell.column, cell.metric)))
+    typer.echo(f"{place}: {cell.state}, {cell.finished} of {count(cell.expected, 'trial')}")
+    if found.arithmetic:
+        typer.echo(f"  {found.arithmetic}")
+    typer.echo()
+    everyone = (*found.members, *found.pretrainings)
+    head = ("trial", "label", "status", "value", "attempts", "took", "ended", "why")
+    lines = [head, *(tuple(_line(one)) for one in everyone)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        told = "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True))
+        typer.echo(f"  {told}".rstrip())
+    spent = found.spent
+    cost = f"  took {span(spent.seconds)} of training in {count(spent.attempts, 'attempt')}"
+    if spent.failed_attempts:
+        cost += f", {spent.failed_attempts:,} of them failed"
+    if lost := sum(spent.lost.values()):
+        cost += f"; {span(lost)} more were lost"
+    typer.echo(cost)
+    everywhere: dict[str, Any] = {}
+    for heading, records in (
+        ("config", [one.config for one in found.members]),
+        ("origin", [one.provenance for one in found.members]),
+    ):
+        shared, own = common(records)
+        everywhere |= shared
+        typer.echo(f"\n{heading}, of all of them" if len(records) > 1 else f"\n{heading}")
+        _show_pairs(shared)
+        for name in dict.fromkeys(name for values in own for name in values):
+            typer.echo(f"  {name:<28} differs:")
+            for member, values in zip(found.members, own, strict=True):
+                typer.echo(f"    {member.point.trial_id}  {_short(values.get(name))}")
+    for one in found.pretrainings:
+        typer.echo(f"\npretraining {one.point.label} ({one.point.trial_id}), where it differs")
+        own_values = (one.config | one.provenance).items()
+        _show_pairs({k: v for k, v in own_values if (k, v) not in everywhere.items()})
+    for one in everyone:
+        for failure in one.failures:
+            typer.echo(
+                f"\nfailed: {one.point.trial_id} at step {failure['step']} on {failure['host']}, "
+                f"{failure['at']:%Y-%m-%d %H:%M}: {failure['cause']}: {failure['exception']}: "
+                f"{(failure['message'] or '').partition(chr(10))[0]}"
+            )
+    if runs := [one for one in everyone if one.run]:
+        typer.echo("\nin MLflow (sweep ui, then after the address)")
+        for one in runs:
+            typer.echo(f"  {one.point.trial_id}  /#/{one.run}")
+    typer.echo("\nto train just these anew, into a ledger of their own, and to compare")
+    typer.echo(f"  {found.again}\n  {found.compare}")
+
+
+def _line(one: Member) -> Iterable[str]:
+    from sweep.progress import span
+
+    row = one.row or {}
+    yield one.point.trial_id
+    yield one.point.label
+    yield one.status
+    yield "" if one.value is None else f"{one.value:.10g}"
+    yield str(row.get("attempts") or len(one.failures) or "")
+    yield span(row["seconds"]) if row.get("seconds") else ""
+    yield f"{row['finished_at']:%Y-%m-%d %H:%M}" if row.get("finished_at") else ""
+    yield one.why
+
+
+def _show_pairs(values: Mapping[str, Any]) -> None:
+    for name, value in values.items():
+        typer.echo(f"  {name:<28} {_short(value)}")
+
+
+def _short(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+@app.command(epilog="Example: sweep diff results results-again experiments/quickstart.yaml")
+def diff(
+    before: Annotated[str, typer.Argument(metavar="LEDGER_A", help="A ledger, or a bundle.")],
+    after: Annotated[str, typer.Argument(metavar="LEDGER_B", help="Another one.")],
+    file: File,
+    only: Only = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what another ledger has otherwise: cells, verdicts, trials. Exits 0 if nothing."""
+    from sweep.archive import diff as compare
+    from sweep.bundle import opened
+    from sweep.trials import load
+
+    sweep = load(file)
+    part = sweep.only(only or ())
+    with opened(before) as one, opened(after) as other:
+        found = compare(part, one, other, claims=part is sweep)
+    if as_json:
+        show_json(found.record())
+    else:
+        _show_difference(found, before, after)
+    raise typer.Exit(0 if found.same else 1)
+
+
+def _show_difference(found: Difference, before: str, after: str) -> None:
+    wrong = [one for one in found.clashes if not one.excuse]
+    if wrong:
+        typer.echo(f"{count(len(wrong), 'contradiction')}: one trial, other figures")
+    for one in wrong:
+        typer.echo(f"  {one} {found.labels[one.trial_id]}")
+    if moved := [one for one in found.clashes if one.excuse]:
+        typer.echo(f"{count(len(moved), 'trial')} with other figures, for a reason")
+    for one in moved:
+        typer.echo(f"  {one} {found.labels[one.trial_id]}")
+    for flip in found.flips:
+        place = " / ".join(flip.place.values())
+        typer.echo(f"verdict: {flip.claim}, {place or flip.metric}: {flip.before} -> {flip.after}")
+    for change in found.cells:
+        typer.echo(_changed(change))
+    for trials, where in ((found.added, after), (found.removed, before)):
+        if trials:
+            typer.echo(f"{count(len(trials), 'trial')} in {where} alone")
+    typer.echo(
+        f"the same in both: {count(found.unchanged, 'cell')}"
+        if found.cells or not found.same
+        else f"no difference: {count(found.unchanged, 'cell')}, {count(len(found.labels), 'trial')}"
+    )
+
+
+def _changed(change: CellChange) -> str:
+    place = " / ".join(filter(None, (change.after.row, change.after.column, change.after.metric)))
+    said = []
+    for cell in (change.before, change.after):
+        interval = cell.interval
+        width = f" ± {interval.half_width:.4g}" if interval and interval.half_width else ""
+        said.append(f"{interval.mean:.6g}{width} (n {interval.n})" if interval else cell.state)
+    return f"{change.what}: {place}: {said[0]} -> {said[1]}"
+
+
+@app.command(epilog="Example: sweep export experiments/quickstart.yaml -o bundle.zip")
+def export(
+    file: File,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="ZIP", help="The bundle.")],
+    states: Annotated[
+        bool, typer.Option("--states", help="Also trained tensors and backbones: large.")
+    ] = False,
+    results: Results = "results",
+) -> None:
+    """Put a sweep, its part of the ledger and its tables into one file, to be given away."""
+    from sweep.bundle import export as write
+    from sweep.ledger import Ledger
+    from sweep.trials import load
+
+    bundle = write(load(file), Ledger(results), output, states=states)
+    say(
+        f"{bundle.path}: {bundle.trials} of {count(bundle.expected, 'trial')}, "
+        f"{count(bundle.members, 'file')}, {bundle.size / 1e6:,.1f} MB, sha256 {bundle.sha256}"
+    )
+
+
+@app.command(epilog="Example: sweep merge theirs.zip s3://bucket/results --into results")
+def merge(
+    ledgers: Annotated[
+        list[str], typer.Argument(metavar="LEDGER...", help="Folders, buckets, or bundles.")
+    ],
+    into: Into,
+    prefer_first: Annotated[
+        bool,
+        typer.Option(
+            "--prefer-first",
+            help="Where figures differ for a reason, such as another device, keep the first ones.",
+        ),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Unite ledgers. One trial with two outcomes is refused before anything is written."""
+    from sweep.merging import merge as unite
+
+    _idle(into)
+    merged = unite(ledgers, into, prefer_first=prefer_first)
+    if as_json:
+        left_out = [one.record() for one in merged.left_out]
+        show_json({**vars(merged), "left_out": left_out})
+        return
+    counts = {
+        "copied": merged.trials,
+        "there already": merged.present,
+        "in several ledgers with the same figures": merged.doubled,
+        "left out": len(merged.left_out),
+        "begun": merged.begun,
+    }
+    say(f"{into}: finished trials: {counted(counts)}")
+    if merged.failures:
+        say(f"  {count(merged.failures, 'note')} of failed attempts copied")
+    for one in merged.left_out:
+        say(f"  left out: {one}")
+
+
+@app.command(epilog="Example: sweep upgrade old-results --into results")
+def upgrade(
+    old: Annotated[str, typer.Argument(metavar="OLD", help="A ledger, or a bundle.")],
+    into: Into,
+    as_json: AsJson = False,
+) -> None:
+    """Write an older ledger anew in the schema of today. The old one stays as it is."""
+    from sweep.merging import upgrade as renew
+
+    _idle(into)
+    done = renew(old, into)
+    if as_json:
+        show_json(vars(done))
+        return
+    say(
+        f"{into}: {count(done.written, 'object')} written, {done.rewritten:,} of them in a newer "
+        f"schema; {done.present:,} there already"
+    )
+    for reason in done.stale:
+        say(f"  {reason}")
+
+
+def _idle(into: str) -> None:
+    from sweep.driver import DRIVER
+    from sweep.ledger import Ledger
+
+    ledger: Ledger = Ledger(into)
+    if ledger.holders(DRIVER):
+        raise UserError(
+            f"{ledger.uri}: a run is under way; wait until it has ended, then try again"
+        )
