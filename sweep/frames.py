@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sweep.ledger import Ledger
+from sweep.tuning import resolve
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,7 +48,8 @@ def load_trials(
     Args:
         results: The ledger: a folder, s3://, gs:// or az://.
         sweep: A sweep file: only its trials, in its order, with their labels as columns
-            `axis.<name>` (missing for the trials of `backbones:`). Else all, by id.
+            `axis.<name>` (missing for the trials of `backbones:` and those that tune others). Else
+            all, by id.
 
     Raises:
         LedgerError: If the ledger cannot be read.
@@ -55,7 +57,7 @@ def load_trials(
     """
     if sweep is None:
         return _frame(Ledger(results).trials())
-    expanded = _expanded(sweep)
+    expanded = _expanded(sweep, results)
     place = {point.trial_id: number for number, point in enumerate(expanded.all)}
     frame = _frame(Ledger(results).trials(place))
     order = frame["trial_id"].map(place).argsort(kind="stable")
@@ -77,17 +79,16 @@ def load_curves(
     """
     if sweep is None:
         return _frame(Ledger(results).curves())
-    expanded = _expanded(sweep)
+    expanded = _expanded(sweep, results)
     ids = {point.trial_id for point in expanded.all}
     return _labelled(_frame(Ledger(results).curves(ids)), expanded)
 
 
-def _expanded(sweep: str | Path | Sweep) -> Sweep:
-    if not isinstance(sweep, str | Path):
-        return sweep
+def _expanded(sweep: str | Path | Sweep, results: str | Path) -> Sweep:
     from sweep.trials import load
 
-    return load(sweep)
+    expanded = load(sweep) if isinstance(sweep, str | Path) else sweep
+    return resolve(expanded, Ledger(results))
 
 
 def _frame(table: pa.Table) -> pd.DataFrame:

@@ -37,7 +37,9 @@ from typing import TYPE_CHECKING, Any
 from fpt.content import cache_folder
 from sweep import tables
 from sweep.ledger import Ledger, LedgerError
-from sweep.trials import Sweep
+from sweep.schema import SweepFileError
+from sweep.trials import Sweep, load
+from sweep.tuning import resolve
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -54,6 +56,8 @@ SWEEP, TRIAL = "fpt_sweep.sweep", "fpt_sweep.trial_id"
 """The tags by which a run is found. The parent has the first alone."""
 STATE = "fpt_sweep.state"
 """The parent's tag that tells whether its description is of today."""
+ARTIFACTS = "fpt_sweep.artifacts"
+"""Likewise of its claims, figures and report, which take seconds to make."""
 PARENT = "mlflow.parentRunId"
 """The tag by which MLflow's UI folds children under a parent."""
 KIND = {"mlflow.experimentKind": "custom_model_development"}
@@ -154,6 +158,8 @@ class Mirror:
     """
 
     def __init__(self, sweep: Sweep, ledger: Ledger) -> None:
+        # A run may be of a part of the file; its parent run stands for all of it.
+        sweep = _whole(sweep)
         self.sweep = sweep
         self.ledger = ledger
         self._points = {point.trial_id: point for point in sweep.all}
@@ -166,7 +172,7 @@ class Mirror:
         # What MLflow held when the lease was last ours; of no use once somebody else had it.
         self._epoch: int | None = None
         self._client: MlflowClient
-        self._experiment = self._parent = self._described = ""
+        self._experiment = self._parent = self._described = self._attached = ""
         self._open: dict[str, Run] = {}
         self._ended: dict[str, int] = {}
 
@@ -178,12 +184,16 @@ class Mirror:
         """
         return self._guarded(self._leased(set())) is not None
 
-    def sync(self) -> int:
+    def sync(self, *, complete: bool = False) -> int:
         """Mirror the finished trials of the sweep that are not mirrored yet; returns how many.
 
         Does nothing while another process mirrors this sweep, and for a while after a fault.
+
+        Args:
+            complete: Also make claims, figures and report anew if there is something new to them.
+                That takes seconds, and is for the end of a run.
         """
-        return self._guarded(self._catch_up()) or 0
+        return self._guarded(self._catch_up(complete=complete)) or 0
 
     def _guarded(self, work: Iterator[str]) -> int | None:
         # How many trials `work` mirrored; None if it met a fault before the first.
@@ -208,21 +218,27 @@ class Mirror:
             self._wait_until = self._backoff = 0.0
             return count
 
-    def _catch_up(self) -> Iterator[str]:
+    def _catch_up(self, *, complete: bool) -> Iterator[str]:
         finished = self._finished()
-        if self._epoch is None or finished - self._ended.keys() or self._described != self._state():
-            yield from self._leased(finished)
+        made = (self._described, self._attached) if complete else (self._described,)
+        stale = any(one != self._state() for one in made)
+        if self._epoch is None or finished - self._ended.keys() or stale:
+            yield from self._leased(finished, complete=complete)
 
     def _finished(self) -> set[str]:
+        if self.sweep.studies:
+            # Trials become known while the sweep runs.
+            self.sweep = resolve(self.sweep, self.ledger)
+            self._points = {point.trial_id: point for point in self.sweep.all}
         return self.ledger.done() & self._points.keys()
 
-    def _leased(self, finished: set[str]) -> Iterator[str]:
+    def _leased(self, finished: set[str], *, complete: bool = False) -> Iterator[str]:
         lease = self.ledger.lease(_lease_name(self.sweep))
         if lease is not None:
             with lease:
-                yield from self._write(lease, finished)
+                yield from self._write(lease, finished, complete=complete)
 
-    def _write(self, lease: Lease, finished: set[str]) -> Iterator[str]:
+    def _write(self, lease: Lease, finished: set[str], *, complete: bool = False) -> Iterator[str]:
         """Under the lease: mirror those of the finished trials that are not; yields their ids."""
         if self._epoch is None or lease.epoch != self._epoch + 1:
             self._take_stock()
@@ -239,6 +255,8 @@ class Mirror:
                 yield row["trial_id"]
         if self._described != self._state():
             self._describe()
+        if complete and self._attached != self._state() and lease.held:
+            self._attach()
 
     def _take_stock(self) -> None:
         """Find experiment and runs, and create the experiment and the parent if they are not there.
@@ -259,7 +277,7 @@ class Mirror:
                 client.delete_run(run.info.run_id)
         parent = runs.pop("", None)
         if parent is None:
-            rows = self.ledger.trials(self._finished())
+            rows = self.ledger.trials(self._finished(), columns=["started_at"])
             parent = client.create_run(
                 self._experiment,
                 start_time=min(map(_milliseconds, rows["started_at"].to_pylist()), default=None),
@@ -268,6 +286,7 @@ class Mirror:
             )
         self._parent = parent.info.run_id
         self._described = parent.data.tags.get(STATE, "")
+        self._attached = parent.data.tags.get(ARTIFACTS, "")
         for run in runs.values():
             if run.data.tags.get(PARENT) != self._parent:
                 client.set_tag(run.info.run_id, PARENT, self._parent)
@@ -327,6 +346,8 @@ class Mirror:
             | {f"axis.{axis}": label for axis, label in labels.items()}
             | {
                 "pretraining": self._pretraining(row),
+                "trial_id": trial,
+                "cell": "/".join(name for axis, name in labels.items() if axis != "seed") or None,
                 SWEEP: self.sweep.name,
                 TRIAL: trial,
                 PARENT: self._parent,
@@ -367,6 +388,84 @@ class Mirror:
         client.set_tag(parent, STATE, state)
         self._described = state
 
+    def _attach(self) -> None:
+        """Give the parent the sweep's claims, figures and report, as far as they can be made."""
+        state, still = self._state(), self.ledger.snapshot()
+        with tempfile.TemporaryDirectory(prefix="fpt-sweep-") as folder, _fonts():
+            for make in (_claims, _figures, _report):
+                try:
+                    make(self.sweep, still, Path(folder))
+                except Exception as error:
+                    # Whatever it is, the runs matter more; the command of its own tells all of it.
+                    what = make.__name__.removeprefix("_")
+                    log.warning("MLflow mirror: no %s: %s", what, _one_line(error))
+                    log.debug("MLflow mirror", exc_info=True)
+            self._client.log_artifacts(self._parent, folder)
+        self._client.set_tag(self._parent, ARTIFACTS, state)
+        self._attached = state
+
+
+@contextmanager
+def _fonts() -> Iterator[None]:
+    # matplotlib writes a list of fonts when it is first imported; a run leaves nothing in the home
+    # folder.
+    with tempfile.TemporaryDirectory(prefix="fpt-sweep-fonts-") as folder:
+        ours = os.environ.setdefault("MPLCONFIGDIR", folder) == folder
+        try:
+            yield
+        finally:
+            if ours:
+                del os.environ["MPLCONFIGDIR"]
+
+
+@contextmanager
+def _no_font_cache() -> Iterator[None]:
+    """The list of fonts of matplotlib goes where it is forgotten: a run leaves nothing at home."""
+    name = "MPLCONFIGDIR"
+    if name in os.environ:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="fpt-sweep-") as folder:
+        os.environ[name] = folder
+        try:
+            yield
+        finally:
+            del os.environ[name]
+
+
+def _claims(sweep: Sweep, ledger: Ledger, folder: Path) -> None:
+    if sweep.spec.claims:
+        from sweep.claims import judge
+
+        judged = judge(sweep, ledger)
+        (folder / "claims.md").write_text(judged.to_markdown(), encoding="utf-8")
+        text = json.dumps(judged.record(), indent=2, default=str)
+        (folder / "claims.json").write_text(text, encoding="utf-8")
+
+
+def _figures(sweep: Sweep, ledger: Ledger, folder: Path) -> None:
+    from sweep import figures
+
+    for drawn in figures.draw(figures.gather(sweep, ledger)):
+        if drawn.chart is not None:
+            (folder / "figures").mkdir(exist_ok=True)
+            figures.save(drawn.chart.figure, folder / "figures" / drawn.kind)
+
+
+def _report(sweep: Sweep, ledger: Ledger, folder: Path) -> None:
+    from sweep.report import render
+
+    (folder / "report.html").write_text(render(sweep, ledger), encoding="utf-8")
+
+
+def _whole(sweep: Sweep) -> Sweep:
+    """The sweep with all the trials of its file, unless the file has changed meanwhile."""
+    try:
+        whole = load(sweep.file)
+    except SweepFileError:
+        return sweep
+    return whole if whole.text == sweep.text else sweep
+
 
 def catch_up(sweep: Sweep, ledger: Ledger) -> int:
     """Mirror what is not mirrored yet, and tell of faults; returns how many trials.
@@ -405,7 +504,7 @@ def _now(sweep: Sweep, ledger: Ledger, *, delete: bool) -> int:
                 for run in list(_runs(client, _experiment(client, sweep.name, ledger), sweep.name)):
                     client.delete_run(run.info.run_id)
             mirror = Mirror(sweep, ledger)
-            return sum(1 for _ in mirror._write(lease, mirror._finished()))
+            return sum(1 for _ in mirror._write(lease, mirror._finished(), complete=True))
     except (LedgerError, MirrorError):
         raise
     except Exception as error:

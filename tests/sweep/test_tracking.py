@@ -231,7 +231,7 @@ def test_the_mirror_follows_a_sweep_and_then_rests(
     assert mirror.sync() == 5
     assert parent_of(uri).info.status == "FINISHED"
     before = content(uri)
-    monkeypatch.setattr(tracking.Mirror, "_leased", lambda *_: pytest.fail("it wrote again"))
+    monkeypatch.setattr(tracking.Mirror, "_leased", lambda *_, **__: pytest.fail("it wrote again"))
     assert mirror.sync() == 0
     monkeypatch.undo()
     assert Mirror(sweep, ledger).sync() == 0
@@ -264,6 +264,49 @@ def test_the_parent_carries_the_sweep_file_and_its_table(place: Path) -> None:
     assert names == {"rates.yaml", "table.md", "table.html", "table.csv"}
     assert text == TEXT
     assert parent_of(uri).info.artifact_uri.startswith((place / "results").as_uri())
+
+
+def test_at_the_end_the_parent_carries_claims_figures_and_report(
+    place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (place / "rates.yaml").write_text(
+        TEXT.replace("[0.001, 0.01]", "[0.001]")
+        + "claims: [{that: bit-memory > bit-xor, axis: task, paired_by: seed}]\n"
+    )
+    sweep, ledger = opened(place)
+    finish(ledger, sweep.points)
+    mirror = Mirror(sweep, ledger)
+    mirror.sync()
+    uri = tracking.tracking_uri(ledger)
+    client, parent = MlflowClient(uri), parent_of(uri).info.run_id
+
+    def names(folder: str | None = None) -> set[str]:
+        return {artifact.path for artifact in client.list_artifacts(parent, folder)}
+
+    assert "report.html" not in names()
+    assert mirror.sync(complete=True) == 0
+    assert {"claims.md", "claims.json", "report.html", "figures"} <= names()
+    assert any(name.endswith(".png") for name in names("figures"))
+    report = Path(client.download_artifacts(parent, "report.html"))
+    assert "rates" in report.read_text(encoding="utf-8")
+
+    # What cannot be made costs the rest nothing.
+    client.set_tag(parent, tracking.ARTIFACTS, "older")
+    monkeypatch.setattr(tracking, "_report", lambda *_: 1 // 0)
+    monkeypatch.setattr(tracking._report, "__name__", "_report")
+    assert Mirror(sweep, ledger).sync(complete=True) == 0
+    assert "no report: ZeroDivisionError" in caplog.text
+    assert parent_of(uri).data.tags[tracking.ARTIFACTS] != "older"
+
+
+def test_a_part_of_a_sweep_does_not_stand_for_the_whole(place: Path) -> None:
+    sweep, ledger = opened(place)
+    finish(ledger, sweep.points[:2])
+    Mirror(sweep.only([sweep.points[0].label]), ledger).sync()
+    parent = parent_of(tracking.tracking_uri(ledger))
+
+    assert parent.data.tags["trials"] == "2 of 8"
+    assert parent.info.status == "RUNNING"
 
 
 def test_a_diverged_trial_is_finished_and_says_so(place: Path) -> None:
@@ -463,7 +506,7 @@ def test_pauses_after_faults_grow_to_a_limit(
     mirror = Mirror(*opened(place))
     now = [0.0]
     monkeypatch.setattr(tracking.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(Mirror, "_catch_up", lambda _: (1 // 0 for _ in "x"))
+    monkeypatch.setattr(Mirror, "_catch_up", lambda _, **__: (1 // 0 for _ in "x"))
     pauses = []
     for _ in range(9):
         now[0] = max(now[0], mirror._wait_until)
