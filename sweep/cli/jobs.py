@@ -1,0 +1,144 @@
+"""Commands about jobs on a Ray cluster."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sweep.cli.common import File, Results, UserError, app, count, say
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
+    from sweep.cluster import Job
+
+Address = Annotated[
+    str,
+    typer.Option(
+        "--address",
+        metavar="URL",
+        envvar="RAY_API_SERVER_ADDRESS",
+        help="The cluster's dashboard: http://HEAD:8265.",
+    ),
+]
+Which = Annotated[str, typer.Argument(metavar="FILE|JOB", help="A sweep file, or a job's id.")]
+
+
+@app.command(
+    epilog="Example: sweep submit experiments/quickstart.yaml --address http://HEAD:8265 "
+    "--results s3://BUCKET/results"
+)
+def submit(
+    file: File,
+    address: Address,
+    results: Results = "results",
+    env: Annotated[
+        list[str] | None,
+        typer.Option("--env", metavar="NAME=VALUE", help="A variable of the job; no secrets."),
+    ] = None,
+    allow_code: Annotated[
+        bool, typer.Option("--allow-code", help="Send Python files that the sweep file names.")
+    ] = False,
+    with_package: Annotated[
+        bool, typer.Option("--with-package", help="Send fpt-sweep itself too, as it is here.")
+    ] = False,
+    python: Annotated[
+        str, typer.Option(help="The cluster's Python that has fpt-sweep.")
+    ] = "python",
+    no_mirror: Annotated[
+        bool, typer.Option("--no-mirror", help="Leave MLflow out; `sweep mirror` catches up.")
+    ] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", "--follow", help="Show its output until it ends.")
+    ] = False,
+) -> None:
+    """Run a sweep as a job on a Ray cluster. The same again finds the job that runs."""
+    from sweep import cluster
+
+    if "://" not in results and not Path(results).is_absolute():
+        raise UserError(
+            f"--results {results}: a relative path means nothing on the cluster; give an absolute "
+            "one that all its nodes share, or s3://, gs://, az://"
+        )
+    variables = dict(_variable(one) for one in env or ())
+    sent = cluster.parcel(file, allow_code=allow_code, package=with_package)
+    for note in sent.notes:
+        say(note)
+    client = cluster.connect(address)
+    options = ["--no-mirror"] if no_mirror else []
+    job, new = cluster.submit(
+        client, sent, results, variables=variables, options=options, python=python
+    )
+    if new:
+        say(f"{job.id}: sent ({count(len(sent.files), 'file')}, {sent.size / 1024:,.0f} KiB)")
+    else:
+        say(f"{job.id}: is running already, and was not sent again")
+    if wait:
+        raise typer.Exit(_follow(client, job))
+    typer.echo(job.id)
+    where = f"{shlex.quote(str(file))} --address {address}"
+    say(f"  its output       sweep logs {where} --follow")
+    say(f"  how far it is    sweep status {where} --results {shlex.quote(results)}")
+    say(f"  to end it        sweep stop {where}")
+
+
+@app.command(epilog="Example: sweep logs experiments/quickstart.yaml --address http://HEAD:8265")
+def logs(
+    which: Which,
+    address: Address,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Until the job ends.")] = False,
+) -> None:
+    """Print what a job has printed."""
+    from sweep import cluster
+
+    client = cluster.connect(address)
+    job = _job(client, which)
+    if follow:
+        raise typer.Exit(_follow(client, job))
+    typer.echo(cluster.logs(client, job), nl=False)
+
+
+@app.command(epilog="Example: sweep stop experiments/quickstart.yaml --address http://HEAD:8265")
+def stop(which: Which, address: Address) -> None:
+    """End a job: running trials save their states, and the next job goes on from them."""
+    from sweep import cluster
+
+    client = cluster.connect(address)
+    job = _job(client, which)
+    if job.running and cluster.stop(client, job):
+        say(f"{job.id}: stopping; running trials save their states")
+    else:
+        say(f"{job.id}: has ended already ({job.status.lower()})")
+
+
+def _variable(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name or not (equals or name in os.environ):
+        raise UserError(f"--env {name}: not set here; give NAME=VALUE")
+    return name, value if equals else os.environ[name]
+
+
+def _job(client: JobSubmissionClient, which: str) -> Job:
+    """The job that a sweep file or an id stands for."""
+    from sweep import cluster, schema
+
+    if Path(which).is_file():
+        return cluster.find(client, which, sweep=schema.load(which).sweep)
+    return cluster.find(client, which)
+
+
+def _follow(client: JobSubmissionClient, job: Job) -> int:
+    """Show a job's output until it ends; returns its exit code."""
+    from sweep import cluster
+
+    try:
+        ended = cluster.follow(client, job, lambda text: typer.echo(text, nl=False))
+    except KeyboardInterrupt:
+        say(f"\n{job.id}: goes on; `sweep stop {job.id}` ends it")
+        return 1
+    say(f"{ended.id}: {ended.status.lower()}")
+    return 0 if ended.status == "SUCCEEDED" else ended.exit_code or 1
