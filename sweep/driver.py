@@ -11,13 +11,10 @@ Ray is imported when there is something to run, and a second run of a finished s
 
 from __future__ import annotations
 
-import asyncio
 import fcntl
 import functools
-import logging
 import os
 import re
-import secrets
 import shutil
 import signal
 import socket
@@ -26,23 +23,26 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from fpt import extension
-from sweep import lock, worker
+from sweep import lock, preflight, pricing, tuning, worker
 from sweep.agenda import Agenda, OnEvent
 from sweep.agenda import Event as Event
+from sweep.connection import ClusterError as ClusterError
+from sweep.connection import connected, entrusted, environment
 from sweep.document import SweepFileError
-from sweep.ledger import Lease, Ledger, LedgerError
+from sweep.leases import Claims
+from sweep.ledger import MARKS, Lease, Ledger, LedgerError
+from sweep.line import Beat, Heard, Line, Reports
 from sweep.packing import Workers
-from sweep.planning import Plan, plan
+from sweep.planning import Plan, Unfolding, plan
 from sweep.tracking import Mirror
-from sweep.trials import Point, Sweep
-from sweep.worker import Job, Result, Train
+from sweep.trials import Sweep
+from sweep.worker import Cause, Job, Result, Train
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -51,10 +51,23 @@ if TYPE_CHECKING:
     from ray.tune.schedulers import TrialScheduler
     from ray.tune.search import Searcher
 
-    from fpt.trainer import Record
-
 STOP_SECONDS = 5.0
 """What running trials have to save their states after Ctrl-C; then they are killed."""
+
+END_SECONDS = 120.0
+"""What they have where nobody waits for it: at the end of a time budget, or in a pause."""
+
+CHORE_SECONDS = 2.0
+"""Between two looks at what is asked of a running driver from elsewhere."""
+
+LOOK_AGAIN_SECONDS = 3.0
+"""Between two looks at the trials that other drivers train."""
+
+WORD_SECONDS = 30.0
+"""With nothing running, after which people are told what is waited for."""
+
+SHOWN = 100
+"""Running trials that a driver tells `sweep status` of."""
 
 WAVE = 1000
 """Packs a Tuner is given. Tune never forgets a trial: its memory and its own state file grow."""
@@ -71,6 +84,9 @@ DRIVER = "driver-"
 MIRROR_SECONDS = 10.0
 """Between two calls of the mirror."""
 
+STUDIES_SECONDS = 30.0
+"""Between two looks at what Optuna's studies have not been told."""
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -82,6 +98,7 @@ class Summary:
     """Failed in this run, or waiting for `sweep retry`, or in need of one that failed."""
     missing: int
     interrupted: bool
+    """Whether it was stopped, by whatever, before all was done: the same command goes on."""
     seconds: float
 
     @property
@@ -101,6 +118,7 @@ def run(
     max_concurrent: int | None = None,
     gpus: float | None = None,
     stale: bool = False,
+    hours: float | None = None,
     mirror: bool = True,
     on_event: OnEvent | None = None,
     train: Train = worker.train_on_this_core,
@@ -117,6 +135,7 @@ def run(
         max_concurrent: Most packs at once. Default: what the resources allow.
         gpus: GPUs that a pack gets, a fraction included. Default: 1 where there are any.
         stale: Also train trials whose only result belongs to an older version of their task.
+        hours: Stop after so long, as after Ctrl-C. Default: `limits.hours` of the sweep file.
         mirror: Whether MLflow gets the runs.
         on_event: Called with each event, never by two threads at once.
         train: What trains; anything but the default measures or tests the orchestration.
@@ -131,13 +150,15 @@ def run(
     ledger = Ledger(results, write=True)
     planned = plan(file, ledger, stale=stale)
     _check_pinned(planned)
+    tuning.where(planned.sweep, ledger)  # which may name a variable that is not set
     emit = on_event or (lambda event: None)
     if mirror and not planned.packs and planned.counts()["done"] + planned.counts()["diverged"]:
         # Another sweep may have trained what this one shows, or a kill may have come between the
         # last row and its mirror.
-        Mirror(planned.sweep, ledger).sync()
+        Mirror(planned.sweep, ledger).sync(complete=True)
     failed: Mapping[str, str] = {}
     interrupted = False
+    ledger.resume(planned.sweep.name)
     if planned.packs:
         with _Interrupts() as interrupts, ExitStack() as stack:
             lease, waited = _driver_lease(ledger, lease_name(address), interrupts, emit)
@@ -148,7 +169,9 @@ def run(
             if lease is not None and planned.packs:
                 if mirror:
                     stack.enter_context(_mirrored(planned.sweep, ledger, interrupts, emit))
-                failed = _drive(
+                if planned.sweep.studies:
+                    stack.enter_context(_studied(planned.sweep, ledger))
+                failed, interrupted = _drive(
                     planned,
                     ledger,
                     interrupts,
@@ -158,11 +181,18 @@ def run(
                     max_concurrent=max_concurrent,
                     gpus=gpus,
                     stale=stale,
+                    until=_until(planned.sweep, hours, began),
                     train=train,
                 )
                 planned = plan(planned.sweep, ledger, stale=stale)
-            interrupted = interrupts.count > 0
+            interrupted = interrupted or interrupts.count > 0
     return _summary(planned, failed, interrupted=interrupted, seconds=time.monotonic() - began)
+
+
+def _until(sweep: Sweep, hours: float | None, began: float) -> float | None:
+    """When the time budget ends, by the monotonic clock."""
+    hours = hours or sweep.spec.limits.hours
+    return None if hours is None else began + 3600 * hours
 
 
 def _check_pinned(planned: Plan) -> None:
@@ -219,8 +249,10 @@ def _driver_lease(
         emit(
             Event(
                 "waiting",
-                message="another driver is running (host {}, process {}); this one goes on when it "
-                "ends".format(holder.get("host", "unknown"), holder.get("pid", "unknown")),
+                message="another driver is running (host {}, process {}, since {}); this one goes "
+                "on when it ends".format(
+                    *(holder.get(key, "unknown") for key in ("host", "pid", "since"))
+                ),
             )
         )
         interrupts.first.wait(WAIT_SECONDS)
@@ -278,7 +310,7 @@ def _mirrored(
         while not ended.wait(MIRROR_SECONDS):
             mirror.sync()
         if not interrupts.count:
-            mirror.sync()
+            mirror.sync(complete=True)
 
     thread = threading.Thread(target=follow, name="mirror", daemon=True)
     thread.start()
@@ -292,117 +324,27 @@ def _mirrored(
             emit(Event("message", message=f"MLflow may lag behind: sweep mirror {sweep.file}"))
 
 
-# ---------------------------------------------------------------------------------------------- Ray
-
-
-WORKERS = {
-    # A core a worker.
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    # fp32 products whose bits do not depend on the number of threads.
-    "MKL_CBWR": "AUTO,STRICT",
-    # Relative paths of a sweep file mean what they mean to the driver.
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-}
-"""Environment variables of the workers."""
-
-PASSED_ON = ("HF_ENDPOINT", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_HOME", "FPT_SWEEP_CACHE")
-"""Variables that workers of another Ray get from the driver, where it has them; all jobs of a
-cluster can read them, so that no secret may be among them."""
-
-QUIET = {
-    # Tune would write five files a trial, rewrite a file of its own over all trials every few
-    # seconds, catch Ctrl-C, and print tables and tracebacks.
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",
-    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
-    # Ray would report usage, and advise on a future version of itself.
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-}
-"""Environment variables of the driver's process."""
-
-
-class ClusterError(Exception):
-    """A Ray cluster that cannot be used, or not so; the message says what to look at."""
-
-
-def _reachable(address: str) -> None:
-    """Ask the address for a connection: Ray itself would go on trying for minutes.
-
-    Raises:
-        ClusterError: If nothing answers there.
-    """
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not port.isdigit():
-        return  # "auto", which Ray resolves by itself
-    try:
-        socket.create_connection((host, int(port)), timeout=5).close()
-    except (OSError, OverflowError) as error:
-        raise ClusterError(
-            f"--address {address}: no Ray answers there ({error}); give the HOST:PORT that `ray "
-            "start --head` printed, or leave it out to use this machine"
-        ) from error
-
-
 @contextmanager
-def _ray(address: str | None, max_concurrent: int | None, scratch: Path) -> Iterator[None]:
-    """A Ray to work with: the one at `address`, or one of our own that ends with this block."""
-    address = address or os.environ.get("RAY_ADDRESS")
-    options: dict[str, Any]
-    if address is None:
-        # Its workers inherit this process's variables, and so may be started ahead of time, which
-        # Ray does not do for those that are given a runtime_env.
-        variables = QUIET | WORKERS | _module_path()
-        options = {
-            "address": "local",
-            "num_cpus": max(len(os.sched_getaffinity(0)), max_concurrent or 1),
-            "include_dashboard": False,
-            "object_store_memory": 100 * 1024**2,
-            "_temp_dir": str(scratch),
-        }
-        if not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
-            # A Ray of one's own asks for a token, and would leave one in the home folder. Kept to
-            # the end of this process, since Ray reads it once.
-            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    else:
-        _reachable(address)
-        variables = QUIET
-        passed = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-        passed |= _module_path()
-        options = {"address": address, "runtime_env": {"env_vars": WORKERS | passed}}
-    with _environment(variables):
-        import ray
+def _studied(sweep: Sweep, ledger: Ledger) -> Iterator[None]:
+    """Let Optuna's storage follow along, in a thread of its own, and catch up at the end."""
+    follower = tuning.Follower(sweep, ledger)
+    ended = threading.Event()
 
-        ray.init(**options, namespace="fpt-sweep", log_to_driver=False, logging_level=logging.ERROR)
-        logging.getLogger("ray").setLevel(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            ray.shutdown()
+    def follow() -> None:
+        while not ended.wait(STUDIES_SECONDS):
+            follower.sync()
+        follower.sync()
 
-
-def _module_path() -> dict[str, str]:
-    """Where workers find classes that a sweep file names."""
-    own = [*extension.FOLDERS, *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {"PYTHONPATH": os.pathsep.join(own)} if own else {}
-
-
-@contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Environment variables for as long as the block lasts."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
+    thread = threading.Thread(target=follow, name="studies", daemon=True)
+    thread.start()
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        ended.set()
+        thread.join(STUDIES_SECONDS)
+
+
+# ---------------------------------------------------------------------------------------------- Ray
 
 
 @contextmanager
@@ -433,99 +375,40 @@ def _scratch() -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-class _Line:
-    """An actor between workers and driver: reports go up, `stop` comes down."""
-
-    def __init__(self) -> None:
-        self._events: list[Event] = []
-        self._some = asyncio.Event()
-        self._halt = asyncio.Event()
-
-    async def report(self, events: list[Event]) -> None:
-        self._events += events
-        self._some.set()
-
-    async def take(self) -> list[Event]:
-        """All events since the last call, as soon as there is one."""
-        await self._some.wait()
-        self._some.clear()
-        events, self._events = self._events, []
-        return events
-
-    async def halt(self) -> None:
-        self._halt.set()
-
-    async def halted(self) -> None:
-        """Returns when the sweep is to stop."""
-        await self._halt.wait()
-
-
-class _Reports:
-    """A worker's end of the line."""
-
-    def __init__(self, line: ActorHandle[_Line], interval: float) -> None:
-        self._line = line
-        self._interval = interval
-        self._sent = time.monotonic()
-        self._latest: dict[tuple[str, str], Event] = {}
-        self._halted = _halted(line)
-
-    def start(self, point: Point, step: int) -> None:
-        event = Event(
-            "trial_started", point.trial_id, point.label, step=step, steps=point.config.steps
-        )
-        self._line.report.remote([event])
-
-    def record(self, point: Point, record: Record) -> None:
-        self._latest[point.trial_id, record.split] = Event(
-            "record",
-            point.trial_id,
-            point.label,
-            step=record.step,
-            steps=point.config.steps,
-            split=record.split,
-            loss=record.loss,
-            accuracy=record.accuracy,
-        )
-        now = time.monotonic()
-        if now - self._sent >= self._interval:
-            self._line.report.remote(list(self._latest.values()))
-            self._sent, self._latest = now, {}
-
-    def halted(self) -> bool:
-        import ray
-
-        ready, _ = ray.wait([self._halted], timeout=0)
-        return bool(ready)
-
-
 @functools.cache
-def _halted(line: ActorHandle[_Line]) -> ObjectRef[None]:
-    """One pending call a process: a look at whether it has returned asks nobody."""
-    return line.halted.remote()
+def _ledger(uri: str, line: ActorHandle[Line]) -> Ledger:
+    """The ledger, once a worker process, with what opens it."""
+    import ray
 
-
-@functools.cache
-def _ledger(uri: str) -> Ledger:
-    """The ledger, once a worker process."""
+    variables = cast("Mapping[str, str]", ray.get(line.entrusted.remote()))
+    for name, value in variables.items():
+        os.environ.setdefault(name, value)
     return Ledger(uri)
 
 
 def _trainable(
-    line: ActorHandle[_Line], interval: float, uri: str, train: Train
+    line: ActorHandle[Line], interval: float, uri: str, train: Train
 ) -> Callable[[dict[str, Any]], dict[str, Any]]:
     """What Tune runs: it takes a job and returns results."""
 
     def pack(config: dict[str, Any]) -> dict[str, Any]:
-        reports = _Reports(line, interval)
-        results = worker.run_pack(
-            config["job"],
-            _ledger(uri),
-            train=train,
-            on_start=reports.start,
-            on_record=reports.record,
-            halted=reports.halted,
-        )
+        import ray
+
+        job, pulse = config["job"], worker.Pulse()
+        ledger = _ledger(uri, line)
+        with Reports(line, interval, job.attempt, pulse) as reports:
+            address = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+            results = worker.run_pack(
+                replace(job, node=f"{address}/{reports.node[:8]}"),
+                ledger,
+                train=train,
+                on_start=reports.start,
+                on_record=reports.record,
+                halted=reports.halted,
+                pulse=pulse,
+            )
+        if any(result.cause == "preempted" for result in results):
+            raise worker.EndWorkerError(results)  # nothing more is to begin on this node
         # With `done` in its result a trial takes one round trip to the driver; without, two.
         return {"results": results, "done": True}
 
@@ -535,10 +418,9 @@ def _trainable(
 class WorkerDiedError(Exception):
     """A worker's process ended without a word."""
 
-    def __init__(self) -> None:
-        super().__init__(
-            "the worker process ended: killed, out of the machine's memory, or its node was lost"
-        )
+
+class HungError(Exception):
+    """A worker's process was ended, since nothing came of it any more."""
 
 
 def _drive(
@@ -552,16 +434,21 @@ def _drive(
     max_concurrent: int | None,
     gpus: float | None,
     stale: bool,
+    until: float | None,
     train: Train,
-) -> Mapping[str, str]:
-    """Run a plan on Ray; returns the ids of the trials that failed, with the reasons."""
-    with _scratch() as scratch, _ray(address, max_concurrent, scratch):
+) -> tuple[Mapping[str, str], bool]:
+    """Run a plan on Ray.
+
+    Returns:
+        The ids of the trials that failed, with the reasons; and whether it was stopped.
+    """
+    with _scratch() as scratch, connected(address, max_concurrent, scratch):
         import ray
         from ray import tune
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         interrupts.catch()
-        have = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        have = preflight.capacity(preflight.nodes(), preflight.autoscaled())
         if gpus is None:
             gpus = 1.0 if have.get("GPU") else 0.0
         if gpus > have.get("GPU", 0):
@@ -569,7 +456,7 @@ def _drive(
                 f"gpus: {gpus:g} asked for a pack, and this Ray has {have.get('GPU', 0):g}; "
                 "ask for fewer (a fraction shares one), or for 0 to train on the CPU"
             )
-        # The workers of another Ray find out by themselves, and such trials fail by `data`.
+        # Of another Ray the preflight asks each node.
         own = address is None and "RAY_ADDRESS" not in os.environ
         if own and not gpus and planned.refusals:
             raise ClusterError(f"{planned.sweep.file}: {'; '.join(planned.refusals)}")
@@ -578,26 +465,46 @@ def _drive(
             slots = min(slots, max(1, int(have["GPU"] / gpus)))
         if (workers := Workers(slots, gpus)) != planned.workers:
             planned = plan(planned.sweep, ledger, stale=stale, workers=workers)
-        before = Counter(
-            row["trial_id"]
-            for row in ledger.failures(planned.status).select(["trial_id", "cause"]).to_pylist()
-            if row["cause"] != "retried"
+        if not own:
+            preflight.check(
+                planned,
+                ledger,
+                tell=lambda text: emit(Event("message", message=text)),
+                halted=lambda: interrupts.count > 0,
+            )
+        pricing.keep(pricing.quote(planned, ledger), planned, ledger)
+        claims = ledger.claims(lease)
+        before, accumulation = _earlier(ledger, planned)
+        agenda = Agenda(
+            planned,
+            before,
+            emit,
+            accumulation=accumulation,
+            claim=_claimed(claims),
+            follow=Unfolding(planned, ledger, stale=stale),
         )
-        agenda = Agenda(planned, before, emit)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        actor = ray.remote(_Line).options(
-            num_cpus=0, max_concurrency=100_000, scheduling_strategy=here
+        actor = ray.remote(Line).options(
+            num_cpus=0,
+            max_concurrency=100_000,
+            max_restarts=-1,
+            max_task_retries=-1,
+            scheduling_strategy=here,
         )
-        line = cast("ActorHandle[_Line]", actor.remote())
+        line = cast("ActorHandle[Line]", actor.remote())
+        state = _Run(
+            agenda, slots, line, ledger, interrupts, lease, claims,
+            sweep=planned.sweep, until=until, entrusted={} if own else entrusted(),
+        )  # fmt: skip
         trainable = tune.with_resources(
             _trainable(line, max(1.0, slots / REPORTS_A_SECOND), ledger.uri, train),
             lambda config: tune.PlacementGroupFactory([dict(config["job"].resources)]),
         )
         pending = {"TUNE_MAX_PENDING_TRIALS_PG": str(min(slots, 200))}
         try:
-            with _environment(pending):
+            with environment(pending), state:
                 while not (agenda.finished or interrupts.count):
-                    search, schedule = _adapters(agenda, slots, line, ledger, interrupts, lease)
+                    search, schedule = _adapters(state)
                     tune.Tuner(
                         trainable,
                         tune_config=tune.TuneConfig(
@@ -616,23 +523,256 @@ def _drive(
                     ).fit()
         except KeyboardInterrupt:
             emit(Event("message", message="killed: running trials go on from their last states"))
-        return agenda.failed
+        return agenda.failed, state.stopped
 
 
-def _adapters(
-    agenda: Agenda,
-    slots: int,
-    line: ActorHandle[_Line],
-    ledger: Ledger,
-    interrupts: _Interrupts,
-    lease: Lease,
-) -> tuple[Searcher, TrialScheduler]:
+def _earlier(ledger: Ledger, planned: Plan) -> tuple[Counter[str], dict[str, int]]:
+    """Of each trial the failed attempts, and in how many parts to take its batches."""
+    names = ["trial_id", "cause", "pack_size", "accumulation", "at"]
+    rows = ledger.failures(planned.status).sort_by("at").select(names).to_pylist()
+    parts: dict[str, int] = {}
+    for row in rows:
+        if row["cause"] == "memory" and row["pack_size"] == 1:
+            parts[row["trial_id"]] = 2 * (row["accumulation"] or 1)
+        elif row["cause"] == "retried":
+            parts.pop(row["trial_id"], None)
+    most = {point.trial_id: point.config.batch_size for point in planned.sweep.all}
+    parts = {name: min(number, most[name]) for name, number in parts.items()}
+    return Counter(row["trial_id"] for row in rows if row["cause"] not in MARKS), parts
+
+
+def _claimed(claims: Claims) -> Callable[[Sequence[str]], Collection[str]]:
+    def claim(ids: Sequence[str]) -> Collection[str]:
+        try:
+            return claims.take(ids)
+        except LedgerError:
+            return ()  # asked for again, once storage answers
+
+    return claim
+
+
+class _Run:
+    """A run in progress: what Tune's turns find out, and what is done between them.
+
+    As a context manager it does, in a thread of its own, what may have to wait for storage or Ray.
+    """
+
+    def __init__(
+        self,
+        agenda: Agenda,
+        slots: int,
+        line: ActorHandle[Line],
+        ledger: Ledger,
+        interrupts: _Interrupts,
+        lease: Lease,
+        claims: Claims,
+        *,
+        sweep: Sweep,
+        until: float | None,
+        entrusted: Mapping[str, str],
+    ) -> None:
+        self.agenda = agenda
+        self.slots = slots
+        self.line = line
+        self.ledger = ledger
+        self.interrupts = interrupts
+        self.lease = lease
+        self.claims = claims
+        self.sweep = sweep
+        self.until = until
+        self.entrusted = entrusted
+        self.heard: dict[str, Heard] = {}
+        """Attempt -> what was heard of it; without an entry it has not begun."""
+        self.condemned: dict[str, str] = {}
+        """Attempt -> why its worker is being ended."""
+        self.stopped = False
+        """Whether it was stopped by somebody, or by its time."""
+        self._line_name = ""
+        self._coming: ObjectRef[tuple[str, list[Event], list[Beat]]] | None = None
+        self._kill_at: float | None = None
+        self._halted = False
+        self._turned = time.monotonic()
+        self._busy = self._turned
+        """When something ran, last."""
+        self._held = self._turned
+        self._looked = self._judged = 0.0
+        self._paused = False
+        self._draining: frozenset[str] = frozenset()
+        self._told: set[str] = set()
+        """Nodes whose workers were told that they are about to be taken away."""
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._chores, name="chores", daemon=True)
+
+    def __enter__(self) -> _Run:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._end.set()
+        self._thread.join(CHORE_SECONDS)
+
+    def _chores(self) -> None:
+        from ray._private.state import state  # Ray itself looks here, and offers nothing else
+
+        while not self._end.wait(CHORE_SECONDS):
+            with suppress(LedgerError):
+                self._paused = self.ledger.paused(self.sweep.name)
+            with suppress(Exception):  # a head that is gone is noticed where it matters
+                self._draining = frozenset(state.get_draining_nodes())
+            self.lease.note = self._note()
+
+    def _note(self) -> Mapping[str, Any]:
+        """What `sweep status` may want to know."""
+        now = time.monotonic()
+        running: dict[str, Any] = {}
+        waiting = 0
+        for attempt, job in list(self.agenda.running.items()):
+            heard = self.heard.get(attempt)
+            if heard is None:
+                waiting += len(job.points)
+                continue
+            for point in job.points[: SHOWN - len(running)]:
+                running[point.trial_id] = {
+                    "step": heard.beat.steps.get(point.trial_id),
+                    "phase": heard.beat.phase,
+                    "seconds": round(now - heard.moved),
+                }
+        return {
+            "sweep": self.sweep.name,
+            "running": running,
+            "waiting": waiting,
+            "elsewhere": list(self.agenda.elsewhere[:SHOWN]),
+            "tries": self.agenda.tries(SHOWN),
+        }
+
+    def next(self) -> Job | None:
+        """The next job, if there is one and it may be handed out now."""
+        now = time.monotonic()
+        if now - self._looked >= LOOK_AGAIN_SECONDS:
+            self._looked = now
+            self.agenda.look_again()
+        if not self.lease.held or len(self.agenda.running) >= self.slots:
+            return None
+        return self.agenda.next()
+
+    def ended(self, attempt: str, results: Sequence[Result]) -> None:
+        """Take in what came of a job."""
+        job = self.agenda.running[attempt]
+        self.heard.pop(attempt, None)
+        self.condemned.pop(attempt, None)
+        self.agenda.ended(attempt, results)
+        with suppress(LedgerError):
+            self.claims.release([point.trial_id for point in job.points])
+
+    def lost(self, attempt: str, error: BaseException | None) -> None:
+        """Take in that the worker of a job did not return."""
+        job = self.agenda.running[attempt]
+        heard, why = self.heard.get(attempt), self.condemned.get(attempt)
+        self.ended(attempt, _lost(job, self.ledger, error, heard, why))
+
+    def turn(self) -> None:
+        """Listen, and do what is due; called many times a second.
+
+        Raises:
+            KeyboardInterrupt: If what still runs is to be killed.
+        """
+        now = time.monotonic()
+        if now - self._turned > CHORE_SECONDS:  # it was this process that stood still
+            for heard in self.heard.values():
+                heard.wait(now - self._turned)
+        self._turned = now
+        self._stop_if_due(now)
+        if self.agenda.stopped is not None and not self._halted:
+            self.line.halt.remote()
+            self._halted = True
+        # A trial without a record has nothing to save: its worker may be importing for long.
+        training = any(heard.beat.steps for heard in self.heard.values())
+        if self._kill_at and (now > self._kill_at or not training):
+            raise KeyboardInterrupt
+        for node in self._draining - self._told:
+            self._told |= {node}
+            self.line.halt.remote(node)
+        self._listen(now)
+        if now - self._judged >= 1:
+            self._judged = now
+            self._end_the_hung(now)
+
+    def _stop_if_due(self, now: float) -> None:
+        limit = self.sweep.spec.limits.storage_seconds
+        if self.lease.held:
+            self._held = now
+        why, patience = None, END_SECONDS
+        if self.interrupts.count:
+            why = "stopping: running trials save their states; Ctrl-C again kills them"
+            patience = STOP_SECONDS
+        elif self._paused:
+            why = "stopping: somebody asked for a pause; running trials save their states"
+        elif self.until is not None and now > self.until:
+            why = "stopping: the time is up; running trials save their states"
+        elif self.lease.lost:
+            why = "stopping: another driver has taken over this cluster"
+        elif now - self._held > limit:
+            why = f"stopping: {self.ledger.uri} has not answered for {limit:.0f} s"
+        if why is None:
+            return
+        self.stopped = True
+        self.agenda.stop(why)
+        end = now + patience
+        self._kill_at = end if self._kill_at is None else min(self._kill_at, end)
+
+    def _listen(self, now: float) -> None:
+        import ray
+
+        self._coming = self._coming or self.line.take.remote()
+        if not ray.wait([self._coming], timeout=0)[0]:
+            return
+        try:
+            name, events, beats = ray.get(self._coming)
+        except ray.exceptions.RayError:  # its process was killed: Ray starts another one
+            return
+        finally:
+            self._coming = None
+        if name != self._line_name:
+            self._line_name, self._told = name, set()
+            if self.entrusted:
+                self.line.entrust.remote(self.entrusted)
+            if self._halted:
+                self.line.halt.remote()
+        for beat in beats:
+            if beat.attempt in self.heard:
+                self.heard[beat.attempt].take(beat, now)
+            elif beat.attempt in self.agenda.running:
+                self.heard[beat.attempt] = Heard.first(beat, now)
+        running = {p.trial_id for job in self.agenda.running.values() for p in job.points}
+        for event in events:
+            # What a worker said of a trial may come later than the trial's end.
+            if event.trial_id in running:
+                self.agenda.emit(event)
+
+    def _end_the_hung(self, now: float) -> None:
+        import ray
+
+        if self.heard or not self.agenda.running:
+            self._busy = now
+        elif now - self._busy > WORD_SECONDS:
+            wanted = next(iter(self.agenda.running.values())).resources
+            what = ", ".join(f"{number:g} {name}" for name, number in wanted.items())
+            text = f"no worker has begun yet: each asks the cluster for {what}"
+            self.agenda.emit(Event("waiting", message=text))
+            self._busy = now
+        for attempt, heard in self.heard.items():
+            why = heard.hung(self.sweep.spec.limits, now)
+            if why and attempt not in self.condemned and heard.actor is not None:
+                self.condemned[attempt] = why
+                ray.kill(heard.actor)
+
+
+def _adapters(run: _Run) -> tuple[Searcher, TrialScheduler]:
     """What Tune asks for the next trial, and what it calls at each turn of its loop.
 
     The latter is a scheduler that leaves the order alone. A callback of Tune's would do too, but
     with the first one Tune imports MLflow and all else that it could call back, for seconds.
     """
-    import ray
     from ray import cloudpickle
     from ray.tune.schedulers import FIFOScheduler
     from ray.tune.search import Searcher
@@ -646,9 +786,11 @@ def _adapters(
         def suggest(  # type: ignore[override]  # FINISHED is a string
             self, trial_id: str
         ) -> dict[str, Any] | str | None:
-            if agenda.finished or self.given >= WAVE or interrupts.count:
+            # With nothing running Tune asks here and turns no further.
+            run.turn()
+            if run.agenda.finished or self.given >= WAVE or run.interrupts.count:
                 return Searcher.FINISHED
-            job = agenda.next() if len(agenda.running) < slots else None
+            job = run.next()
             if job is None:
                 return None
             self.given += 1
@@ -659,7 +801,7 @@ def _adapters(
             self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
         ) -> None:
             if not error:
-                agenda.ended(attempts.pop(trial_id), result["results"] if result else ())
+                run.ended(attempts.pop(trial_id), result["results"] if result else ())
 
         def save(self, checkpoint_path: str) -> None:
             pass  # nothing of Tune's is ever restored
@@ -670,70 +812,99 @@ def _adapters(
             return object, ()  # Tune keeps a copy of what it was given, for the same purpose
 
     class Watch(FIFOScheduler):
-        def __init__(self) -> None:
-            super().__init__()  # type: ignore[no-untyped-call]
-            self.coming: ObjectRef[list[Event]] | None = None
-            self.kill_at: float | None = None
-            self.halted = False
-            self.training: set[str] = set()
-
         def choose_trial_to_run(self, tune_controller: Any) -> None:
             """Called at each turn; None leaves Tune's own order, and spares it a look at all."""
-            if interrupts.count:
-                agenda.stop("stopping: running trials save their states; Ctrl-C again kills them")
-                self.kill_at = self.kill_at or time.monotonic() + STOP_SECONDS
-            if not lease.held:
-                agenda.stop("stopping: another driver has taken over this cluster")
-            if agenda.stopped is not None and not self.halted:
-                line.halt.remote()
-                self.halted = True
-            running = {p.trial_id for job in agenda.running.values() for p in job.points}
-            # A trial without a record has nothing to save: its worker may be importing for long.
-            if self.kill_at and (time.monotonic() > self.kill_at or not running & self.training):
-                raise KeyboardInterrupt
-            self.coming = self.coming or line.take.remote()
-            if ray.wait([self.coming], timeout=0)[0]:
-                for event in ray.get(self.coming):
-                    # What a worker said of a trial may come later than the trial's end.
-                    if event.trial_id in running:
-                        agenda.emit(event)
-                        if event.kind == "record":
-                            self.training.add(event.trial_id)
-                self.coming = None
+            run.turn()
 
         def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-            attempt = attempts.pop(trial.trial_id)
-            with open(trial.pickled_error_file, "rb") as file:
+            error: BaseException | None = None
+            with suppress(OSError), open(trial.pickled_error_file, "rb") as file:
                 error = cloudpickle.load(file)
-            agenda.ended(attempt, _lost(agenda.running[attempt], ledger, error))
+            run.lost(attempts.pop(trial.trial_id), error)
 
         def __reduce__(self) -> tuple[type, tuple[()]]:
             return object, ()
 
-    return Feed(), Watch()
+    return Feed(), Watch()  # type: ignore[no-untyped-call]
 
 
-def _lost(job: Job, ledger: Ledger, error: BaseException) -> tuple[Result, ...]:
+def _lost(
+    job: Job,
+    ledger: Ledger,
+    error: BaseException | None,
+    heard: Heard | None = None,
+    hung: str | None = None,
+) -> tuple[Result, ...]:
     """What came of a job whose worker did not return."""
-    from ray.exceptions import OutOfMemoryError, RayTaskError
+    from ray.exceptions import RayTaskError
 
     if isinstance(error, RayTaskError):
         # A pack raises after running out of memory; anything else that comes is a fault of ours.
-        raised = error.cause or error
+        raised: BaseException = error.cause or error
         if isinstance(raised, worker.EndWorkerError):
             return raised.results
         cause = worker.cause_of(raised)
     else:
-        raised, cause = WorkerDiedError(), "worker"
+        cause, raised = _death(error, heard, hung)
         raised.__cause__ = error
-        # Ray itself ends what takes too much of a machine: a pack is split, and a trial alone, for
-        # whose neighbours it may have been, is tried again.
-        if isinstance(error, OutOfMemoryError) and len(job.points) > 1:
-            cause = "memory"
+    if heard is not None:
+        job = replace(job, node=_node_name(heard.beat.node))
     ended: dict[str, Result] = {}
     with suppress(LedgerError):
         ended = worker.finished(job, ledger)
+    steps = heard.beat.steps if heard else {}
+    lost = heard.beat.unsaved if heard else {}
     return tuple(
-        ended.get(point.trial_id) or worker.fail(ledger, job, point, cause, raised)
+        ended.get(point.trial_id)
+        or worker.fail(
+            ledger,
+            job,
+            point,
+            cause,
+            raised,
+            step=steps.get(point.trial_id),
+            lost=lost.get(point.trial_id, 0.0),
+        )
         for point in job.points
     )
+
+
+def _death(
+    error: BaseException | None, heard: Heard | None, hung: str | None
+) -> tuple[Cause, Exception]:
+    """Why a worker's process ended, and how to say so."""
+    from ray.exceptions import OutOfMemoryError, RayActorError
+
+    if hung is not None:
+        return "hung", HungError(f"it hung: {hung}; its worker was ended")
+    # Ray itself ends what takes too much of a machine.
+    if isinstance(error, OutOfMemoryError):
+        return "memory", WorkerDiedError("the machine had too little memory for it")
+    if isinstance(error, RayActorError) and error.preempted:
+        return "preempted", WorkerDiedError("the node was taken away")
+    if heard is not None and not _alive(heard.beat.node):
+        return "node", WorkerDiedError("the node was lost")
+    return "worker", WorkerDiedError(
+        "the worker process ended: killed, or out of the machine's memory"
+    )
+
+
+def _alive(node: str) -> bool:
+    """Whether a node is there. Ray may not know yet, so that the node itself is asked too."""
+    import ray
+
+    for one in ray.nodes():  # type: ignore[no-untyped-call]
+        if one["NodeID"] == node and one["Alive"]:
+            with suppress(OSError):
+                where = (one["NodeManagerAddress"], one["NodeManagerPort"])
+                socket.create_connection(where, timeout=1).close()
+                return True
+    return False
+
+
+def _node_name(node: str) -> str:
+    import ray
+
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    address = next((one["NodeManagerAddress"] for one in nodes if one["NodeID"] == node), "")
+    return f"{address}/{node[:8]}"

@@ -7,6 +7,9 @@ and the next epoch may be created. So no two clocks are ever compared, and a hol
 a higher epoch and knows that it has lost. On the holder's own machine a dead process is seen at
 once. The highest epoch's object stays for good, so that epochs only rise: an epoch is a fencing
 token.
+
+What a driver trains it claims, trial by trial, by the same create-if-absent. A claim has no beat of
+its own: it is worth as much as the lease of its driver.
 """
 
 from __future__ import annotations
@@ -18,7 +21,8 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -90,6 +94,8 @@ class Leases:
             return epoch, None
         try:
             info: dict[str, Any] = {"epoch": epoch, **json.loads(data)}
+            _, _, note = (beat or b"").partition(b"\n")
+            info["note"] = json.loads(note) if note else {}
             ttl = float(info["ttl"])
             dead = _died_here(info)
         except (ValueError, KeyError, TypeError):
@@ -112,6 +118,8 @@ class Lease:
     ttl: float
     """Seconds without a heartbeat after which others may take it."""
     clock: Callable[[], float] = time.monotonic
+    note: Mapping[str, Any] = field(default_factory=dict)
+    """JSON values that go with the next heartbeat, for whoever asks for the holder."""
     _beats: int = 0
     _lost: bool = False
     _renewed: float = 0.0
@@ -126,6 +134,11 @@ class Lease:
         """False once somebody else has it, or may have it since no heartbeat got through."""
         return not self._lost and self.clock() - self._renewed < self.ttl
 
+    @property
+    def lost(self) -> bool:
+        """True once somebody else has it, for good."""
+        return self._lost
+
     def renew(self) -> bool:
         """Send a heartbeat. False: the lease is lost for good, stop working under it.
 
@@ -137,7 +150,8 @@ class Lease:
             self._lost = True
             return False
         self._beats += 1
-        self.storage.put(f"leases/{self.name}/{self.epoch}.beat", str(self._beats).encode())
+        beat = f"{self._beats}\n{json.dumps(self.note)}"
+        self.storage.put(f"leases/{self.name}/{self.epoch}.beat", beat.encode())
         self._renewed = now
         return True
 
@@ -172,6 +186,74 @@ class Lease:
                     return
             except LedgerError:
                 continue  # `held` tells when this has lasted too long
+
+
+class Claims:
+    """The trials that a driver trains: others leave them to it for as long as it has its lease.
+
+    A claim is `leases/trials/<trial>-<number>.json`. Who finds that of a driver that is gone makes
+    the one with the next number. Claims spare work; what keeps results right is the commit.
+    """
+
+    def __init__(self, storage: Storage, leases: Leases, lease: Lease) -> None:
+        self._storage = storage
+        self._leases = leases
+        self._lease = lease
+        self._held: dict[str, int] = {}
+        """Trial id -> number of our claim."""
+        self._mine = json.dumps({"lease": lease.name, "epoch": lease.epoch}).encode()
+
+    def take(self, ids: Sequence[str]) -> set[str]:
+        """Those of some trials that are ours to train.
+
+        Raises:
+            LedgerError: If the storage fails.
+        """
+        alive: dict[str, int | None] = {}
+        """Lease -> the epoch in which somebody holds it, looked up once a call."""
+        if len(ids) == 1:
+            return {name for name in ids if self._take(name, alive)}
+        with ThreadPoolExecutor(self._storage.threads) as pool:
+            taken = pool.map(lambda name: self._take(name, alive), ids)
+            return {name for name, ours in zip(ids, taken, strict=True) if ours}
+
+    def _take(self, trial: str, alive: dict[str, int | None]) -> bool:
+        if trial in self._held:
+            return True
+        number = 1
+        while True:
+            path = _claim(trial, number)
+            if self._storage.create(path, self._mine):
+                self._held[trial] = number
+                return True
+            if (data := self._storage.get(path)) is None:
+                continue  # it was let go of just now
+            if data == self._mine:  # letting go of it had failed
+                self._held[trial] = number
+                return True
+            theirs = json.loads(data)
+            name = theirs["lease"]
+            if name not in alive:
+                holder = self._leases.holder(name)
+                alive[name] = None if holder is None else holder["epoch"]
+            if alive[name] == theirs["epoch"]:
+                return False
+            number += 1
+
+    def release(self, ids: Iterable[str]) -> None:
+        """Let go of trials that have ended, or are not to be trained after all.
+
+        Raises:
+            LedgerError: If the storage fails.
+        """
+        numbers = {name: self._held.pop(name) for name in ids if name in self._held}
+        self._storage.delete(
+            _claim(name, one) for name, last in numbers.items() for one in range(1, last + 1)
+        )
+
+
+def _claim(trial: str, number: int) -> str:
+    return f"leases/trials/{trial}-{number}.json"
 
 
 def _epoch(path: str) -> int:

@@ -24,6 +24,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from stat import S_ISDIR
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
@@ -40,8 +41,16 @@ ABANDONED = 24 * 3600.0
 """Seconds after which a staged file can only be what a killed writer left."""
 
 
+FRESH = 2_000_000_000
+"""Nanoseconds for which a change of a folder may not be told from the one before it."""
+
+
 class LedgerError(Exception):
     """The ledger cannot be read or written; a message for people: where, what, what to do."""
+
+
+class StorageError(LedgerError):
+    """The storage failed, and may come back: full, read-only, not reachable."""
 
 
 class Entry(NamedTuple):
@@ -75,6 +84,12 @@ class Storage(Protocol):
 
     def list(self, prefix: str) -> dict[str, Entry]:
         """The objects below a folder, sorted by name; empty if there is no such folder."""
+        ...
+
+    def stamps(self, prefix: str) -> dict[str, str] | None:
+        """What is directly in a folder, sorted by name, each with a stamp that changes with the
+        content of a file, and with what comes to a folder or goes; None where there are no folders.
+        """
         ...
 
     def delete(self, names: Iterable[str]) -> None:
@@ -121,6 +136,13 @@ def open_storage(results: str | Path) -> Storage:
     if not bucket:
         raise LedgerError(f"{text}: names no bucket; {allowed}")
     return Bucket(name, bucket, prefix.strip("/"))
+
+
+_FOR_GOOD = (
+    errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EPERM, errno.EOPNOTSUPP, errno.EXDEV,
+    errno.ENAMETOOLONG,
+)  # fmt: skip
+# What waiting does not mend.
 
 
 class Folder:
@@ -181,6 +203,33 @@ class Folder:
             except OSError as error:
                 raise self._error(folder, "read", error) from error
         return dict(sorted(found.items()))
+
+    def stamps(self, prefix: str) -> dict[str, str] | None:
+        """What is directly in a folder, sorted by name, with stamps. A folder that has just changed
+        has a new one each time, since the next change may fall into the same tick of the clock.
+        """
+        found: dict[str, str] = {}
+        now = time.time_ns()
+        try:
+            with os.scandir(self.root / prefix) as entries:
+                for entry in entries:
+                    try:
+                        stat = entry.stat()
+                    except FileNotFoundError:
+                        continue
+                    at = stat.st_mtime_ns
+                    if not S_ISDIR(stat.st_mode):
+                        stamp = f"{stat.st_size}-{at}-{stat.st_ino}"
+                    elif at > now - FRESH:
+                        stamp = f"{at}-{stat.st_ino}-{now}"
+                    else:
+                        stamp = f"{at}-{stat.st_ino}"
+                    found[entry.name] = stamp
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise self._error(prefix, "read", error) from error
+        return {f"{prefix}/{name}": found[name] for name in sorted(found)}
 
     def delete(self, names: Iterable[str]) -> None:
         """Remove; what is not there is no error."""
@@ -254,7 +303,8 @@ class Folder:
             errno.EXDEV: "a ledger must lie on one file system",
         }.get(error.errno or 0)
         reason = error.strerror or str(error)
-        return LedgerError(
+        kind = LedgerError if error.errno in _FOR_GOOD else StorageError
+        return kind(
             f"{self.where(name)}: cannot be {what}: {reason}" + (f"; {advice}" if advice else "")
         )
 
@@ -328,6 +378,10 @@ class Bucket:
             raise self._error(prefix, "read", error) from error
         return dict(sorted(found.items()))
 
+    def stamps(self, prefix: str) -> dict[str, str] | None:
+        """None: a bucket has no folders."""
+        return None
+
     def delete(self, names: Iterable[str]) -> None:
         """Remove; what is not there is no error."""
         import obstore
@@ -381,7 +435,7 @@ class Bucket:
 
     def _error(self, name: str, what: str, error: Exception) -> LedgerError:
         reason = str(error).split("\n", 1)[0]
-        return LedgerError(
+        return StorageError(
             f"{self.where(name)}: cannot be {what}: {reason}; is the bucket there, and do "
             f"{', '.join(self._variables)} in the environment open it?"
         )

@@ -4,16 +4,18 @@ The order of writing is what makes a kill harmless. While a trial trains, its st
 its curve, once a minute: a killed trial goes on from its state and writes the later steps of its
 curve again, and readers keep the last value of a step. When it ends, its backbone (if others need
 it), its state and its curve are written first and its row last: the row is what makes it done.
+While storage fails, trials train on, and those that have ended wait for it.
 
 Whatever goes wrong is given a cause, because the cause decides what happens next: `data` and `code`
-wait for a person, `memory`, `storage`, `worker` and `interrupted` are tried again. Ray does not
-appear here: the driver hands in how to report and when to stop.
+wait for a person, all others are tried again. Ray does not appear here: the driver hands in how to
+report and when to stop.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import json
 import sys
 import time
@@ -21,28 +23,38 @@ import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from fpt.config import TrialConfig
 from fpt.content import DataError
 from fpt.spec import JSON
 from fpt.tasks.base import Baseline
 from sweep import provenance
-from sweep.ledger import Ledger, LedgerError
+from sweep.ledger import WAITS, Ledger, LedgerError
+from sweep.schema import LimitsSpec
+from sweep.storage import StorageError
 from sweep.trials import IDENTITY_VERSION, Point, trial_id
 
 if TYPE_CHECKING:
     from fpt.checkpoints import State
     from fpt.trainer import Outcome, Record, Training
 
+T = TypeVar("T")
+
 Train = Callable[..., "Training"]
 """`fpt.train`, or what stands in for it where only the orchestration is measured."""
 
-Cause = Literal["data", "code", "memory", "worker", "storage", "interrupted"]
+Cause = Literal[
+    "data", "code", "memory", "worker", "node", "storage", "hung", "preempted", "interrupted"
+]
 """Why an attempt at a trial came to nothing."""
 
-FLUSH_SECONDS = 60.0
-"""Between two saved states: what a kill can cost a running trial."""
+Halt = Literal["interrupted", "preempted"]
+"""Why an attempt is to end before its trials have."""
+
+PAUSES = (1.0, 30.0)
+"""Seconds between two tries at storage that fails: the first, doubled up to the last."""
 
 CURVE = ("step", "split", "loss", "accuracy", "seconds", "examples")
 """What of a record goes into a curve, by the names of both."""
@@ -69,6 +81,11 @@ class Job:
     """`keep.trained` of the sweep file."""
     extends: Mapping[str, str] = field(default_factory=dict)
     """Trial id -> id of a shorter training of it, from whose end it goes on."""
+    accumulation: int = 1
+    """Parts of a batch, for want of memory; of packs of one."""
+    limits: LimitsSpec = field(default_factory=LimitsSpec)
+    node: str | None = None
+    """Of the Ray cluster, where it runs; the worker knows it."""
 
     def __str__(self) -> str:
         return self.attempt  # Tune makes a tag of the text of whatever a trial gets
@@ -92,6 +109,8 @@ class Result:
     loss: float | None = None
     """Of the test split."""
     accuracy: float | None = None
+    step: int | None = None
+    """Of a failure: the last step heard of."""
     undecided: bool = False
     """Of a failure by `code`: the pack failed as a whole, and which of its trials is to blame is
     not known. It is not in the ledger, where this cause waits for a person."""
@@ -117,10 +136,38 @@ class Progress:
     step: int | None = None
     """The last step heard of; None before the first record."""
     seconds: float = 0.0
+    """Of training, over all attempts, up to that step."""
+    began: float = 0.0
+    """What those seconds were when this attempt began."""
+    saved: float = 0.0
+    """What they were in the last saved state."""
     segment: int = 0
     extended_from: str | None = None
     rows: list[JSON] = field(default_factory=list)
     """Of the curve, since the last segment."""
+
+
+@dataclass
+class Pulse:
+    """Signs of life of an attempt, for another thread to read."""
+
+    phase: Literal["preparing", "training", "writing"] = "preparing"
+    """writing: what is left to do is to write, and storage fails."""
+    beats: int = 0
+    """Rises with each record, and with each pass through the backbone: every step makes one, and
+    every batch of an evaluation."""
+    steps: dict[str, int] = field(default_factory=dict)
+    """Trial id -> the last step recorded."""
+    unsaved: dict[str, float] = field(default_factory=dict)
+    """Trial id -> seconds of training that no saved state holds."""
+
+    def listen(self, training: Training) -> None:
+        """Beat with the passes through the backbone; what stands in for a trainer may have none."""
+        if (model := getattr(training, "model", None)) is not None:
+            model.backbone.register_forward_pre_hook(self._beat)
+
+    def _beat(self, *_: object) -> None:
+        self.beats += 1
 
 
 def train_on_this_core(trials: Sequence[TrialConfig], **options: Any) -> Training:
@@ -143,7 +190,8 @@ def run_pack(
     train: Train = train_on_this_core,
     on_start: Callable[[Point, int], None] = lambda point, step: None,
     on_record: Callable[[Point, Record], None] = lambda point, record: None,
-    halted: Callable[[], bool] = lambda: False,
+    halted: Callable[[], Halt | None] = lambda: None,
+    pulse: Pulse | None = None,
 ) -> tuple[Result, ...]:
     """Train a pack, write all that comes of it, and say what that was.
 
@@ -153,7 +201,8 @@ def run_pack(
         train: What trains.
         on_start: Called once a trial with the step that it starts from.
         on_record: Called with each record.
-        halted: Asked after each record; True saves the states and ends the attempt.
+        halted: Asked after each record; a reason saves the states and ends the attempt.
+        pulse: Where signs of life are left.
 
     Raises:
         EndWorkerError: If memory ran out: all is written, and this process should end.
@@ -161,10 +210,11 @@ def run_pack(
     results: dict[str, Result] = {}
     trials = [Progress(point, datetime.now(UTC)) for point in job.points]
     try:
-        results |= finished(job, ledger)
+        results |= patiently(lambda: finished(job, ledger), job, halted)
         missing = [trial for trial in trials if trial.point.trial_id not in results]
         if missing:
-            _Attempt(job, ledger, missing, results, on_record).run(train, on_start, halted)
+            attempt = _Attempt(job, ledger, missing, results, on_record, halted, pulse or Pulse())
+            attempt.run(train, on_start)
     except Exception as error:
         cause = cause_of(error)
         left = [trial for trial in trials if trial.point.trial_id not in results]
@@ -173,13 +223,29 @@ def run_pack(
             results[trial.point.trial_id] = (
                 _undecided(trial.point, error)
                 if len(left) > 1 and cause == "code"
-                else fail(
-                    ledger, job, trial.point, cause, error, step=trial.step, seconds=trial.seconds
-                )
+                else _fail(ledger, job, trial, cause, error)
             )
         if cause == "memory":
             raise EndWorkerError(tuple(results.values())) from error
     return tuple(results.values())
+
+
+def patiently(call: Callable[[], T], job: Job, halted: Callable[[], Halt | None]) -> T:
+    """Call again for as long as storage fails, within the job's limit.
+
+    Raises:
+        StorageError: If it still fails then, or if the attempt is to end.
+    """
+    until = time.monotonic() + job.limits.storage_seconds
+    pause, longest = PAUSES
+    while True:
+        try:
+            return call()
+        except StorageError:
+            if time.monotonic() + pause > until or halted():
+                raise
+        time.sleep(pause)
+        pause = min(2 * pause, longest)
 
 
 def finished(job: Job, ledger: Ledger) -> dict[str, Result]:
@@ -211,16 +277,23 @@ class _Attempt:
         trials: Sequence[Progress],
         results: dict[str, Result],
         on_record: Callable[[Point, Record], None],
+        halted: Callable[[], Halt | None],
+        pulse: Pulse,
     ) -> None:
         self.job = job
         self.ledger = ledger
         self.trials = trials
         self.results = results
         self.on_record = on_record
+        self.halted = halted
+        self.pulse = pulse
+        self.again: Collection[str] = ()
+        """Trials that have a row, and train since the backbone that others need is gone."""
+        self._pause = PAUSES[0]
+        self._not_before = 0.0
+        """Storage that failed is not tried again before."""
 
-    def run(
-        self, train: Train, on_start: Callable[[Point, int], None], halted: Callable[[], bool]
-    ) -> None:
+    def run(self, train: Train, on_start: Callable[[Point, int], None]) -> None:
         for trial in self.trials:
             try:
                 self._check_identity(trial.point)
@@ -230,37 +303,80 @@ class _Attempt:
         if not self.trials:
             return
         # Those who train; the others were done, or cannot.
-        self.job = replace(self.job, points=tuple(trial.point for trial in self.trials))
-        states = [self._saved(trial) for trial in self.trials]
+        self.job = replace(
+            self.job,
+            points=tuple(trial.point for trial in self.trials),
+            resources=_usable(self.job.resources),
+        )
+        if self.job.keep_backbones:
+            names = {trial.point.trial_id for trial in self.trials}
+            self.again = patiently(self.ledger.done, self.job, self.halted) & names
+        states = [
+            patiently(functools.partial(self._saved, trial), self.job, self.halted)
+            for trial in self.trials
+        ]
         for trial, state in zip(self.trials, states, strict=True):
+            if state is not None:
+                trial.began = trial.seconds = trial.saved = state.figures.seconds
             on_start(trial.point, 0 if state is None else state.step)
-        parents = {trial.point.parent for trial in self.trials} - {None}
+        options: dict[str, Any] = {}
+        if self.job.accumulation > 1:
+            options["accumulation"] = self.job.accumulation
         training = train(
             [trial.point.config for trial in self.trials],
             device=self.job.device,
             state=states,
-            backbones={parent: self.ledger.backbone_file(parent) for parent in parents if parent},
+            backbones=patiently(self._backbones, self.job, self.halted),
             log_every=LOG_EVERY,
+            **options,
         )
+        self.pulse.listen(training)
         flushed = time.monotonic()
         try:
             for record in training:
                 self._take(record)
                 if not training.settled:
                     continue
-                self._settle(training)
-                stop = halted()
-                if stop or time.monotonic() - flushed >= FLUSH_SECONDS:
-                    self._save(training)
-                    flushed = time.monotonic()
+                self._if_storage_allows(training, self._settle)
+                stop = self.halted()
+                due = time.monotonic() - flushed >= self.job.limits.save_seconds
                 if stop:
-                    self._interrupt()
+                    self._insist(training, self._save)
+                    self._halt(stop)
                     return
+                if due and self._if_storage_allows(training, self._save):
+                    flushed = time.monotonic()
         except Exception as error:
             # At its end the trainer raises what made single trials leave; they are settled as such.
             if not any(error is one for one in training.failures.values()):
                 raise
-        self._settle(training)
+        self._insist(training, self._settle)
+
+    def _if_storage_allows(self, training: Training, write: Callable[[Training], None]) -> bool:
+        """Write, and say whether that went well. If not, trials train on, and it is tried later."""
+        if time.monotonic() < self._not_before:
+            return False
+        try:
+            write(training)
+        except StorageError:
+            self._not_before = time.monotonic() + self._pause
+            self._pause = min(2 * self._pause, PAUSES[1])
+            return False
+        self._pause = PAUSES[0]
+        return True
+
+    def _insist(self, training: Training, write: Callable[[Training], None]) -> None:
+        """Write, within the limit of what storage may be away for.
+
+        Raises:
+            StorageError: If it is away for longer.
+        """
+        self.pulse.phase = "writing"
+        patiently(lambda: write(training), self.job, lambda: None)
+
+    def _backbones(self) -> dict[str, Path]:
+        parents = {trial.point.parent for trial in self.trials} - {None}
+        return {parent: self.ledger.backbone_file(parent) for parent in parents if parent}
 
     def _check_identity(self, point: Point) -> None:
         found = trial_id(point.config)
@@ -275,18 +391,20 @@ class _Attempt:
         """The state to go on from: its own, else the end of a shorter training of the trial."""
         own = trial.point.trial_id
         shorter = self.job.extends.get(own)
-        for name in (own, shorter):
-            data = None if name is None else self.ledger.get_state(name)
-            if data is not None:
+        for name in filter(None, (own, shorter)):
+            best: State | None = None
+            for data in self.ledger.saved_states(name):
                 from fpt.checkpoints import State
 
                 # One that cannot be read costs the steps behind it, and no more.
                 with contextlib.suppress(ValueError):
                     state = State.from_bytes(data)
-                    trial.extended_from = shorter
-                    if name is not None and name == shorter:
-                        trial.rows = self._curve_of(name, trial.point.config)
-                    return state
+                    best = state if best is None or state.step > best.step else best
+            if best is not None:
+                trial.extended_from = shorter
+                if name == shorter:
+                    trial.rows = self._curve_of(name, trial.point.config)
+                return best
         return None
 
     def _curve_of(self, name: str, config: TrialConfig) -> list[JSON]:
@@ -304,13 +422,22 @@ class _Attempt:
     def _take(self, record: Record) -> None:
         trial = self.trials[record.trial]
         trial.step, trial.seconds = record.step, record.seconds
+        self.pulse.phase = "training"
+        self.pulse.beats += 1
+        self.pulse.steps[trial.point.trial_id] = record.step
+        self.pulse.unsaved[trial.point.trial_id] = max(0.0, trial.seconds - trial.saved)
         trial.rows.append({column: getattr(record, column) for column in CURVE})
         self.on_record(trial.point, record)
 
     def _save(self, training: Training) -> None:
         for index, state in training.states().items():
-            self.ledger.put_state(self.trials[index].point.trial_id, state.to_bytes())
-            self._write_curve(self.trials[index])
+            trial = self.trials[index]
+            name = trial.point.trial_id
+            self.ledger.save_state(
+                name, state.to_bytes(), step=state.step, attempt=self.job.attempt
+            )
+            trial.saved, self.pulse.unsaved[name] = trial.seconds, 0.0
+            self._write_curve(trial)
 
     def _write_curve(self, trial: Progress) -> None:
         if trial.rows:
@@ -320,16 +447,14 @@ class _Attempt:
             trial.segment += 1
             trial.rows = []
 
-    def _interrupt(self) -> None:
+    def _halt(self, cause: Halt) -> None:
         for trial in self.trials:
             if trial.point.trial_id not in self.results:
                 error = InterruptedError(f"stopped at step {trial.step}, with its state saved")
-                self._fail(trial, "interrupted", error)
+                self._fail(trial, cause, error)
 
     def _fail(self, trial: Progress, cause: Cause, error: BaseException) -> None:
-        self.results[trial.point.trial_id] = fail(
-            self.ledger, self.job, trial.point, cause, error, step=trial.step, seconds=trial.seconds
-        )
+        self.results[trial.point.trial_id] = _fail(self.ledger, self.job, trial, cause, error)
 
     def _settle(self, training: Training) -> None:
         """Write the trials that have ended or left since."""
@@ -348,13 +473,17 @@ class _Attempt:
         keeps = self.job.keep_states
         if keeps is None:
             keeps = not {"attention", "attention:last", "feedforward"} & set(config.train)
-        if keeps:
-            self.ledger.put_state(name, outcome.state.to_bytes())
-        self._write_curve(trial)
-        row = trial_row(trial, outcome, self.job)
-        first = self.ledger.commit(row)
-        if not keeps:
-            self.ledger.drop_state(name)
+        first = name in self.again or not self._theirs(name)
+        if first:  # else the tensors are those of whoever wrote the row
+            if keeps:
+                self.ledger.put_state(name, outcome.state.to_bytes())
+            self._write_curve(trial)
+            committed = self.ledger.commit(trial_row(trial, outcome, self.job))
+            first = committed or name in self.again or not self._theirs(name)
+            if not keeps:
+                self.ledger.drop_state(name)
+        if not first:
+            self._note_doubled(trial, outcome)
         self.results[name] = Result(
             name,
             "diverged" if outcome.outcome == "diverged" else "done",
@@ -362,6 +491,29 @@ class _Attempt:
             loss=outcome.test_loss,
             accuracy=outcome.test_accuracy,
         )
+
+    def _theirs(self, name: str) -> bool:
+        """Whether a row is there that another attempt wrote. One of ours may be there although its
+        writing was told to have failed.
+        """
+        attempts: list[str] = self.ledger.trials([name]).column("attempt").to_pylist()
+        return bool(attempts) and attempts != [self.job.attempt]
+
+    def _note_doubled(self, trial: Progress, outcome: Outcome) -> None:
+        """Work that was done twice is counted, and is no failure."""
+        error = FileExistsError("another attempt had finished this trial first")
+        trial.seconds, trial.saved = outcome.seconds, trial.began
+        with contextlib.suppress(LedgerError):
+            self.ledger.fail(failure_row(self.job, trial, "doubled", error))
+
+
+def _usable(resources: Mapping[str, float]) -> Mapping[str, float]:
+    """What was reserved, without GPUs that a node only says it has: then it trains on a core."""
+    if not resources.get("GPU"):
+        return resources
+    import torch
+
+    return resources if torch.cuda.is_available() else {**resources, "GPU": 0}
 
 
 def cause_of(error: BaseException) -> Cause:
@@ -390,33 +542,48 @@ def fail(
     error: BaseException,
     *,
     step: int | None = None,
-    seconds: float = 0.0,
+    lost: float = 0.0,
 ) -> Result:
     """Write a failed attempt to the ledger, as far as the ledger can be written at all."""
-    name = point.trial_id
-    result = Result(name, "failed", cause, type(error).__name__, str(error) or repr(error))
+    trial = Progress(point, datetime.now(UTC), step=step, seconds=lost)
+    return _fail(ledger, job, trial, cause, error)
+
+
+def _fail(ledger: Ledger, job: Job, trial: Progress, cause: Cause, error: BaseException) -> Result:
+    name, step = trial.point.trial_id, trial.step
+    message = str(error) or repr(error)
     try:
-        ledger.fail(
-            {
-                "trial_id": name,
-                "attempt": job.attempt,
-                "cause": cause,
-                "exception": result.exception,
-                "message": result.message,
-                "traceback": "".join(traceback.format_exception(error)),
-                "config": _json(point.config.model_dump(mode="json")),
-                "step": step,
-                "host": provenance.host(),
-                "device": job.device,
-                "seconds": seconds,
-                "at": datetime.now(UTC),
-            }
-        )
+        ledger.fail(failure_row(job, trial, cause, error))
     except LedgerError as unwritten:
-        return Result(
-            name, "failed", "storage", "LedgerError", f"{result.message}; and then {unwritten}"
-        )
-    return result
+        message = f"{message}; and then {unwritten}"
+        # Only what is written waits for a person.
+        kept = cause if cause not in WAITS else "storage"
+        return Result(name, "failed", kept, "LedgerError", message, step=step)
+    return Result(name, "failed", cause, type(error).__name__, message, step=step)
+
+
+def failure_row(
+    job: Job, trial: Progress, cause: Cause | Literal["doubled"], error: BaseException
+) -> JSON:
+    """The row of an attempt that failed: a value for each column of the ledger's failures."""
+    return {
+        "trial_id": trial.point.trial_id,
+        "attempt": job.attempt,
+        "cause": cause,
+        "exception": type(error).__name__,
+        "message": str(error) or repr(error),
+        "traceback": "".join(traceback.format_exception(error)),
+        "config": _json(trial.point.config.model_dump(mode="json")),
+        "step": trial.step,
+        "host": provenance.host(),
+        "node": job.node,
+        "device": job.device,
+        "seconds": trial.seconds,
+        "lost": max(0.0, trial.seconds - trial.saved),
+        "pack_size": len(job.points),
+        "accumulation": job.accumulation,
+        "at": datetime.now(UTC),
+    }
 
 
 def trial_row(trial: Progress, outcome: Outcome, job: Job) -> JSON:
@@ -474,6 +641,7 @@ def trial_row(trial: Progress, outcome: Outcome, job: Job) -> JSON:
         "seconds": outcome.seconds,
         "examples": outcome.examples,
         "pack_size": len(job.points),
+        "accumulation": job.accumulation,
         "attempts": job.attempts[point.trial_id],
         "attempt": job.attempt,
         "extended_from": trial.extended_from,

@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,13 +16,14 @@ from rich.console import Console
 from sweep.cli.common import (
     AsJson,
     File,
+    Only,
     Results,
     UserError,
     app,
     count,
     counted,
+    in_hours,
     last_causes,
-    matching,
     say,
     show_json,
     size,
@@ -29,6 +31,7 @@ from sweep.cli.common import (
 )
 
 if TYPE_CHECKING:
+    from sweep.ledger import Ledger
     from sweep.planning import Plan
     from sweep.trials import Point, Sweep
 
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
 @app.command(epilog="Example: sweep run experiments/quickstart.yaml")
 def run(
     file: File,
+    only: Only = None,
     results: Results = "results",
     max_concurrent: Annotated[
         int | None, typer.Option(min=1, help="Most packs at once; default: what the cores allow.")
@@ -46,23 +50,36 @@ def run(
     stale: Annotated[
         bool, typer.Option("--stale", help="Train stale trials anew (an older task version).")
     ] = False,
+    hours: Annotated[
+        float | None, typer.Option(min=0.0, help="Stop after so long; default: `limits.hours`.")
+    ] = None,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Forget trials that the file no longer has.")
+    ] = False,
     no_mirror: Annotated[
         bool, typer.Option("--no-mirror", help="Leave MLflow out; `sweep mirror` catches up.")
     ] = False,
 ) -> None:
     """Train what is missing. The same command again goes on where this one stopped."""
+    from sweep.ledger import Ledger
     from sweep.planning import plan as make_plan
 
-    planned = make_plan(file, results, stale=stale)
+    planned = make_plan(file, results, stale=stale, only=only or ())
     sweep = planned.sweep
     say(f"{sweep.name}: {size(sweep)}: {counted(planned.counts())}")
     for left_out in sweep.left_out:
         say(f"  left out: {left_out}")
+    for warning in sweep.warnings:
+        say(f"warning: {warning}")
+
+    if not only:
+        _tell_removed(sweep, Ledger(results), prune=prune)
 
     from sweep.driver import run as drive
     from sweep.progress import View, span
 
     steps = {p.trial_id: p.config.steps for pack in planned.packs for p in pack.points}
+    steps |= {p.trial_id: p.config.steps for p in sweep.undecided}
     with View(Console(stderr=True), steps) as view:
         summary = drive(
             sweep,
@@ -70,6 +87,7 @@ def run(
             address=address,
             max_concurrent=max_concurrent,
             stale=stale,
+            hours=hours,
             on_event=view,
             mirror=not no_mirror,
         )
@@ -85,6 +103,27 @@ def run(
     for line in _next_steps(planned, results, counts, interrupted=summary.interrupted):
         say(line)
     raise typer.Exit(summary.exit_code)
+
+
+def _tell_removed(sweep: Sweep, ledger: Ledger, *, prune: bool) -> None:
+    """Name the trials that an earlier run of this sweep had and the file no longer has.
+
+    Nothing becomes of them: their rows stay, and what is running goes on. With `prune` the states
+    of those that were not finished are dropped, and they are not named again.
+    """
+    before = ledger.remembered(sweep.name)
+    now = {point.trial_id: point.label for point in sweep.all if not point.undecided}
+    removed = {name: label for name, label in before.items() if name not in now}
+    done = ledger.done()
+    for name, label in removed.items():
+        what = "finished" if name in done else "unfinished"
+        say(f"  no longer in the file: {label} ({name}, {what})")
+    if removed and prune:
+        ledger.remove("states", removed.keys() - done)
+        say(f"  {count(len(removed), 'trial')} forgotten; rows of finished ones stay")
+    elif removed:
+        say("  nothing becomes of them; --prune forgets them, and drops unfinished ones' states")
+    ledger.remember(sweep.name, now if prune else removed | now)
 
 
 def _next_steps(
@@ -103,6 +142,21 @@ def _next_steps(
         yield f"  the table        sweep table {file}{where}"
         yield f"  the runs         sweep ui{where}"
         yield f"  the rows         pandas.read_parquet({rows!r})"
+
+
+@app.command(epilog="Example: sweep pause experiments/quickstart.yaml")
+def pause(file: File, results: Results = "results") -> None:
+    """Ask whoever runs a sweep to stop. Running trials save their states; `sweep run` goes on."""
+    from sweep.driver import DRIVER
+    from sweep.ledger import Ledger
+    from sweep.trials import load
+
+    sweep, ledger = load(file), Ledger(results, write=True)
+    ledger.pause(sweep.name)
+    again = shlex.quote(str(file)) + where_option(results)
+    if not ledger.holders(DRIVER):
+        say(f"{sweep.name}: no driver is running")
+    say(f"{sweep.name}: pauses within seconds; go on with: sweep run {again}")
 
 
 @app.command(epilog="Example: sweep retry experiments/quickstart.yaml --cause code")
@@ -146,16 +200,21 @@ def debug(
     results: Results = "results",
 ) -> None:
     """Train one trial in this process, without Ray, so that a debugger works. Nothing is kept."""
+    from sweep.ledger import Ledger
     from sweep.trials import load
+    from sweep.tuning import resolve
 
-    point = _pick(load(file), only)
+    point = _pick(resolve(load(file), Ledger(results)), only)
+    if point.undecided:
+        raise UserError(
+            f"{file}: {point.label} has no learning rate yet: {point.undecided}; debug one of the "
+            "trials that tune it"
+        )
     config = point.config
     if steps is not None:
         config = config.model_copy(update={"steps": min(steps, config.steps)})
     backbones: dict[str, Path] = {}
     if point.parent is not None:
-        from sweep.ledger import Ledger
-
         backbones[point.parent] = Ledger(results).backbone_file(point.parent)
     say(f"{point.trial_id} {point.label}: {count(config.steps, 'step')}; nothing is kept")
 
@@ -173,7 +232,7 @@ def debug(
 
 def _pick(sweep: Sweep, pattern: str) -> Point:
     """The first trial whose label or id matches."""
-    found = matching(sweep, pattern)
+    found = sweep.matching(pattern)
     if len(found) > 1:
         say(f"{count(len(found), 'trial')} match {pattern!r}; the first one is trained")
     return found[0]
@@ -183,16 +242,23 @@ def _pick(sweep: Sweep, pattern: str) -> Point:
 def status(
     file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="A sweep file.")] = None,
     results: Results = "results",
+    address: Annotated[
+        str | None, typer.Option(metavar="URL", help="Also the jobs there: http://HEAD:8265.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Say how far a sweep is, or, without a file, what the ledger holds."""
+    from sweep import pricing
+    from sweep.accounting import spent, spent_on
     from sweep.driver import DRIVER
     from sweep.ledger import Ledger
 
     ledger = Ledger(results)
+    drivers = ledger.holders(DRIVER)
     said: dict[str, Any] = {
         "results": ledger.uri,
-        "driver": next(iter(ledger.holders(DRIVER)), None),
+        "driver": next(iter(drivers), None),
+        "drivers": drivers,
     }
     if file is not None:
         from sweep.planning import plan as make_plan
@@ -202,21 +268,86 @@ def status(
         unfinished = planned.status.keys() - ledger.done()
         said["begun"] = len(unfinished & ledger.states())
         said["reasons"] = Counter(planned.why.values())
+        causes = last_causes(ledger)
+        said["failures"] = Counter(causes[name] for name in unfinished & causes.keys())
+        said["spent"] = asdict(spent(planned.sweep, ledger))
+        if (compared := pricing.compare(planned.sweep.name, ledger)) is not None:
+            said["quote"] = asdict(compared)
+        said["paused"] = ledger.paused(planned.sweep.name)
+        said["labels"] = {point.trial_id: point.label for point in planned.sweep.all}
+        said["retry"] = planned.sweep.spec.retry.model_dump()
     else:
         rows = ledger.trials()
         said["trials"] = Counter(rows.column("outcome").to_pylist())
         said["begun"] = len(ledger.states() - ledger.done())
         said["failures"] = Counter(last_causes(ledger).values())
-        said["seconds"] = sum(rows.column("seconds").to_pylist())
+        said["spent"] = asdict(spent_on(None, ledger))
+    if address is not None:
+        from sweep import cluster
+
+        said["jobs"] = cluster.jobs(cluster.connect(address), said.get("sweep"))
     if as_json:
         show_json(said)
         return
     _status_lines(said)
 
 
-def _status_lines(said: Mapping[str, Any]) -> None:
+def _quote_line(quote: Mapping[str, Any]) -> str:
+    """What the last run was expected to cost, and what came of it."""
+    what = "GPU" if quote["device"] == "cuda" else "core"
+    told = (
+        f"the last run's quote: {in_hours(quote['hours'])} {what}-hours "
+        f"({in_hours(quote['low'])} to {in_hours(quote['high'])}) "
+        f"for {count(quote['trials'], 'trial')}"
+    )
+    if not quote["done"]:
+        return told
+    return (
+        f"{told}; {quote['done']:,} of them took {in_hours(quote['took'])}, where "
+        f"{in_hours(quote['quoted'])} was quoted"
+    )
+
+
+def _spent_lines(spent: Mapping[str, Any]) -> Iterable[str]:
+    """Where the time went."""
     from sweep.progress import span
 
+    if spent["seconds"]:
+        yield f"trained for {span(spent['seconds'])} in all"
+    if lost := {cause: seconds for cause, seconds in spent["lost"].items() if seconds >= 1}:
+        by = ", ".join(f"{cause} {span(lost[cause])}" for cause in sorted(lost))
+        yield f"trained in vain for {span(sum(lost.values()))}: {by}"
+    if spent["failed_attempts"]:
+        yield f"{count(spent['failed_attempts'], 'attempt')} failed, of {spent['attempts']:,}"
+    if spent["doubled"]:
+        yield f"{count(spent['doubled'], 'trial')} finished more than once; the first row stands"
+
+
+def _driver_lines(
+    driver: Mapping[str, Any], labels: Mapping[str, str], retry: Mapping[str, int | None]
+) -> Iterable[str]:
+    """What a driver does and what it waits for, by its last heartbeat."""
+    from sweep.progress import span
+
+    yield f"a driver runs on {driver['host']} (process {driver['pid']}), since {driver['since']}"
+    note = driver.get("note") or {}
+    for trial, how in note.get("running", {}).items():
+        if not labels or trial in labels:
+            at = "" if how["step"] is None else f", step {how['step']}"
+            still = f", no step for {span(how['seconds'])}" if how["seconds"] > 60 else ""
+            yield f"  {labels.get(trial, trial)}: {how['phase']}{at}{still}"
+    if note.get("waiting"):
+        yield f"  {count(note['waiting'], 'trial')}: no worker has begun yet"
+    if elsewhere := note.get("elsewhere"):
+        yield f"  {count(len(elsewhere), 'trial')}: another driver trains them"
+    for trial, causes in note.get("tries", {}).items():
+        for cause, number in causes.items():
+            most = retry.get(cause)
+            left = "" if most is None else f", {max(0, most - number)} more tries"
+            yield f"  {labels.get(trial, trial)}: failed by {cause} {number} times{left}"
+
+
+def _status_lines(said: Mapping[str, Any]) -> None:
     typer.echo(f"{said.get('sweep', said['results'])}: {counted(said['trials'])}")
     if said["begun"]:
         typer.echo(f"  {count(said['begun'], 'trial')} begun: a run goes on from the saved state")
@@ -224,7 +355,14 @@ def _status_lines(said: Mapping[str, Any]) -> None:
         typer.echo(f"  {count(number, 'trial')}: {reason}")
     if said.get("failures"):
         typer.echo(f"  failed, by cause: {counted(said['failures'])}")
-    if said.get("seconds"):
-        typer.echo(f"  trained for {span(said['seconds'])} in all")
-    if driver := said["driver"]:
-        typer.echo(f"  a driver runs on {driver['host']} (process {driver['pid']})")
+    for line in _spent_lines(said["spent"]):
+        typer.echo(f"  {line}")
+    if said.get("quote"):
+        typer.echo(f"  {_quote_line(said['quote'])}")
+    if said.get("paused"):
+        typer.echo("  paused: sweep run goes on")
+    for driver in said["drivers"]:
+        for line in _driver_lines(driver, said.get("labels", {}), said.get("retry", {})):
+            typer.echo(f"  {line}")
+    for job in said.get("jobs", ()):
+        typer.echo(f"  job {job.id}: {job}")

@@ -11,6 +11,8 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,12 +22,13 @@ from typing import Any
 import psutil
 import pytest
 
-from sweep import agenda, driver, worker
+from sweep import driver, tuning, worker
 from sweep.driver import Event, Summary, run
 from sweep.ledger import Ledger, new_attempt
 from sweep.packing import Workers
 from sweep.planning import plan
 from sweep.trials import Sweep, load
+from tests.servers import free_port
 from tests.support import trial_row
 
 pytestmark = pytest.mark.ray
@@ -95,7 +98,9 @@ def cluster() -> Iterator[str]:
 
     # Workers cannot import this module.
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 0})
+    # Another Ray on this machine may have the dashboard's usual port.
+    head = {"num_cpus": 2, "num_gpus": 0, "dashboard_port": free_port()}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     yield cluster.address
     cluster.shutdown()
 
@@ -113,18 +118,18 @@ class Runs:
         return load(sweep_file(self.folder, rest))
 
     def __call__(
-        self, sweep: Sweep, misbehave: Callable[[Any], None] = lambda config: None
+        self, sweep: Sweep, misbehave: Callable[[Any], None] = lambda config: None, **options: Any
     ) -> Summary:
         def train(trials: Any, **options: Any) -> StandIn:
             return StandIn(misbehave, trials)
 
+        options = {"train": train, "on_event": self.events.append} | options
         return run(
             sweep,
             results=self.folder / "results",
             address=self.cluster,
             mirror=False,
-            on_event=self.events.append,
-            train=train,  # type: ignore[arg-type]
+            **options,
         )
 
     def of(self, kind: str) -> list[str]:
@@ -132,7 +137,9 @@ class Runs:
 
 
 @pytest.fixture
-def runs(cluster: str, tmp_path: Path) -> Runs:
+def runs(cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
+    # It has tests of its own, and costs a worker a run.
+    monkeypatch.setattr("sweep.preflight.check", lambda *_, **__: None)
     return Runs(cluster, tmp_path)
 
 
@@ -258,10 +265,10 @@ def test_a_trial_that_kills_every_worker_fails_in_the_end(runs: Runs) -> None:
         if config.seed == 1:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    summary = runs(runs.sweep("axes: {seed: [0, 1, 2]}\n"), misbehave)
+    summary = runs(runs.sweep("axes: {seed: [0, 1, 2]}\nretry: {worker: 1}\n"), misbehave)
 
     assert counts(summary) == (2, 0, 1, 0)
-    assert runs.ledger.failures().column("cause").to_pylist() == ["worker"] * 3
+    assert runs.ledger.failures().column("cause").to_pylist() == ["worker"] * 2
 
 
 def test_running_out_of_memory_costs_the_worker_and_is_noted_once(runs: Runs) -> None:
@@ -272,11 +279,14 @@ def test_running_out_of_memory_costs_the_worker_and_is_noted_once(runs: Runs) ->
             file.write(f"{os.getpid()}\n")
         raise MemoryError("too large")
 
-    summary = runs(runs.sweep("axes: {seed: [0, 1]}\n"), misbehave)
+    summary = runs(runs.sweep("axes: {seed: [0, 1]}\nretry: {memory: 1}\n"), misbehave)
 
     assert counts(summary) == (0, 0, 2, 0)
-    assert runs.ledger.failures().column("cause").to_pylist() == ["memory"] * 2
-    assert len(set(pids.read_text().split())) == 2
+    notes = runs.ledger.failures().to_pylist()
+    assert {note["cause"] for note in notes} == {"memory"}
+    # A batch of 4 is taken whole and then in 2 parts, each time by a new worker.
+    assert [note["accumulation"] for note in notes] == [1, 2] * 2
+    assert len(set(pids.read_text().split())) == 4
     assert plan(runs.sweep("axes: {seed: [0, 1]}\n"), runs.ledger).counts()["missing"] == 2
 
 
@@ -293,7 +303,7 @@ def test_gpus_that_are_not_there_are_refused_and_not_waited_for(runs: Runs) -> N
 
 @pytest.mark.parametrize(
     ("members", "out_of_memory", "cause"),
-    [(1, False, "worker"), (2, False, "worker"), (1, True, "worker"), (2, True, "memory")],
+    [(1, False, "worker"), (2, False, "worker"), (1, True, "memory"), (2, True, "memory")],
 )
 def test_a_lost_worker_loses_those_who_had_not_ended(
     members: int, out_of_memory: bool, cause: str, tmp_path: Path
@@ -338,6 +348,109 @@ def test_a_second_driver_waits_and_finds_everything_done(runs: Runs) -> None:
     assert counts(summary) == (1, 0, 0, 0)
     assert [event.kind for event in runs.events] == ["waiting"]
     assert str(os.getpid()) in (runs.events[0].message or "")
+
+
+# ------------------------------------------------------- what hangs, and what is asked from outside
+
+
+class Slow(StandIn):
+    """Makes a step every so often, for as long as `goes_on` says; then it ends."""
+
+    def __init__(self, goes_on: Callable[[Any, int], bool], trials: Any) -> None:
+        super().__init__(lambda config: None, trials)
+        self._goes_on = goes_on
+        self._step = 0
+
+    def __next__(self) -> Any:
+        import time
+
+        if self._left == len(self.trials) and self._goes_on(self.trials[0], self._step):
+            time.sleep(0.1)
+            self._step += 1
+            return SimpleNamespace(
+                trial=0, step=self._step, split="train", loss=0.1, accuracy=0.9,
+                seconds=0.1 * self._step, examples=80,
+            )  # fmt: skip
+        return super().__next__()
+
+    def states(self) -> dict[int, Any]:
+        return {0: SimpleNamespace(step=self._step, to_bytes=lambda: b"state")}
+
+
+def test_a_trial_that_hangs_is_ended_and_tried_again_and_those_beside_it_finish(
+    runs: Runs,
+) -> None:
+    marker = runs.folder / "hung"
+    sweep = runs.sweep("axes: {seed: [0, 1, 2]}\npack: off\nlimits: {hang_seconds: 4}\n")
+
+    def goes_on(config: Any, step: int) -> bool:
+        if config.seed == 1 and step == 3 and not marker.exists():
+            marker.touch()
+            threading.Event().wait(1000)
+        return step < 5
+
+    summary = runs(sweep, train=lambda trials, **_: Slow(goes_on, trials))
+
+    assert counts(summary) == (3, 0, 0, 0)
+    (note,) = runs.ledger.failures().to_pylist()
+    assert (note["cause"], note["step"], note["exception"]) == ("hung", 3, "HungError")
+    assert "no step for" in note["message"]
+    assert note["lost"] == pytest.approx(0.3)
+    assert note["node"].startswith(("10.", "127.", "172.", "192."))
+
+
+def test_a_pause_from_elsewhere_stops_a_run_within_seconds_and_the_next_one_goes_on(
+    runs: Runs,
+) -> None:
+    sweep = runs.sweep("axes: {seed: [0]}\n")
+    marker = runs.folder / "go on"
+
+    def told(event: Event) -> None:
+        if event.kind == "record":
+            runs.ledger.pause("small")
+
+    train = lambda trials, **_: Slow(lambda config, step: not marker.exists(), trials)  # noqa: E731
+    paused = runs(sweep, train=train, on_event=told)
+    marker.touch()
+
+    assert counts(paused) == (0, 0, 0, 1)
+    assert paused.interrupted
+    assert runs.ledger.states() == {sweep.points[0].trial_id}
+    assert runs.ledger.failures().column("cause").to_pylist() == ["interrupted"]
+    assert counts(runs(sweep, train=train)) == (1, 0, 0, 0)
+
+
+def test_a_run_ends_with_its_time(runs: Runs) -> None:
+    sweep = runs.sweep("axes: {seed: [0]}\n")
+
+    summary = runs(sweep, train=lambda trials, **_: Slow(lambda *_: True, trials), hours=5 / 3600)
+
+    assert (summary.exit_code, summary.interrupted) == (1, True)
+    assert "stopping: the time is up; running trials save their states" in [
+        event.message for event in runs.events
+    ]
+
+
+def test_what_another_driver_trains_is_left_to_it(runs: Runs) -> None:
+    sweep = runs.sweep("axes: {seed: [0, 1]}\n")
+    theirs, ours = sweep.points
+    lease = runs.ledger.lease("driver-of-another-cluster")
+    assert lease is not None
+    claims = runs.ledger.claims(lease)
+    assert claims.take([theirs.trial_id])
+
+    def finish(event: Event) -> None:
+        runs.events.append(event)
+        if event.kind == "trial_done" and event.trial_id == ours.trial_id:
+            runs.ledger.commit(trial_row(theirs))
+            claims.release([theirs.trial_id])
+
+    summary = runs(sweep, on_event=finish)
+
+    assert counts(summary) == (2, 0, 0, 0)
+    done = {event.label: event.message for event in runs.events if event.kind == "trial_done"}
+    assert done == {"0": "finished elsewhere", "1": None}
+    assert "doubled" not in runs.ledger.failures().column("cause").to_pylist()
 
 
 # ----------------------------------------------------------------- packs, with the trainer itself
@@ -401,11 +514,10 @@ class Poisoned(Task):
 
 
 def test_who_kills_the_worker_of_a_pack_is_found_and_the_others_end_as_alone(
-    tmp_path: Path, cluster: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, cluster: str
 ) -> None:
-    monkeypatch.setattr(agenda, "ATTEMPTS", 1)
     (tmp_path / "poison.py").write_text(POISON)
-    text = PACKED + "  task: poison:Poisoned\n"
+    text = "retry: {worker: 0}\n" + PACKED + "  task: poison:Poisoned\n"
     file, healthy = tmp_path / "packed.yaml", tmp_path / "healthy.yaml"
     file.write_text(text + "axes: {seed: [0, 1, 2, 3]}\n")
     healthy.write_text(text + "axes: {seed: [0, 1, 3]}\npack: off\n")
@@ -591,3 +703,32 @@ def test_ctrl_c_and_kill_lose_no_result_and_change_no_figure(tmp_path: Path, scr
     assert {
         r["trial_id"]: (r["train_loss"], r["validation_loss"], r["test_loss"]) for r in rows
     } == (expected)
+
+
+def test_a_cell_is_tuned_and_then_trained_in_one_run_and_optuna_told(runs: Runs) -> None:
+    sweep = runs.sweep(
+        """\
+        axes: {dropout: [0.0, 0.1], seed: [0, 1]}
+        tune: {learning_rate: {values: [1e-2, 1e-3, 1e-4]}, seeds: [7]}
+        pack: off
+        """
+    )
+
+    def slow_second_cell(config: Any) -> None:
+        if config.dropout == 0.1 and config.seed == 7:
+            time.sleep(1)
+
+    summary = runs(sweep, slow_second_cell)
+
+    # Of equals, the least.
+    assert counts(summary) == (10, 0, 0, 0)
+    now = tuning.resolve(sweep, runs.ledger)
+    assert {point.config.learning_rate for point in now.points} == {1e-4}
+    assert runs.ledger.done() == {point.trial_id for point in now.all}
+    # The first cell did not wait for the second one.
+    ended = runs.of("trial_done")
+    slow = [label for label in ended if label.startswith("0.1/7")]
+    assert ended.index("0.0/0") < ended.index(slow[-1]) < ended.index("0.1/0")
+    assert tuning.record(sweep, runs.ledger) == 0
+    assert (runs.folder / "results/studies/small.log").exists()
+    assert runs(sweep).done == 10

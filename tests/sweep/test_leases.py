@@ -17,6 +17,7 @@ import pytest
 
 from sweep import leases
 from sweep.leases import Leases
+from sweep.ledger import Ledger
 from sweep.storage import Entry, LedgerError, open_storage
 
 
@@ -41,6 +42,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
 HOLD = """
 import sys, time
 from sweep.leases import Leases
+from sweep.ledger import Ledger
 from sweep.storage import open_storage
 lease = Leases(open_storage(sys.argv[1])).acquire("driver", ttl=1000)
 print(lease.epoch, flush=True)
@@ -291,3 +293,59 @@ def test_what_is_no_lease_is_told(tmp_path: Path) -> None:
         Leases(storage).acquire("driver")
     with pytest.raises(ValueError, match="lease name"):
         Leases(storage).acquire("../driver")
+
+
+# -------------------------------------------------------------------------------- claims of trials
+
+
+TRIALS = [f"{number:012x}" for number in range(3)]
+
+
+def test_of_two_drivers_one_trains_a_trial_until_it_lets_go(place: str) -> None:
+    ledger = Ledger(place)
+    one, other = ledger.lease("driver-one"), ledger.lease("driver-other")
+    assert one is not None
+    assert other is not None
+    mine, theirs = ledger.claims(one), ledger.claims(other)
+
+    assert mine.take(TRIALS[:2]) == set(TRIALS[:2])
+    assert mine.take(TRIALS[:1]) == set(TRIALS[:1])  # asked again
+    assert theirs.take(TRIALS) == {TRIALS[2]}
+    mine.release(TRIALS)
+    assert theirs.take(TRIALS) == set(TRIALS)
+    assert mine.take(TRIALS) == set()
+
+
+def test_the_claims_of_a_driver_that_is_gone_are_worth_nothing(place: str) -> None:
+    ledger = Ledger(place)
+    gone = ledger.lease("driver-one")
+    assert gone is not None
+    assert ledger.claims(gone).take(TRIALS) == set(TRIALS)
+    gone.release()
+
+    for number in range(3):  # each a successor of the one before, on the same cluster
+        lease = ledger.lease("driver-one")
+        assert lease is not None
+        assert ledger.claims(lease).take(TRIALS) == set(TRIALS), number
+        lease.release()
+
+
+def test_what_we_failed_to_let_go_of_is_still_ours(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    lease = ledger.lease("driver-one")
+    assert lease is not None
+    assert ledger.claims(lease).take(TRIALS) == set(TRIALS)
+
+    assert ledger.claims(lease).take(TRIALS) == set(TRIALS)
+
+
+def test_a_holder_says_what_it_wants_to_be_known(tmp_path: Path) -> None:
+    lease = Ledger(tmp_path).lease("driver-one")
+    assert lease is not None
+    lease.note = {"running": {"a": 1}}
+
+    assert lease.renew()
+
+    (holder,) = Ledger(tmp_path).holders("driver-")
+    assert holder["note"] == {"running": {"a": 1}}
+    assert not lease.lost

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -350,7 +351,7 @@ DAMAGE: dict[str, tuple[Callable[[], bytes], str]] = {
     "other columns": (lambda: parquet(FAILURES, [failure(1)], 1), "its columns are not those"),
     "newer": (
         lambda: parquet(TRIALS, [row(1)], 99),
-        "its schema version 99 is newer than 2, the newest that this fpt-sweep reads; upgrade",
+        "its schema version 99 is newer than 3, the newest that this fpt-sweep reads; upgrade",
     ),
 }
 
@@ -524,7 +525,7 @@ def test_a_cache_may_be_lost_or_broken_at_any_time(tmp_path: Path, content: str)
                 "garbage": b"PAR1garbage",
                 "half": whole[: len(whole) // 2],
                 "a row": (tmp_path / f"trials/{trial(1)}.parquet").read_bytes(),
-                "older": whole.replace(b"schema_version\x18\x012", b"schema_version\x18\x011"),
+                "older": whole.replace(b"schema_version\x18\x013", b"schema_version\x18\x011"),
             }[content]
         )
         assert cache.read_bytes() != whole
@@ -553,6 +554,87 @@ def test_many_wanted_trials_are_chosen_from_the_cache(tmp_path: Path) -> None:
 
     assert ids(reader.trials(wanted)) == wanted[:50]
     assert reader.read == []
+
+
+def test_some_columns_are_read_as_all_of_them_are(tmp_path: Path) -> None:
+    fill(Ledger(tmp_path), range(40))
+    names = ["test_loss", "trial_id"]
+    whole = Ledger(tmp_path).trials()
+    fill(reader := Ledger(tmp_path), [40])  # beside those of the cache
+    for ledger in (Ledger(tmp_path), reader, reader):
+        assert ledger.trials(columns=names).slice(0, 40) == whole.select(names)
+        assert ledger.trials([trial(3)], columns=names).to_pylist()[0]["trial_id"] == trial(3)
+        assert ledger.trials(columns=["seed"]).num_rows == 41
+        assert ledger.trials().select(names) == ledger.trials(columns=names)
+
+
+def test_a_scan_has_the_rows_of_today(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    assert ledger.scan("trials").num_rows == 0
+    fill(ledger, range(250))
+    assert isinstance(Ledger(tmp_path).scan("trials"), pyarrow.dataset.Dataset)
+    fill(ledger, [251])  # too few to write the cache anew
+    for one in (ledger, Ledger(tmp_path)):
+        found = one.scan("trials")
+        table = found if isinstance(found, pa.Table) else found.to_table()
+        assert table == Ledger(tmp_path).trials()
+        assert table.num_rows == 251
+    (tmp_path / f"trials/{trial(251)}.parquet").write_bytes(b"")
+    with pytest.raises(LedgerError, match=trial(251)):
+        Ledger(tmp_path).scan("trials")
+
+
+@pytest.mark.parametrize("name", ["trials", "curves"])
+def test_a_page_of_the_cache_that_is_damaged_costs_time_alone(tmp_path: Path, name: str) -> None:
+    fill(Ledger(tmp_path), range(40))
+    for number in range(40):
+        point = {"step": number, "split": "train", "loss": 0.5}
+        Ledger(tmp_path).append_curve(trial(number), "a1", 0, [point])
+    read = getattr(Ledger(tmp_path), name)
+    expected = read()
+    cache = tmp_path / f"cache/{name}.parquet"
+    data = bytearray(cache.read_bytes())
+    data[len(data) // 8 : len(data) // 8 + 64] = bytes(64)
+    cache.write_bytes(bytes(data))
+
+    assert getattr(Ledger(tmp_path), name)() == expected
+    assert getattr(Ledger(tmp_path), name)() == expected
+
+
+def test_a_snapshot_stays_as_it_was(place: str) -> None:
+    ledger = Ledger(place)
+    fill(ledger, range(3))
+    ledger.append_curve(trial(0), "a1", 0, [{"step": 0, "split": "train"}])
+    still = ledger.snapshot()
+    assert len(still.done()) == still.curves().num_rows + 2 == 3
+    fill(ledger, [3])
+    ledger.append_curve(trial(3), "a1", 0, [{"step": 0, "split": "train"}])
+
+    assert len(still.done()) == 3
+    assert (still.trials().num_rows, still.curves().num_rows) == (3, 1)
+    assert (ledger.trials().num_rows, ledger.curves().num_rows) == (4, 2)
+    assert ledger.snapshot().trials().num_rows == 4
+
+
+def test_a_curve_that_grows_within_a_tick_of_the_clock_is_seen(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    for segment in range(20):
+        ledger.append_curve(trial(0), "a1", segment, [{"step": segment, "split": "train"}])
+        assert Ledger(tmp_path).curves().num_rows == ledger.curves().num_rows == segment + 1
+
+
+def test_curves_of_long_ago_are_not_read_again(tmp_path: Path) -> None:
+    for number in range(40):
+        Ledger(tmp_path).append_curve(trial(number), "a1", 0, [{"step": 0, "split": "train"}])
+        os.utime(tmp_path / f"curves/{trial(number)}", (0, 0))
+    first = Ledger(tmp_path).curves()
+    reader = Counting(tmp_path)
+
+    assert reader.curves() == first
+    assert reader.read == []
+    Ledger(tmp_path).append_curve(trial(7), "a1", 1, [{"step": 1, "split": "train"}])
+    assert reader.curves().num_rows == 41
+    assert {name.split("/")[1] for name in reader.read} == {trial(7)}
 
 
 # --- curves -------------------------------------------------------------------------------------
@@ -690,6 +772,46 @@ def test_states_are_overwritten_and_backbones_are_not(place: str) -> None:
         ledger.backbone_file(trial(2))
     with pytest.raises(ValueError, match="no trial id"):
         ledger.put_state("../x", b"")
+
+
+def test_the_furthest_state_counts_whoever_wrote_it_and_whenever(place: str) -> None:
+    ledger = Ledger(place)
+    name = trial(1)
+
+    ledger.save_state(name, b"at 9", step=9, attempt="b")
+    ledger.save_state(name, b"at 100", step=100, attempt="b")
+    assert ledger.usage()["states"][0] == 1  # what it passed is dropped
+    ledger.save_state(name, b"of one that was cut off", step=50, attempt="a")
+
+    assert ledger.get_state(name) == b"at 100"
+    assert ledger.states() == {name}
+    ledger.put_state(name, b"the end")
+    ledger.save_state(name, b"of one that comes very late", step=60, attempt="a")
+    assert ledger.get_state(name) == b"the end"
+    assert list(ledger.saved_states(name)) == [b"the end", b"of one that comes very late"]
+    ledger.drop_state(name)
+    assert ledger.states() == set()
+
+
+def test_a_pause_stands_until_it_is_taken_back_and_is_of_one_sweep(place: str) -> None:
+    ledger = Ledger(place)
+
+    ledger.pause("one")
+    assert (ledger.paused("one"), ledger.paused("other")) == (True, False)
+    ledger.resume("one")
+    ledger.resume("one")
+    assert not ledger.paused("one")
+    assert not ledger.holders("")
+
+
+def test_a_damaged_note_of_what_a_sweep_had_is_no_note(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.remember("one", {trial(1): "a/0"})
+
+    assert ledger.remembered("one") == {trial(1): "a/0"}
+    for damage in ("", "[1]", "{"):
+        (tmp_path / "cache/sweep-one.json").write_text(damage)
+        assert ledger.remembered("one") == {}
 
 
 def test_where_a_backbone_of_a_bucket_is_kept(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +18,10 @@ from fpt.config import TrialConfig
 from fpt.content import DataError
 from sweep import worker
 from sweep.ledger import Ledger, LedgerError, new_attempt
+from sweep.schema import LimitsSpec
+from sweep.storage import StorageError
 from sweep.trials import Point, cell_id, trial_id
-from sweep.worker import EndWorkerError, Job, Result, run_pack
+from sweep.worker import EndWorkerError, Job, Pulse, Result, run_pack
 
 
 def point(seed: int = 0, **fields: Any) -> Point:
@@ -42,6 +46,9 @@ def job(*points: Point, **options: Any) -> Job:
         attempts={p.trial_id: 1 for p in points},
         **options,
     )
+
+
+ALWAYS = LimitsSpec(save_seconds=1e-9)
 
 
 class StandIn(Iterator[Any]):
@@ -275,8 +282,13 @@ def test_stopping_saves_the_state_before_the_curve(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order = []
-    put, append = Ledger.put_state, Ledger.append_curve
-    monkeypatch.setattr(Ledger, "put_state", lambda *a: (order.append("state"), put(*a))[1])
+    save, append = Ledger.save_state, Ledger.append_curve
+
+    def saving(*arguments: Any, **more: Any) -> None:
+        order.append("state")
+        save(*arguments, **more)
+
+    monkeypatch.setattr(Ledger, "save_state", saving)
     monkeypatch.setattr(Ledger, "append_curve", lambda *a: (order.append("curve"), append(*a))[1])
     trial = point()
     steps: list[int] = []
@@ -285,7 +297,7 @@ def test_stopping_saves_the_state_before_the_curve(
         ledger,
         job(trial),
         on_record=lambda point, record: steps.append(record.step),
-        halted=lambda: len(steps) == 2,
+        halted=lambda: "interrupted" if len(steps) == 2 else None,
     )
 
     assert (result.status, result.cause) == ("failed", "interrupted")
@@ -296,16 +308,13 @@ def test_stopping_saves_the_state_before_the_curve(
     assert ledger.failures().column("cause").to_pylist() == ["interrupted"]
 
 
-def test_a_running_trial_is_saved_every_so_often(
-    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(worker, "FLUSH_SECONDS", 0.0)
+def test_a_running_trial_is_saved_every_so_often(ledger: Ledger) -> None:
     trial = point()
     saved: list[Any] = []
 
     run(
         ledger,
-        job(trial),
+        job(trial, limits=ALWAYS),
         on_record=lambda point, record: saved.append(ledger.get_state(point.trial_id)),
     )
 
@@ -315,7 +324,7 @@ def test_a_running_trial_is_saved_every_so_often(
 
 
 def test_a_stop_that_comes_with_the_last_record_loses_no_result(ledger: Ledger) -> None:
-    result = run(ledger, job(replace(point())), halted=lambda: bool(ledger.done()))
+    result = run(ledger, job(point()), halted=lambda: "interrupted" if ledger.done() else None)
 
     assert result.status == "done"
     assert ledger.failures().num_rows == 0
@@ -325,7 +334,7 @@ def test_a_saved_state_is_handed_to_the_trainer_and_told_to_those_who_watch(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trial = point()
-    saved = SimpleNamespace(step=20)
+    saved = SimpleNamespace(step=20, figures=SimpleNamespace(seconds=2.0))
     monkeypatch.setattr(worker._Attempt, "_saved", lambda self, point: saved)
     started: list[tuple[str, int]] = []
     given = []
@@ -471,3 +480,193 @@ def test_somebody_elses_commit_stands(ledger: Ledger) -> None:
 
     assert result.status == "done"
     assert ledger.trials().column("attempt").to_pylist() == [theirs.attempt]
+
+
+# ------------------------------------------------------------------ storage that fails for a while
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, method: str, times: int) -> list[int]:
+    """Let a method of the ledger fail so many times, and count its calls."""
+    monkeypatch.setattr(worker, "PAUSES", (0.01, 0.02))
+    calls: list[int] = []
+    real = getattr(Ledger, method)
+
+    def fails(self: Ledger, *arguments: Any, **more: Any) -> Any:
+        calls.append(1)
+        if len(calls) <= times:
+            raise StorageError("results: cannot be written: no space left on device")
+        return real(self, *arguments, **more)
+
+    monkeypatch.setattr(Ledger, method, fails)
+    return calls
+
+
+@pytest.mark.parametrize("method", ["commit", "put_state", "append_curve", "get_state", "trials"])
+def test_a_trial_waits_for_storage_and_loses_nothing(
+    method: str, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = failing(monkeypatch, method, times=3)
+    trial = point()
+
+    assert run(ledger, job(trial)).status == "done"
+
+    monkeypatch.undo()
+    assert len(calls) > 3 or method == "get_state"
+    assert ledger.done() == {trial.trial_id}
+    assert ledger.curves([trial.trial_id]).column("step").to_pylist() == [10, 20, 30]
+    assert ledger.failures().num_rows == 0
+
+
+def test_a_state_that_cannot_be_saved_does_not_stop_the_training(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = failing(monkeypatch, "save_state", times=10**9)
+    steps: list[int] = []
+
+    result = run(
+        ledger,
+        job(point(), limits=ALWAYS),
+        on_record=lambda point, record: steps.append(record.step),
+    )
+
+    assert (result.status, steps) == ("done", [10, 20, 30])
+    assert 1 <= len(calls) <= 2
+
+
+def test_storage_that_stays_away_fails_the_attempt_and_its_cause_is_storage(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing(monkeypatch, "commit", times=10**9)
+
+    result = run(ledger, job(point(), limits=LimitsSpec(storage_seconds=0.2)))
+
+    assert (result.status, result.cause) == ("failed", "storage")
+    assert ledger.done() == set()
+    assert ledger.failures().column("cause").to_pylist() == ["storage"]
+
+
+def test_a_full_disk_is_waited_for(
+    small_disk: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "PAUSES", (0.05, 0.05))
+    disk = small_disk("size=256k")
+    ledger = Ledger(disk / "results")
+    ballast = disk / "ballast"
+    with contextlib.suppress(OSError), ballast.open("wb") as file:
+        for _ in range(10**6):
+            file.write(b"x" * 4096)
+    threading.Timer(0.5, ballast.unlink).start()
+
+    result = run(ledger, job(point()))
+
+    assert result.status == "done"
+    assert ledger.trials().column("outcome").to_pylist() == ["done"]
+
+
+def test_a_row_whose_writing_was_told_to_have_failed_is_ours_all_the_same(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "PAUSES", (0.01, 0.02))
+    commit = Ledger.commit
+
+    def lost_answer(self: Ledger, row: Any) -> bool:
+        assert commit(self, row)
+        monkeypatch.setattr(Ledger, "commit", commit)
+        raise StorageError("results: the answer was lost")
+
+    monkeypatch.setattr(Ledger, "commit", lost_answer)
+
+    assert run(ledger, job(point())).status == "done"
+    assert ledger.done() == {point().trial_id}
+    assert "doubled" not in ledger.failures().column("cause").to_pylist()
+
+
+# ---------------------------------------------------------------------- what is told of an attempt
+
+
+def test_work_that_was_done_twice_is_counted(ledger: Ledger) -> None:
+    trial = point()
+
+    def train(*trials: Any, **options: Any) -> StandIn:
+        run(ledger, job(trial))
+        return StandIn(*trials, **options)
+
+    run(ledger, job(trial), train)
+
+    (note,) = ledger.failures().to_pylist()
+    assert (note["cause"], note["lost"], note["pack_size"]) == ("doubled", 3.0, 1)
+
+
+def test_what_an_attempt_lost_is_what_no_state_holds(ledger: Ledger) -> None:
+    def on_record(point: Point, record: Any) -> None:
+        if record.step == 20:
+            raise ZeroDivisionError
+
+    for limits in (LimitsSpec(), ALWAYS):
+        run(ledger, job(point(), limits=limits, node="10.0.0.7/abc"), on_record=on_record)
+
+    notes = ledger.failures().to_pylist()
+    assert [note["lost"] for note in notes] == [2.0, 1.0]
+    assert {note["node"] for note in notes} == {"10.0.0.7/abc"}
+
+
+def test_batches_in_parts_are_asked_of_the_trainer_and_stand_in_the_row(ledger: Ledger) -> None:
+    asked: list[int] = []
+
+    def train(*trials: Any, accumulation: int = 1, **options: Any) -> StandIn:
+        asked.append(accumulation)
+        return StandIn(*trials, **options)
+
+    run(ledger, job(point(0)), train)
+    run(ledger, job(point(1), accumulation=4), train)
+
+    assert asked == [1, 4]
+    rows = ledger.trials().select(["seed", "accumulation"]).to_pylist()
+    assert {row["seed"]: row["accumulation"] for row in rows} == {0: 1, 1: 4}
+
+
+def test_a_notice_of_preemption_saves_and_is_a_cause_of_its_own(ledger: Ledger) -> None:
+    trial = point()
+
+    result = run(ledger, job(trial), halted=lambda: "preempted")
+
+    assert (result.status, result.cause) == ("failed", "preempted")
+    assert ledger.get_state(trial.trial_id) == b"state at 10"
+    (note,) = ledger.failures().to_pylist()
+    assert (note["cause"], note["lost"]) == ("preempted", 0.0)
+
+
+def test_signs_of_life_rise_and_say_what_is_not_saved(ledger: Ledger) -> None:
+    pulse = Pulse()
+    seen: list[tuple[int, dict[str, float]]] = []
+    trial = point()
+
+    run(
+        ledger,
+        job(trial),
+        on_record=lambda *_: seen.append((pulse.beats, dict(pulse.unsaved))),
+        pulse=pulse,
+    )
+
+    assert [beats for beats, _ in seen] == [1, 2, 3]
+    assert [unsaved[trial.trial_id] for _, unsaved in seen] == [1.0, 2.0, 3.0]
+    assert pulse.steps == {trial.trial_id: 30}
+
+
+def test_a_long_evaluation_beats(ledger: Ledger) -> None:
+    """Between two records lie ten steps here, and at the last one an evaluation."""
+    trial = point(steps=20, evaluation={"every": 20}, task={"name": "digits"})
+    pulse = Pulse()
+    seen: list[int] = []
+
+    result = run(
+        ledger,
+        job(trial),
+        worker.train_on_this_core,
+        on_record=lambda *_: seen.append(pulse.beats),
+        pulse=pulse,
+    )
+
+    assert result.status == "done"
+    assert seen[0] == 10 + 1
+    assert seen[1] > seen[0] + 10 + 1  # ten more steps, and batches of an evaluation

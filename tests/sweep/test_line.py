@@ -1,0 +1,110 @@
+"""When an attempt counts as hung, by what the driver heard of it and by its own clock: no Ray."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sweep.line import PREPARE_SECONDS, SLOWEST, STEP_SECONDS, Beat, Heard
+from sweep.schema import LimitsSpec
+
+
+def beat(beats: int, phase: str = "training", where: str | None = None) -> Beat:
+    return Beat("a1", "node", phase, beats, {}, {}, where)
+
+
+def heard(seconds: float, every: float = 1.0, **how: Any) -> tuple[Heard, float]:
+    """An attempt that makes a step every so often for a while, from time 0."""
+    now, beats = 0.0, 0
+    one = Heard.first(beat(0, **how), now)
+    while now < seconds:
+        now += every
+        beats += 1
+        one.take(beat(beats, **how), now)
+    return one, now
+
+
+def silent_steps(one: Heard, now: float, seconds: float) -> float:
+    """The worker goes on to say that it lives, and makes no step."""
+    end = now + seconds
+    while now < end:
+        now = min(now + 10, end)
+        one.take(one.beat, now)
+    return now
+
+
+NOTHING_SAID = LimitsSpec()
+
+
+def test_who_makes_steps_never_hangs() -> None:
+    one, now = heard(seconds=5000, every=20.0)
+
+    assert one.hung(LimitsSpec(hang_seconds=25), now) is None
+    assert one.hung(NOTHING_SAID, now) is None
+
+
+def test_the_limit_of_the_file_counts_while_it_trains() -> None:
+    one, now = heard(seconds=10)
+    limits = LimitsSpec(hang_seconds=100)
+
+    assert one.hung(limits, silent_steps(one, now, 95)) is None
+    now = silent_steps(one, now + 95, 10)
+    assert one.hung(limits, now) == "no step for 105 s while training"
+
+
+@pytest.mark.parametrize(("step", "allowed"), [(1.0, STEP_SECONDS), (60.0, SLOWEST * 60.0)])
+def test_without_one_the_slowest_step_says_how_long_to_wait(step: float, allowed: float) -> None:
+    one, now = heard(seconds=600, every=step)
+
+    assert one.hung(NOTHING_SAID, silent_steps(one, now, allowed - 10)) is None
+    now = silent_steps(one, now + allowed - 10, 20)
+    assert "no step for" in (one.hung(NOTHING_SAID, now) or "")
+
+
+def test_preparing_takes_as_long_as_it_takes_but_not_for_ever() -> None:
+    one, now = heard(seconds=0, phase="preparing")
+    limits = LimitsSpec(hang_seconds=30)
+
+    now = silent_steps(one, now, PREPARE_SECONDS - 10)
+    assert one.hung(limits, now) is None
+    assert "while preparing" in (one.hung(limits, silent_steps(one, now, 20)) or "")
+
+
+def test_who_waits_for_storage_does_not_hang() -> None:
+    one, now = heard(seconds=10)
+    one.take(beat(10, phase="writing"), now)
+    limits = LimitsSpec(hang_seconds=20, storage_seconds=300)
+
+    now = silent_steps(one, now, 310)
+    assert one.hung(limits, now) is None
+    assert "while writing" in (one.hung(limits, silent_steps(one, now, 20)) or "")
+
+
+@pytest.mark.parametrize("phase", ["preparing", "training", "writing"])
+def test_a_worker_that_says_nothing_is_frozen_or_cut_off(phase: str) -> None:
+    one, now = heard(seconds=10, phase=phase)
+
+    assert one.hung(LimitsSpec(hang_seconds=5), now + 4) is None
+    assert one.hung(LimitsSpec(hang_seconds=5), now + 31) == "its worker said nothing for 31 s" or (
+        phase == "training"
+    )
+    assert one.hung(NOTHING_SAID, now + 290) is None
+    assert one.hung(NOTHING_SAID, now + 301) == "its worker said nothing for 301 s"
+
+
+def test_a_driver_that_stood_still_blames_nobody() -> None:
+    one, now = heard(seconds=10)
+
+    one.wait(10_000)
+
+    assert one.hung(LimitsSpec(hang_seconds=20), now + 10_000) is None
+
+
+def test_where_it_hangs_is_told() -> None:
+    one, now = heard(seconds=10)
+    one.take(beat(10, where="Stream.read (data.py:12)"), now + 15)
+
+    why = one.hung(LimitsSpec(hang_seconds=10), now + 15) or ""
+
+    assert why.endswith("at Stream.read (data.py:12)")
