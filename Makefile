@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 export HF_HUB_OFFLINE = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart test lint format slow bench clean
+.PHONY: help venv quickstart test lint format slow chaos bench clean
 
 help: ## Show these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ format: venv ## Bring the code into the project's style
 
 slow: venv ## The slow tests
 	$(BIN)/python -m pytest -m slow
+
+chaos: venv ## Accidents of every kind to a real cluster, as root (SEEDS=10: ten times)
+	FPT_SWEEP_CHAOS_SEEDS=$(or $(SEEDS),1) $(BIN)/python -m pytest -m slow tests/chaos/test_chaos.py
 
 bench: venv ## Measure what README and CHANGELOG quote
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done

@@ -13,20 +13,34 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from sweep.claims import load_claims
     from sweep.driver import run
     from sweep.frames import load_curves, load_trials
     from sweep.planning import plan
+    from sweep.queries import query
     from sweep.tables import load_table
     from sweep.trials import load
 
-__all__ = ["__version__", "load", "load_curves", "load_table", "load_trials", "plan", "run"]
+__all__ = [
+    "__version__",
+    "load",
+    "load_claims",
+    "load_curves",
+    "load_table",
+    "load_trials",
+    "plan",
+    "query",
+    "run",
+]
 
 _HOME = {
     "load": "sweep.trials",
+    "load_claims": "sweep.claims",
     "load_curves": "sweep.frames",
     "load_table": "sweep.tables",
     "load_trials": "sweep.frames",
     "plan": "sweep.planning",
+    "query": "sweep.queries",
     "run": "sweep.driver",
 }
 

@@ -63,11 +63,11 @@ BALANCED = 8
 """Packs a worker, up to which the last ones are made to end together. Of more, an idle worker at
 the end is a small part of the whole."""
 
-_COLUMNS = (
+KIND_COLUMNS = (
     "backbone", "layers", "width", "heads", "task", "task_parameters", "train", "batch_size",
     "dropout", "evaluate_every", "protocol", "numerics",
 )  # fmt: skip
-# Of a trial's row: what its seconds a step depend on, beside the machine.
+"""Of a trial's row: what its seconds a step depend on, beside the machine; see `kind_of`."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +156,11 @@ def saving(packs: Iterable[Sequence[Point]], workers: Workers) -> float:
     return 1 - together / apart if apart else 0.0
 
 
+def activations(pack: Iterable[Point]) -> int:
+    """Bytes that the members of a pack keep for the backward pass, at most, by formula."""
+    return sum(_Member.of(point).size for point in pack)
+
+
 def seeds_apart(packs: Iterable[Sequence[Point]], workers: Workers) -> int:
     """Trials that are alone because each seed has drawn a backbone of its own.
 
@@ -188,17 +193,18 @@ def no_quicker(ledger: Ledger, device: str) -> frozenset[tuple[object, ...]]:
     Raises:
         LedgerError: If the ledger cannot be read.
     """
-    table = ledger.trials(strict=False)
-    if not any(size and size > 1 for size in table.column("pack_size").to_pylist()):
+    sizes = ledger.trials(columns=["pack_size"], strict=False).column("pack_size")
+    if not any(size and size > 1 for size in sizes.unique().to_pylist()):
         return frozenset()
     measures = ("seconds", "steps_trained", "attempts", "extended_from", "device", "device_name")
-    rows = table.select([*_COLUMNS, *measures, "pack_size"]).to_pylist()
+    columns = [*KIND_COLUMNS, *measures, "pack_size"]
+    rows = ledger.trials(columns=columns, strict=False).to_pylist()
     taken: dict[tuple[object, ...], dict[str, tuple[list[float], list[float]]]] = {}
     for row in rows:
         # What several attempts took may have been taken in packs of several sizes.
         whole = row["attempts"] == 1 and row["extended_from"] is None and row["steps_trained"]
         if whole and row["device"] == device and row["pack_size"] is not None:
-            kinds = taken.setdefault(tuple(row[name] for name in _COLUMNS), {})
+            kinds = taken.setdefault(tuple(row[name] for name in KIND_COLUMNS), {})
             both = kinds.setdefault(row["device_name"], ([], []))
             both[row["pack_size"] > 1].append(row["seconds"] / row["steps_trained"])
     helped: dict[tuple[object, ...], bool] = {}

@@ -9,23 +9,23 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
-from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from fpt.numerics import refusal
 from fpt.spec import JSON
 from fpt.tasks import TASKS
-from sweep import lock, packing
-from sweep.ledger import WAITS, Ledger
+from sweep import lock, packing, tuning
+from sweep.ledger import WAITS, Ledger, LedgerError
 from sweep.packing import Workers
 from sweep.trials import IDENTITY_VERSION, Point, Sweep, hashed, load
 
 Status = Literal["done", "diverged", "missing", "blocked", "failed", "stale"]
 """done, diverged: trained. missing: to be trained. blocked: waits for the trial whose backbone it
-takes. failed: waits for `sweep retry`. stale: trained by an older version of its task; what that
-gave is shown and never used."""
+takes, or for those that tune it. failed: waits for `sweep retry`. stale: trained by an older
+version of its task; what that gave is shown and never used."""
 
 STATUSES: tuple[Status, ...] = ("done", "diverged", "missing", "blocked", "failed", "stale")
 
@@ -39,8 +39,6 @@ class Pack:
     """What it takes of a machine, in Ray's words: {"CPU": 1}, or {"CPU": 1, "GPU": 1}."""
     extends: Mapping[str, str] = field(default_factory=dict)
     """Trial id -> id of a shorter training of the same trial, from whose end it goes on."""
-    deaths: int = 0
-    """Workers that died of it, or of the larger pack that it is a part of, in this run."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +117,8 @@ class Plan:
             "unpinned": list(self.unpinned),
             "refusals": list(self.refusals),
             "left_out": [asdict(one) for one in self.sweep.left_out],
+            "warnings": list(self.sweep.warnings),
+            "tuning": list(tuning.notes(self.sweep)),
         }
 
 
@@ -127,6 +127,7 @@ def plan(
     ledger: Ledger | str | Path = "results",
     *,
     stale: bool = False,
+    only: Sequence[str] = (),
     workers: Workers | None = None,
 ) -> Plan:
     """Subtract what the ledger holds from a sweep.
@@ -135,19 +136,24 @@ def plan(
         sweep: A sweep, or the path of a sweep file.
         ledger: A ledger, or where it is.
         stale: Whether stale trials are to be trained anew.
+        only: Labels, globs over them or trial ids: the plan of no other trials than these and the
+            pretrainings that they need. Default: of all.
         workers: What packs are formed for. Default: the cores of this machine.
 
     Raises:
         SweepFileError: If the sweep file is wrong.
         LedgerError: If the ledger cannot be read.
     """
-    sweep = sweep if isinstance(sweep, Sweep) else load(sweep)
     ledger = ledger if isinstance(ledger, Ledger) else Ledger(ledger)
+    sweep = sweep if isinstance(sweep, Sweep) else load(sweep)
+    sweep = tuning.resolve(sweep, ledger).only(only)
     status, why = _judge(sweep, ledger, stale=stale)
     runs: dict[str, int] = {}  # trial id -> pretrainings that have to be trained before it
     for point in sweep.all:  # A pretraining comes after those that it depends on.
         own, parent = status[point.trial_id], point.parent
         if own not in ("missing", "blocked", "stale") or (own == "stale" and not stale):
+            continue
+        if point.undecided:
             continue
         if parent in runs:
             runs[point.trial_id] = runs[parent] + 1
@@ -156,6 +162,66 @@ def plan(
     workers = workers or Workers.here()
     packs, apart = _packs(_stages(sweep, runs), sweep, ledger, workers)
     return Plan(sweep, status, why, packs, workers, apart)
+
+
+class Unfolding:
+    """Plans what becomes known of a sweep while it runs: a cell's own trials, once it is tuned.
+
+    So that nothing waits for anything but the trials that tune it.
+    """
+
+    def __init__(self, planned: Plan, ledger: Ledger, *, stale: bool = False) -> None:
+        """Take the plan that is being run.
+
+        Raises:
+            LedgerError: If the ledger cannot be read.
+        """
+        self._sweep = planned.sweep
+        self._ledger = ledger
+        self._stale = stale
+        self._workers = planned.workers
+        self._known = {point.trial_id for point in planned.sweep.all}
+        self._left: dict[str, set[str]] = {}
+        """Trial -> what its study waits for; one set a study."""
+        self._look()
+
+    def _look(self) -> None:
+        if not self._sweep.studies:
+            return
+        done = self._ledger.done()
+        for state in tuning.states(self._sweep, self._ledger):
+            left = {point.trial_id for point in state.trials} - done
+            self._left.update(dict.fromkeys(left, left))
+
+    def __call__(self, trial_id: str) -> Plan | None:
+        """Told of a trial that has ended, gives the plan of those that have become known by it.
+
+        If the ledger cannot be read, there is none, and the next run finds them.
+        """
+        left = self._left.pop(trial_id, None)
+        if left is None:
+            return None
+        left.discard(trial_id)
+        if left:
+            return None
+        try:
+            self._sweep = tuning.resolve(self._sweep, self._ledger)
+            self._look()
+            new = [
+                point
+                for point in (*self._sweep.tunings, *self._sweep.points)
+                if not point.undecided and point.trial_id not in self._known
+            ]
+            if not new:
+                return None
+            self._known.update(point.trial_id for point in new)
+            only = replace(self._sweep, points=tuple(new), tunings=(), studies=())
+            planned = plan(only, self._ledger, stale=self._stale, workers=self._workers)
+        except LedgerError:
+            return None
+        names = {point.trial_id for point in new}
+        packs = [p for p in planned.packs if names.issuperset(one.trial_id for one in p.points)]
+        return replace(planned, packs=tuple(packs))
 
 
 def _stages(sweep: Sweep, runs: Mapping[str, int]) -> list[list[Point]]:
@@ -208,7 +274,11 @@ def _judge(
     points = {point.trial_id: point for point in sweep.all}
     done = ledger.done()
     outcomes = _outcomes(ledger, points.keys() & done)
-    open_ = {name: point for name, point in points.items() if name not in outcomes}
+    open_ = {
+        name: point
+        for name, point in points.items()
+        if name not in outcomes and not point.undecided
+    }
     failed = _failed(ledger, open_)
     older = _older(ledger, [point for name, point in open_.items() if name not in failed], done)
     backbones = ledger.backbones() if any(p.parent for p in points.values()) else set()
@@ -247,6 +317,8 @@ def _blocked_by(
     usable: Collection[str],
 ) -> str:
     # Why a trial cannot start yet; empty if it can.
+    if point.undecided:
+        return point.undecided
     parent = point.parent
     if parent is None or status.get(parent) == "done":
         return ""
@@ -265,7 +337,7 @@ def _blocked_by(
 def _outcomes(ledger: Ledger, ids: Collection[str]) -> dict[str, Status]:
     if not ids:
         return {}
-    rows = ledger.trials(ids).select(["trial_id", "outcome"]).to_pydict()
+    rows = ledger.trials(ids, columns=["trial_id", "outcome"]).to_pydict()
     return {
         name: "diverged" if outcome == "diverged" else "done"
         for name, outcome in zip(rows["trial_id"], rows["outcome"], strict=True)
@@ -295,7 +367,7 @@ def _older(ledger: Ledger, points: Collection[Point], done: Collection[str]) -> 
         return {}
     columns = ["trial_id", "task", "task_version", "identity_version", "config"]
     # Damage to rows that are none of ours is no reason to stop.
-    rows = ledger.trials(others, strict=False).select(columns).to_pylist()
+    rows = ledger.trials(others, columns=columns, strict=False).to_pylist()
     found = {
         _unversioned(json.loads(row["config"])): row
         for row in rows
@@ -332,7 +404,7 @@ def _shorter(ledger: Ledger, points: Collection[Point]) -> dict[str, str]:
         open_.setdefault(_stepless(point.config.identity()), []).append(point)
     columns = ["trial_id", "steps", "evaluate_every", "outcome", "identity_version", "config"]
     found: dict[str, tuple[int, str]] = {}
-    for row in ledger.trials(kept, strict=False).select(columns).to_pylist():
+    for row in ledger.trials(kept, columns=columns, strict=False).to_pylist():
         ends = row["steps"] % row["evaluate_every"] == 0
         if not ends or (row["outcome"], row["identity_version"]) != ("done", IDENTITY_VERSION):
             continue

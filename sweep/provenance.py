@@ -35,7 +35,7 @@ def code() -> dict[str, str | bool | None]:
         commit = _git(root, "rev-parse", "HEAD")
         changed = _git(root, "status", "--porcelain", "--", *packages)
         dirty = changed is None or bool(changed)
-    return {"git_commit": commit, "git_dirty": dirty, "version": _version("fpt-sweep")}
+    return {"git_commit": commit, "git_dirty": dirty, "version": version("fpt-sweep")}
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
@@ -52,7 +52,8 @@ def _git(folder: Path, *arguments: str) -> str | None:
     return ran.stdout.strip()
 
 
-def _version(package: str) -> str | None:
+def version(package: str) -> str | None:
+    """The release of an installed package; None if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -62,7 +63,7 @@ def _version(package: str) -> str | None:
 @functools.cache
 def versions() -> str:
     """Versions of Python and of `PACKAGES`, as a JSON object."""
-    found = {name: _version(name) for name in PACKAGES}
+    found = {name: version(name) for name in PACKAGES}
     return json.dumps({"python": platform.python_version(), **found}, sort_keys=True)
 
 

@@ -20,9 +20,11 @@ from pydantic import (
     PrivateAttr,
     Tag,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
+from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import ErrorDetails
 
 from fpt.backbones import BACKBONES
@@ -46,6 +48,7 @@ __all__ = [
     "SweepFile",
     "SweepFileError",
     "TableSpec",
+    "TuneSpec",
     "json_schema",
     "load",
 ]
@@ -149,6 +152,9 @@ class TableSpec(Spec):
     """When a trial counts as converged, for steps_to_convergence."""
     reference: str | None = None
     """A table of published figures to print beside ours: T1 to T22 of the paper, or R1."""
+    tolerance: float = Field(default=1.0, gt=0, le=100)
+    """How far from the published figure still counts as reproduced: points of an accuracy, per cent
+    of the figure of any other metric. The interval over our seeds comes on top (`sweep.cells`)."""
     labels: dict[str, dict[str, str]] = Field(default_factory=dict)
     """axis -> {label of a point: name of its row or column in the reference}, where they differ."""
     title: str | None = None
@@ -167,7 +173,7 @@ class ClaimSpec(Spec):
     """A contrast between two points of an axis, to be tested with its uncertainty."""
 
     that: str
-    """`A > B` or `A < B`: two labels of the axis."""
+    """`A > B` or `A < B`: two labels of the axis. It is about the number, whatever is better."""
     axis: str
     """The axis that holds both."""
     on: MetricName = "test_accuracy"
@@ -176,6 +182,18 @@ class ClaimSpec(Spec):
     """The claim is made anew for each point of this axis (or of each of these)."""
     paired_by: str = "seed"
     """The axis whose points are paired."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ClaimSpec:
+        left, right = self.sides
+        if left == right:
+            raise ValueError(f"{left!r} is compared with itself")
+        named = (self.axis, *self.places, self.paired_by)
+        if twice := [name for name in named if named.count(name) > 1]:
+            raise ValueError(
+                f"{twice[0]!r} is named twice; axis, per and paired_by are different axes"
+            )
+        return self
 
     @field_validator("that")
     @classmethod
@@ -187,8 +205,25 @@ class ClaimSpec(Spec):
     @property
     def sides(self) -> tuple[str, str]:
         """The labels of both sides, left one first."""
-        left, _, right = re.split(r"\s([<>])\s", self.that, maxsplit=1)
-        return left.strip(), right.strip()
+        left, _, right = _split(self.that)
+        return left, right
+
+    @property
+    def more(self) -> bool:
+        """Whether the left side is claimed to have more of the metric, and not less."""
+        return _split(self.that)[1] == ">"
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """The axes under `per`."""
+        return (self.per,) if isinstance(self.per, str) else self.per or ()
+
+
+@functools.cache
+def _split(that: str) -> tuple[str, str, str]:
+    # A claim: its left side, < or >, its right side. It is asked for once a trial.
+    left, sign, right = re.split(r"\s([<>])\s", that, maxsplit=1)
+    return left.strip(), sign, right.strip()
 
 
 class KeepSpec(Spec):
@@ -199,6 +234,216 @@ class KeepSpec(Spec):
     feed-forward weights were trained, since these are large; true: kept; false: not kept."""
     backbones: bool = False
     """The backbone of every trial. Those of trials under `backbones:` are kept in any case."""
+
+
+class RetrySpec(Spec):
+    """How many more times a run tries a trial, by the cause of its failure; null: without end.
+
+    What `code` or `data` failed is never tried again before `sweep retry`. A trial that another
+    driver trains, or that was stopped, has not failed.
+    """
+
+    memory: Annotated[int, Field(ge=0)] | None = 4
+    """It was alone in its pack and out of memory: tried at the end, with nothing beside it, each
+    batch in twice as many parts (`accumulation` in its row) as before. Larger packs are split."""
+    worker: Annotated[int, Field(ge=0)] | None = 3
+    """Its worker's process ended without a word."""
+    node: Annotated[int, Field(ge=0)] | None = 10
+    """The machine that it ran on was lost."""
+    storage: Annotated[int, Field(ge=0)] | None = 5
+    """Nothing could be written, for longer than `limits.storage_seconds`."""
+    hung: Annotated[int, Field(ge=0)] | None = 2
+    """It made no step for `limits.hang_seconds`, and its worker was ended."""
+    preempted: Annotated[int, Field(ge=0)] | None = None
+    """The machine that it ran on was taken away with a notice."""
+
+
+class LimitsSpec(Spec):
+    """What a run may take."""
+
+    hours: Annotated[float, Field(gt=0)] | None = None
+    """Then a run stops: running trials save their states, and the same command goes on."""
+    save_seconds: Annotated[float, Field(gt=0)] = 60.0
+    """Between two saved states of a running trial: the most work that an accident costs it."""
+    hang_seconds: Annotated[float, Field(gt=0)] | None = None
+    """A trial that makes no step for so long is ended. null: 10 minutes or 50 times the slowest
+    step so far, whichever is more; an hour for data, weights and everything else before the first
+    step."""
+    storage_seconds: Annotated[float, Field(ge=0)] = 600.0
+    """How long a trial that has ended, or a driver, waits for storage that fails."""
+
+
+Rate = Annotated[float, Field(gt=0)]
+
+CROSS_ARM = ("asha", "bohb", "halving", "hyperband", "median_stopping", "pb2", "pbt")
+"""What schedulers are called that stop trials by comparing them with all others."""
+
+DIGITS = 4
+"""Significant digits of a rate that is worked out: so that it, and with it the id of a trial, does
+not depend on a machine's rounding."""
+
+
+class RangeSpec(Spec):
+    """The learning rates among which a study chooses."""
+
+    log: tuple[Rate, Rate] | None = None
+    """The least and the greatest; those between are equally far apart in their logarithms."""
+    points: Annotated[int, Field(ge=1, le=1000)] | None = None
+    """How many of them are tried, in every cell."""
+    values: Annotated[tuple[Rate, ...], Field(min_length=1)] | None = None
+    """The rates themselves, in place of `log` and `points`."""
+
+    @model_validator(mode="after")
+    def _check(self) -> RangeSpec:
+        if (self.values is None) == (self.log is None):
+            raise ValueError("give either `log: [least, greatest]` and `points`, or `values`")
+        if (self.log is None) != (self.points is None):
+            raise ValueError("`log` and `points` come together, and never with `values`")
+        if self.log is not None and self.log[0] >= self.log[1]:
+            raise ValueError(f"log: {self.log[0]:g} is not below {self.log[1]:g}")
+        if self.values is not None and len(set(self.values)) < len(self.values):
+            raise ValueError("values: names a rate twice")
+        if self.points is not None and len(set(self.even())) < self.points:
+            raise ValueError(f"points: {self.points} do not fit, to {DIGITS} digits, between these")
+        return self
+
+    def at(self, place: float) -> float:
+        """The rate at a place of the range: 0 is the least, 1 the greatest."""
+        assert self.log is not None
+        low, high = self.log
+        if place in (0, 1):
+            return high if place else low
+        return rounded(low * (high / low) ** place)
+
+    def even(self) -> tuple[float, ...]:
+        """The values, or the points of a grid, from the least to the greatest."""
+        if self.values is not None:
+            return tuple(sorted(self.values))
+        assert self.points is not None
+        last = self.points - 1
+        return tuple(self.at(i / last if last else 0.5) for i in range(self.points))
+
+    def scattered(self) -> tuple[float, ...]:
+        """Points of the van der Corput sequence: 1/2, 1/4, 3/4, 1/8, 5/8 ... of the range. More
+        points only add to them.
+        """
+        assert self.points is not None
+        return tuple(self.at(_mirrored(number)) for number in range(1, self.points + 1))
+
+
+def rounded(rate: float) -> float:
+    """A rate to DIGITS significant digits."""
+    return float(f"{rate:.{DIGITS}g}")
+
+
+def _mirrored(number: int) -> float:
+    # The binary digits of a number, mirrored at the point: 6 is 110, and gives 0.011.
+    out, part = 0.0, 0.5
+    while number:
+        out, part, number = out + part * (number % 2), part / 2, number // 2
+    return out
+
+
+class TuneSpec(Spec):
+    """How the learning rate of each cell is chosen before its trials train.
+
+    Every cell has the same rates, seeds and steps to choose by: the budget is the same for every
+    arm. It is chosen by the mean over `seeds`; of equals, the smaller rate. Its table shows none of
+    the trials that it was chosen by.
+    """
+
+    learning_rate: RangeSpec
+    """What is tried."""
+    by: Literal["validation_accuracy", "validation_loss"] = "validation_accuracy"
+    """What is compared, at each trial's best checkpoint."""
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], Field(min_length=1)] = (
+        100,
+    )
+    """The seeds to choose by. No trial of the sweep's own may have one of these."""
+    sampler: Literal["grid", "qmc", "tpe"] = "grid"
+    """grid: evenly spaced. qmc: quasi-random, so that more points later keep the earlier ones. Both
+    are known before anything has trained. tpe: half of them so, and then one after another, where
+    Optuna's TPE expects most: these depend on the order and the results of those before."""
+    prune: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """A part of the steps (counted up to the next evaluation) after which a rate that is below the
+    median of its own cell's is given up. null: each one trains to its end."""
+    storage: str | None = None
+    """A database for Optuna's studies, as SQLAlchemy writes it; `$NAME` is the environment's. null:
+    that of FPT_SWEEP_STUDIES, else a journal file under the ledger's `studies/`."""
+    scheduler: SkipJsonSchema[Any] = None
+    """Refused, with the reason, whatever it is."""
+
+    @field_validator("by", mode="before")
+    @classmethod
+    def _no_test(cls, value: Any) -> Any:
+        if isinstance(value, str) and value.startswith("test_"):
+            raise ValueError(
+                f"{value!r} would choose by the test set, which is for what is reported; allowed: "
+                "validation_accuracy, validation_loss"
+            )
+        return value
+
+    @field_validator("scheduler", "sampler", "prune", mode="before")
+    @classmethod
+    def _no_races(cls, value: Any, info: ValidationInfo) -> Any:
+        name = str(value).lower()
+        if (info.field_name == "scheduler" and value is not None) or any(
+            one in name for one in CROSS_ARM
+        ):
+            raise ValueError(
+                f"{value!r} would end trials by how they compare with those of other arms; the "
+                "stop rule of an ablation is the same for every arm: `stop: {patience: 5}` under "
+                "`trial:` (a plateau rule), or none. Inside a cell, `prune: 0.25` gives up the "
+                "worse half of its rates"
+            )
+        return value
+
+    @field_validator("seeds")
+    @classmethod
+    def _different(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("names a seed twice")
+        return value
+
+    @field_validator("storage")
+    @classmethod
+    def _a_database(cls, value: str | None) -> str | None:
+        if value is None or value.startswith("$"):
+            return value
+        if value.startswith("sqlite"):
+            raise ValueError(
+                "an SQLite file is not for several processes at once; leave `storage` out for a "
+                "journal file, or name a PostgreSQL or MySQL database"
+            )
+        if "://" not in value:
+            raise ValueError(f"{value!r} is no URL of a database, such as postgresql://host/name")
+        if re.search(r"://[^/@:]*:[^/@$]+@", value):
+            raise ValueError(
+                "holds a password, and the file is copied to MLflow: write it as $NAME, for a "
+                "variable of the environment"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _fit(self) -> TuneSpec:
+        if self.sampler != "grid" and self.learning_rate.log is None:
+            raise ValueError(f"sampler {self.sampler} needs a range: learning_rate: {{log: ...}}")
+        if self.sampler == "tpe" and self.prune is not None:
+            raise ValueError("prune: sampler tpe asks for its points one after another; use qmc")
+        return self
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """The rates that are known before anything has trained."""
+        if self.sampler == "grid":
+            return self.learning_rate.even()
+        scattered = self.learning_rate.scattered()
+        return scattered[: (len(scattered) + 1) // 2] if self.sampler == "tpe" else scattered
+
+    @property
+    def budget(self) -> int:
+        """The number of rates that are tried in a cell."""
+        return self.learning_rate.points or len(self.learning_rate.values or ())
 
 
 class Block(Spec):
@@ -237,6 +482,8 @@ class SweepFile(Block):
     include: tuple[Block, ...] = ()
     """Further blocks. Each takes over the file's `trial` and `axes`, of which it replaces those it
     names itself, and the file's `exclude`; `zip`, if given, replaces the file's."""
+    tune: TuneSpec | None = None
+    """How the learning rate of each cell is chosen. null: it is what the fields say."""
     table: TableSpec | None = None
     """The table that the sweep fills."""
     claims: tuple[ClaimSpec, ...] = ()
@@ -247,6 +494,10 @@ class SweepFile(Block):
     """Whether trials that share a frozen backbone train side by side, which changes no figure in
     fp32. auto: as many as pay. off: each alone. A number: at most so many, whether they pay or not.
     In any case no worker idles for it."""
+    retry: RetrySpec = RetrySpec()
+    """How often what the environment failed is tried again."""
+    limits: LimitsSpec = LimitsSpec()
+    """What a run may take."""
 
     _document: Document = PrivateAttr()
 
@@ -349,10 +600,13 @@ def _validated(document: Document, content: JSON, problems: Problems) -> SweepFi
 def _siblings(location: Location) -> Iterable[str]:
     # What may stand at a place in the file beside a key that may not.
     parents: dict[str, type[Spec]] = {
-        "table": TableSpec, "claims": ClaimSpec, "keep": KeepSpec, "include": Block
+        "table": TableSpec, "claims": ClaimSpec, "keep": KeepSpec, "include": Block,
+        "retry": RetrySpec, "limits": LimitsSpec, "tune": TuneSpec,
     }  # fmt: skip
     if location[:2] == ("table", "convergence"):
         return ConvergenceSpec.model_fields
+    if location[:2] == ("tune", "learning_rate") and location[2:]:
+        return RangeSpec.model_fields
     inside = location[:-1] and parents.get(str(location[0]))
     return (inside or SweepFile).model_fields
 
@@ -374,7 +628,7 @@ def _check_names(file: SweepFile, problems: Problems) -> None:
         if known(no_axis, claim.axis, axes, *at, "axis"):
             for side in claim.sides:
                 known(f"axis {claim.axis} has no point", side, axes[claim.axis], *at, "that")
-        for name in [claim.per] if isinstance(claim.per, str) else claim.per or ():
+        for name in claim.places:
             known(no_axis, name, axes, *at, "per")
         known(no_axis, claim.paired_by, axes, *at, "paired_by")
 
@@ -482,7 +736,7 @@ def json_schema() -> JSON:
     trial = TrialConfig.model_json_schema()
     definitions: JSON = schema["$defs"] | trial.pop("$defs")
     for definition in (*definitions.values(), trial):
-        if definition.get("title") not in {"TableSpec", "ClaimSpec"}:
+        if definition.get("title") not in {"TableSpec", "ClaimSpec", "TuneSpec"}:
             definition.pop("required", None)  # A trial's fields are given piece by piece.
     definitions["BackboneConfig"]["properties"]["size"] = {
         "enum": list(dict.fromkeys(size for row in BACKBONES.values() for size in row.sizes)),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import functools
 import hashlib
 import importlib.util
 import itertools
@@ -18,7 +19,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,14 @@ from pydantic_core import ErrorDetails
 
 from fpt.backbones import BACKBONES
 from fpt.backbones.sources import PACKAGE, RANDOM, TRIAL
-from fpt.config import AnyTask, BackboneConfig, TrialConfig
+from fpt.config import AnyTask, BackboneConfig, Seed, TrialConfig
 from fpt.content import DataError
 from fpt.extension import look_in
 from fpt.spec import JSON
 from fpt.tasks import TASKS
-from sweep import lock, schema
-from sweep.document import Location, Problems, label, spell
-from sweep.schema import Block, KeepSpec, SweepFile, TableSpec
+from sweep import lock, pairing, schema
+from sweep.document import Location, Problems, SweepFileError, label, spell
+from sweep.schema import Block, ClaimSpec, KeepSpec, SweepFile, TableSpec, TuneSpec
 
 IDENTITY_VERSION = 1
 """Raised when ids change their meaning; it is part of every id."""
@@ -48,6 +49,10 @@ MOST_TRIALS = 1_000_000
 """Trials that one block of a file may make."""
 
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+_HERE = "\0seed\0"
+# Stands for a seed in the canonical text of a trial. No field can hold it: a NUL is in no name and
+# in no path.
 
 
 def hashed(identity: JSON) -> JSON:
@@ -69,9 +74,16 @@ def _without(identity: JSON, path: str, old: object) -> JSON:
     return {key: value for key, value in identity.items() if key != name} if same else identity
 
 
+def _canonical(identity: JSON) -> str:
+    return _CANONICAL.encode({"identity_version": IDENTITY_VERSION, **hashed(identity)})
+
+
+def _hash(canonical: str) -> str:
+    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
 def _digest(identity: JSON) -> str:
-    text = _CANONICAL.encode({"identity_version": IDENTITY_VERSION, **hashed(identity)})
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return _hash(_canonical(identity))
 
 
 def _of_cell(config: TrialConfig, identity: JSON) -> JSON:
@@ -111,6 +123,9 @@ class Point:
     """Axis -> label, in the order of the axes; of a pretraining, {"backbone": name}."""
     where: str
     """`file:line` of the block that it came from."""
+    undecided: str = ""
+    """Why its learning rate is not known yet, where `tune:` is to choose it: the config holds only
+    the default then, and the ids stand for those to come; no trial has them."""
 
     @property
     def parent(self) -> str | None:
@@ -121,6 +136,107 @@ class Point:
     def label(self) -> str:
         """All labels in one, such as image/bit-xor/0: for people, never parsed."""
         return "/".join(self.labels.values())
+
+
+@dataclass(frozen=True)
+class Study:
+    """A cell of a sweep with `tune:`: its learning rate is chosen by trials of their own.
+
+    Those are ordinary trials, of the cell's config with a rate and a seed of `tune:`.
+    """
+
+    points: tuple[Point, ...]
+    """The cell's own trials, undecided."""
+    tune: TuneSpec
+    cell_of: str
+    """The id of the cell at the default learning rate, by which it was found."""
+    _tried: dict[tuple[float, int], tuple[Point, ...]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+
+    @property
+    def cell_id(self) -> str:
+        """The id of the cell, its learning rate left open."""
+        return self.points[0].cell_id
+
+    @functools.cached_property
+    def labels(self) -> dict[str, str]:
+        """The labels that all of the cell's trials share, but for the seed's."""
+        first, *rest = (point.labels for point in self.points)
+        return {
+            axis: name
+            for axis, name in first.items()
+            if axis != "seed" and all(other.get(axis) == name for other in rest)
+        }
+
+    @property
+    def label(self) -> str:
+        """The cell for people."""
+        return "/".join(self.labels.values()) or "the cell"
+
+    @property
+    def first_steps(self) -> int:
+        """The steps after which the median rule is asked; without it, all."""
+        config = self.points[0].config
+        if self.tune.prune is None:
+            return config.steps
+        every = config.evaluation.every
+        return math.ceil(self.tune.prune * config.steps / every) * every
+
+    def trials(self, rate: float, steps: int) -> tuple[Point, ...]:
+        """The trials that try a rate, one a seed of `tune:`."""
+        if (rate, steps) in self._tried:
+            return self._tried[rate, steps]
+        like = self.points[0]
+        said = f"rate {rate:.15g}"
+        if steps < like.config.steps:
+            said += f", {steps} steps"
+        cell = _at_rate(like.config, rate, steps)
+        self._tried[rate, steps] = tuple(
+            cell.point(seed, {**self.labels, "seed": str(seed), "tuning": said}, like.where)
+            for seed in self.tune.seeds
+        )
+        return self._tried[rate, steps]
+
+    @property
+    def first(self) -> tuple[Point, ...]:
+        """The trials that are known before any has ended."""
+        return tuple(
+            point for rate in self.tune.rates for point in self.trials(rate, self.first_steps)
+        )
+
+    def decided(self, rate: float) -> tuple[Point, ...]:
+        """The cell's own trials, as they are once the rate is chosen."""
+        like = self.points[0].config
+        cell = _at_rate(like, rate, like.steps)
+        return tuple(cell.point(p.config.seed, p.labels, p.where) for p in self.points)
+
+
+def _opened(points: Sequence[Point], studies: Sequence[Study]) -> tuple[Point, ...]:
+    # The points of a sweep, undecided where they are tuned.
+    if not studies:
+        return tuple(points)
+    cells = {study.cell_of: iter(study.points) for study in studies}
+    return tuple(next(cells[point.cell_id]) for point in points)
+
+
+def _at_rate(config: TrialConfig, rate: float, steps: int) -> _Cell:
+    config = config.model_copy(update={"learning_rate": rate, "steps": steps})
+    return _Cell.of({}, config, config.identity())
+
+
+def _undecided(points: Sequence[Point], tune: TuneSpec) -> tuple[Point, ...]:
+    # The trials of a cell, without their learning rate.
+    like, why = points[0].config, being_tuned(0, tune)
+    cell = _Cell.of({}, like, like.identity() | {"learning_rate": "tuned"})
+    return tuple(
+        replace(cell.point(p.config.seed, p.labels, p.where), undecided=why) for p in points
+    )
+
+
+def being_tuned(ended: int, tune: TuneSpec) -> str:
+    """What is said of a trial whose learning rate is still to be chosen."""
+    return f"being tuned ({ended} of {tune.budget} points)"
 
 
 @dataclass(frozen=True)
@@ -157,6 +273,20 @@ class Sweep:
     """What the file says."""
     left_out: tuple[LeftOut, ...] = ()
     """What `missing` and `present` leave out here, and would not leave out everywhere."""
+    warnings: tuple[str, ...] = ()
+    """What is allowed and hardly meant: claims that lose pairs to `exclude`, each with its place in
+    the file."""
+    studies: tuple[Study, ...] = ()
+    """The cells that are tuned; empty without `tune:`. `sweep.tuning.resolve` puts trials in place
+    of the points of a cell whose learning rate the ledger decides."""
+    tunings: tuple[Point, ...] = ()
+    """The trials by which learning rates are chosen, as far as they are known. No table shows
+    them."""
+
+    @property
+    def undecided(self) -> tuple[Point, ...]:
+        """The points whose learning rate is still to be chosen."""
+        return tuple(point for point in self.points if point.undecided)
 
     @property
     def table(self) -> TableSpec | None:
@@ -178,9 +308,63 @@ class Sweep:
 
     @property
     def all(self) -> tuple[Point, ...]:
-        """Pretrainings and points, each id once."""
+        """Pretrainings, trials of tuning and points, each id once."""
         ids = {point.trial_id for point in self.pretrainings}
-        return (*self.pretrainings, *(one for one in self.points if one.trial_id not in ids))
+        others = (*self.tunings, *self.points) if self.tunings else self.points
+        return (*self.pretrainings, *(one for one in others if one.trial_id not in ids))
+
+    def matching(self, pattern: str) -> tuple[Point, ...]:
+        """The trials whose label fits a glob, or whose id begins so (with four digits at least).
+
+        Raises:
+            SweepFileError: If there is none.
+        """
+        found = tuple(
+            point
+            for point in self.all
+            if pattern == point.label
+            or fnmatch.fnmatchcase(point.label, pattern)
+            or (len(pattern) >= 4 and point.trial_id.startswith(pattern))
+        )
+        if not found:
+            like = ", ".join(repr(point.label) for point in self.all[:3])
+            problem = f"{self.file}: no trial matches {pattern!r}; labels look like {like}"
+            raise SweepFileError([problem])
+        return found
+
+    def only(self, patterns: Sequence[str]) -> Sweep:
+        """The sweep with no other trials than those that match, and what trains before them:
+        the pretrainings they need, the trials that tune them.
+
+        Args:
+            patterns: As for `matching`; none leaves the sweep as it is.
+
+        Raises:
+            SweepFileError: If a pattern matches nothing.
+        """
+        if not patterns:
+            return self
+        parents = {point.trial_id: point.parent for point in self.all}
+        studies: list[Study] = []
+        kept: set[str] = set()
+        for point in itertools.chain.from_iterable(map(self.matching, patterns)):
+            name: str | None = point.trial_id
+            while name is not None and name in parents and name not in kept:
+                kept.add(name)
+                name = parents[name]
+        points = tuple(point for point in self.points if point.trial_id in kept)
+        labels = {point.label for point in points}
+        for study in self.studies:
+            if own := tuple(point for point in study.points if point.label in labels):
+                studies.append(replace(study, points=own))
+                kept.update(point.trial_id for point in study.first)
+        return replace(
+            self,
+            points=points,
+            pretrainings=tuple(point for point in self.pretrainings if point.trial_id in kept),
+            studies=tuple(studies),
+            tunings=tuple(point for point in self.tunings if point.trial_id in kept),
+        )
 
 
 def load(path: str | Path, *, locked: bool = True) -> Sweep:
@@ -204,18 +388,22 @@ def load(path: str | Path, *, locked: bool = True) -> Sweep:
         except lock.LockError as error:
             problems.add(0, "", str(error))
     pretrainings, points = expansion.pretrainings(), expansion.points()
-    expansion.check_claims(points)
+    warnings = expansion.check_claims(points)
+    studies = expansion.studies(points)
     if problems:
         raise problems.error()
     return Sweep(
         name=spec.sweep,
         file=spec.document.file,
         text=spec.document.text,
-        points=points,
+        points=_opened(points, studies),
         pretrainings=pretrainings,
         axes=tuple(schema.axis_labels(spec)),
         spec=spec,
         left_out=expansion.left_out(),
+        warnings=warnings,
+        studies=studies,
+        tunings=tuple(point for study in studies for point in study.first),
     )
 
 
@@ -305,6 +493,31 @@ class _Pattern:
 # --- expansion ----------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class _Cell:
+    # A trial, but for its seed.
+    fields: _Tree
+    # Kept, since the ids of its nodes are what it is found by.
+    cell_id: str
+    config: TrialConfig
+    canonical: tuple[str, ...]
+    # What the id is a hash of, cut where the seed belongs.
+
+    @classmethod
+    def of(cls, fields: _Tree, config: TrialConfig, identity: JSON) -> _Cell:
+        open_ = {"seed": _HERE}
+        if config.drawn_from is not None and config.backbone_seed is None:
+            open_["backbone_seed"] = _HERE
+        canonical = _canonical(identity | open_).split(_CANONICAL.encode(_HERE))
+        return cls(fields, _digest(_of_cell(config, identity)), config, tuple(canonical))
+
+    def point(self, seed: int, labels: Mapping[str, str], where: str) -> Point:
+        config = self.config
+        if seed != config.seed:
+            config = config.model_copy(update={"seed": seed})
+        return Point(_hash(str(seed).join(self.canonical)), self.cell_id, config, labels, where)
+
+
 class _Expansion:
     # From the blocks of a file to points. Goes on past problems, so that all are told.
 
@@ -322,7 +535,7 @@ class _Expansion:
         self.merged: dict[tuple[int, int], tuple[_Tree, _Tree, _Tree]] = {}
         self.objects: dict[int, tuple[_Tree, Any]] = {}
         self.layers: dict[tuple[Any, ...], tuple[_Tree, _Tree]] = {}
-        self.cells: dict[tuple[int, ...], tuple[_Tree, str]] = {}
+        self.cells: dict[tuple[int, ...], _Cell] = {}
 
         self.trial = self.tree(spec.trial, ("trial",))
         self.axes = set(schema.axis_labels(spec))
@@ -336,6 +549,8 @@ class _Expansion:
         self.patterns_read: dict[Location, _Pattern | None] = {}
         self.used_patterns: set[Location] = set()
         self.left_out_by: Counter[Location] = Counter()
+        # What patterns leave out of the arms of claims: its labels, and the pattern.
+        self.unpaired: list[tuple[dict[str, str], Location]] = []
         self.choices: dict[Location, list[_Choice]] = {}
         self.kept: dict[str, Point | None] = {}
         self.open: list[str] = []
@@ -397,6 +612,63 @@ class _Expansion:
                 self.tell(place, "leaves out nothing")
         return tuple(out.values())
 
+    def studies(self, points: Sequence[Point]) -> tuple[Study, ...]:
+        # The cells of a sweep with `tune:`. A rate that is given has no say there, and is an error.
+        tune = self.spec.tune
+        if tune is None:
+            return ()
+        for fields in self.written():
+            if "learning_rate" in fields:
+                what = "never used, since `tune:` chooses the learning rate; leave it out"
+                self.tell(_place(fields["learning_rate"]), what)
+        cells: dict[str, list[Point]] = {}
+        for point in points:
+            cells.setdefault(point.cell_id, []).append(point)
+        studies = tuple(Study(tuple(own), tune, cell) for cell, own in cells.items())
+        refused: dict[str, list[Study]] = {}
+        for study in studies:
+            if what := self.untunable(study):
+                refused.setdefault(what, []).append(study)
+        for what, own in refused.items():
+            more = f" (and {len(own) - 1:,} more cells)" if own[1:] else ""
+            self.tell(("tune",), f"{own[0].label}: {what}{more}")
+        for seed in {point.config.seed for point in points} & set(tune.seeds):
+            what = f"{seed} is a seed of the sweep's own; choose by others"
+            self.tell(("tune", "seeds"), what)
+        if self.problems:
+            return ()
+        return tuple(replace(study, points=_undecided(study.points, tune)) for study in studies)
+
+    def written(self) -> Iterator[_Tree]:
+        # The fields of the file, but for those of its pretrainings.
+        yield self.trial
+        yield from self.defaults.values()
+        for at, block in self.spec.blocks():
+            if at:
+                yield self.tree(block.trial, (*at, "trial"))
+        for choices in self.choices.values():
+            yield from (choice.fields for choice in choices)
+
+    @staticmethod
+    def untunable(study: Study) -> str:
+        # Why the learning rate of a cell cannot be chosen; empty if it can.
+        config, prune = study.points[0].config, study.tune.prune
+        if config.protocol == "paper":
+            return (
+                "the protocol paper has no validation split to tune by, and a rate chosen by the "
+                "test set would flatter it; use `protocol: sound`, or make the rates an axis"
+            )
+        if prune is None:
+            return ""
+        if config.stop is not None or config.optimizer.schedule != "constant":
+            return "prune: needs a constant schedule and no stop rule, so that a rate can go on"
+        if study.first_steps >= config.steps:
+            return (
+                f"prune: {prune:g} of {config.steps} steps, up to the next evaluation (every "
+                f"{config.evaluation.every}), is all of them"
+            )
+        return ""
+
     def block_place(self, at: Location) -> Location:
         # What to point at for a block as a whole.
         said = self.spec.model_fields_set
@@ -420,6 +692,8 @@ class _Expansion:
             if out := [place for place in fitting if patterns[place].applies]:
                 if all(patterns[place].why for place in out):
                     self.left_out_by[out[0]] += 1
+                if any(labels.get(claim.axis) in claim.sides for claim in self.spec.claims):
+                    self.unpaired.append((labels, out[0]))
                 continue
             point = self.point(fields, labels, where, at)
             if point is not None:
@@ -709,6 +983,12 @@ class _Expansion:
     def point(
         self, fields: _Tree, labels: dict[str, str], where: str, at: Location
     ) -> Point | None:
+        # The seeds of a cell share all nodes but their own, so that the rest is judged, and made
+        # into an identity, once.
+        key = tuple([id(node) for name, node in fields.items() if name != "seed"])
+        cell, seed = self.cells.get(key), fields.get("seed")
+        if cell is not None and isinstance(seed, _Leaf) and _is_seed(seed.value):
+            return cell.point(seed.value, labels, where)
         config = self.config(fields, labels, at)
         if config is None:
             return None
@@ -717,11 +997,8 @@ class _Expansion:
         except (DataError, OSError, ValueError) as error:  # A path may be no possible path.
             self.tell_trial(at, str(error), labels)
             return None
-        # The seeds of a cell share all nodes but their own, so that it is hashed once.
-        key = tuple(id(node) for name, node in fields.items() if name != "seed")
-        if key not in self.cells:
-            self.cells[key] = (fields, _digest(_of_cell(config, identity)))
-        return Point(_digest(identity), self.cells[key][1], config, labels, where)
+        cell = self.cells[key] = _Cell.of(fields, config, identity)
+        return cell.point(config.seed, labels, where)
 
     def config(self, fields: _Tree, labels: dict[str, str], at: Location) -> TrialConfig | None:
         values: dict[str, Any] = {
@@ -770,23 +1047,33 @@ class _Expansion:
                 "trial that takes it over; layers may be fewer, the rest has to be the same",
             )
 
-    def check_claims(self, points: Sequence[Point]) -> None:
-        # Trials of two numerics classes differ in more than what a claim is about.
+    def check_claims(self, points: Sequence[Point]) -> tuple[str, ...]:
+        # What patterns cost the claims, as warnings.
         for number, claim in enumerate(self.spec.claims):
-            per = (claim.per,) if isinstance(claim.per, str) else claim.per or ()
-            classes: dict[tuple[str | None, ...], dict[str, str]] = {}
-            for point in points:
-                if (side := point.labels.get(claim.axis)) in claim.sides:
-                    place = tuple(point.labels.get(axis) for axis in per)
-                    classes.setdefault(place, {}).setdefault(point.config.numerics, side)
-            for place, found in classes.items():
-                if len(found) > 1:
-                    where = "".join(f", at {one}" for one in place)
-                    mixed = " and ".join(f"{name} ({side})" for name, side in found.items())
-                    what = f"compares trials of two numerics classes{where}: {mixed}"
-                    more = "; give both sides one, or make the claim `per` the axis that sets it"
-                    self.tell(("claims", number, "that"), what + more)
-                    break
+            if mixed := _mixed_numerics(claim, points):
+                self.tell(("claims", number, "that"), mixed)
+        if self.problems:
+            return ()  # A trial that could not be read would be missed by its claim.
+        words = [
+            (labels, f"{spell(place)} (line {self.document.line(place)})", bool(pattern.why))
+            for labels, place in self.unpaired
+            if (pattern := self.patterns_read[place])
+        ]
+        out = []
+        for number, claim in enumerate(self.spec.claims):
+            at = ("claims", number, "that")
+            found = pairing.places(claim, points)
+            losses = list(pairing.lost(claim, found, words))
+            wrong = pairing.mixed(claim, found)
+            if wrong is None and (wrong := pairing.absent(claim, found)):
+                wrong = "; ".join((wrong, *losses))
+            if wrong:
+                self.tell(at, wrong)
+            elif few := pairing.lonely(claim, found):
+                losses.append(few)
+            where = f"{self.document.file}:{self.document.line(at)}: {spell(at)}"
+            out += [f"{where}: {claim.that}: {loss}" for loss in losses]
+        return tuple(out)
 
     def tell_trial(self, at: Location, what: str, labels: Mapping[str, str]) -> None:
         place = self.block_place(at)
@@ -824,6 +1111,22 @@ class _Expansion:
         self.tell(place, what, given=given, allowed=allowed)
 
 
+def _mixed_numerics(claim: ClaimSpec, points: Sequence[Point]) -> str | None:
+    # Trials of two numerics classes differ in more than what a claim is about.
+    classes: dict[tuple[str | None, ...], dict[str, str]] = {}
+    for point in points:
+        if (side := point.labels.get(claim.axis)) in claim.sides:
+            place = tuple(point.labels.get(axis) for axis in claim.places)
+            classes.setdefault(place, {}).setdefault(point.config.numerics, side)
+    for place, found in classes.items():
+        if len(found) > 1:
+            where = "".join(f", at {one}" for one in place)
+            mixed = " and ".join(f"{name} ({side})" for name, side in found.items())
+            what = f"compares trials of two numerics classes{where}: {mixed}"
+            return f"{what}; give both sides one, or make the claim `per` the axis that sets it"
+    return None
+
+
 def _fits(pattern: Any, value: Any) -> bool:
     if isinstance(pattern, list):
         return any(_fits(one, value) for one in pattern)
@@ -848,6 +1151,18 @@ def _is_there(path: str, folder: Path) -> bool:
     found = importlib.util.find_spec(package) if package else None
     places = (found.submodule_search_locations or ()) if found else ()
     return any(Path(place, *modules, inner).exists() for place in places)
+
+
+_SEED = TypeAdapter[int](Seed)
+
+
+def _is_seed(value: Any) -> bool:
+    # Whether it can stand as it was written.
+    try:
+        _SEED.validate_python(value, strict=True)
+    except ValidationError:
+        return False
+    return True
 
 
 def _shape(backbone: BackboneConfig) -> str:

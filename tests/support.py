@@ -76,6 +76,7 @@ def trial_row(point: Point, **overrides: Any) -> dict[str, Any]:
         "seconds": 1.5,
         "examples": config.steps * config.batch_size,
         "pack_size": 1,
+        "accumulation": 1,
         "attempts": 1,
         "attempt": "a1",
         "extended_from": None,
@@ -109,8 +110,12 @@ def failure_row(point: Point, **overrides: Any) -> dict[str, Any]:
         "config": _text(point.config.identity()),
         "step": 10,
         "host": "host",
+        "node": None,
         "device": "cpu",
         "seconds": 1.0,
+        "lost": 0.0,
+        "pack_size": 1,
+        "accumulation": 1,
         "at": STARTED,
     }
     return row | overrides

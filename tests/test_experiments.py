@@ -115,6 +115,8 @@ def test_headers_name_their_trials_and_their_command(file: Path) -> None:
         what = "the package" if path.startswith("package:") else path
         assert re.search(rf"\b{some.trials} (need )?{what}\b", trials), some
     assert (NUMBER[pretraining[1]] if pretraining else 0) == len(one.pretrainings)
+    tuned = re.search(r"after ([\d,]+) that tune them", trials)
+    assert (int(tuned[1].replace(",", "")) if tuned else 0) == len(one.tunings)
     assert field(file, "run") == f"sweep run {file.relative_to(ROOT).as_posix()}"
 
 

@@ -94,7 +94,11 @@ def together(sweeps: list[Sweep]) -> Sweep:
     points = {point.trial_id: point for one in sweeps for point in one.points}
     before = {point.trial_id: point for one in sweeps for point in one.pretrainings}
     return dataclasses.replace(
-        sweeps[0], points=tuple(points.values()), pretrainings=tuple(before.values())
+        sweeps[0],
+        points=tuple(points.values()),
+        pretrainings=tuple(before.values()),
+        studies=tuple(study for one in sweeps for study in one.studies),
+        tunings=tuple(point for one in sweeps for point in one.tunings),
     )
 
 
@@ -119,6 +123,7 @@ def test_every_laptop_file_runs_to_its_end(tmp_path: Path) -> None:
     failures = [event for event in events if event.kind == "failed"]
     assert summary.exit_code == 0, failures
     assert summary.done + summary.diverged == len(together(sweeps).all)
+    assert any(one.studies for one in sweeps)
     for copy in copies:
         table = sweep.load_table(copy, tmp_path / "results")
         assert table.cells

@@ -166,7 +166,7 @@ def test_the_wheel_works_outside_a_clone(tmp_path: Path) -> None:
 
 
 def test_readme_fits_on_a_few_screens() -> None:
-    assert len(README.splitlines()) < 280
+    assert len(README.splitlines()) < 330
 
 
 def test_every_target_that_readme_names_is_in_the_makefile() -> None:
@@ -183,14 +183,30 @@ def test_every_target_that_readme_names_is_in_the_makefile() -> None:
 def test_readmes_sweep_file_is_valid(tmp_path: Path) -> None:
     from sweep.trials import load
 
-    (block,) = (one for one in blocks("yaml") if not one.startswith("# own.yaml"))
+    block, tune, own = blocks("yaml")
     file = tmp_path / "readme.yaml"
     file.write_text(block)
 
     sweep = load(file)
 
+    assert own.startswith("# own.yaml")
     assert len(sweep.points) == 3 * 2 * 3 - 3
     assert len(sweep.pretrainings) == 1
+    file.write_text(block.replace("  learning_rate: [1e-3]\n", "") + tune)
+    assert len(load(file).tunings) == 8 * (3 * 2 - 1)
+
+
+def test_readmes_commands_for_clusters_are_commands() -> None:
+    # The slow tests of sweep.cluster run them.
+    from typer.main import get_command
+
+    from sweep.cli import app
+
+    commands = get_command(app).commands  # type: ignore[attr-defined]
+    lines = [line.split()[1:] for block in blocks("text") for line in block.splitlines()]
+    assert {words[0] for words in lines} == {"run", "submit", "logs", "stop"}
+    for name, *words in lines:
+        commands[name].make_context(name, words)
 
 
 @pytest.mark.ray

@@ -11,10 +11,24 @@ from __future__ import annotations
 
 import sys
 
-from sweep.cli import files, running, results, models, upkeep  # isort: skip  # as --help lists them
+from sweep.cli import files, running, jobs, results, report  # isort: skip  # as --help lists them
+from sweep.cli import query, studies, models, archive, upkeep  # isort: skip
 from sweep.cli.common import UserError, app, say
 
-__all__ = ["app", "files", "main", "models", "results", "running", "upkeep"]
+__all__ = [
+    "app",
+    "archive",
+    "files",
+    "jobs",
+    "main",
+    "models",
+    "query",
+    "report",
+    "results",
+    "running",
+    "studies",
+    "upkeep",
+]
 
 
 def main() -> None:
@@ -33,7 +47,18 @@ def _mistakes() -> tuple[type[Exception], ...]:
     from fpt.content import DataError
     from sweep.driver import ClusterError
     from sweep.ledger import LedgerError
+    from sweep.queries import QueryError
     from sweep.schema import SweepFileError
     from sweep.tracking import MirrorError
+    from sweep.tuning import StudiesError
 
-    return ClusterError, DataError, LedgerError, MirrorError, SweepFileError, UserError
+    return (
+        ClusterError,
+        DataError,
+        LedgerError,
+        MirrorError,
+        QueryError,
+        SweepFileError,
+        StudiesError,
+        UserError,
+    )

@@ -12,7 +12,7 @@ import typer
 
 if TYPE_CHECKING:
     from sweep.ledger import Ledger
-    from sweep.trials import Point, Sweep
+    from sweep.trials import Sweep
 
 app = typer.Typer(
     name="sweep",
@@ -31,6 +31,15 @@ Results = Annotated[
         metavar="URI",
         envvar="FPT_SWEEP_RESULTS",
         help="The ledger: a folder, s3://, gs:// or az://.",
+    ),
+]
+Only = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--only",
+        metavar="PATTERN",
+        help="A label, a glob over labels or a trial id; may be repeated. What these trials need "
+        "comes along.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout, for programs.")]
@@ -83,29 +92,18 @@ def counted(counts: Mapping[str, int]) -> str:
 def size(sweep: Sweep) -> str:
     """How many trials a sweep has."""
     kept = f" and {count(len(sweep.pretrainings), 'pretraining')}" if sweep.pretrainings else ""
-    return count(len(sweep.points), "trial") + kept
+    tuned = f", after {count(len(sweep.tunings), 'trial')} that tune them" if sweep.studies else ""
+    return count(len(sweep.points), "trial") + kept + tuned
+
+
+def in_hours(number: float) -> str:
+    """Hours to two digits: 0.014, 2.3, 140."""
+    return f"{float(f'{number:.2g}'):,g}"
 
 
 def where_option(results: str) -> str:
     """The option that names the ledger, where it is not the default one."""
     return "" if results == "results" else f" --results {shlex.quote(results)}"
-
-
-def matching(sweep: Sweep, pattern: str) -> list[Point]:
-    """The trials whose label or id matches, at least one."""
-    from fnmatch import fnmatchcase
-
-    found = [
-        p
-        for p in sweep.all
-        if fnmatchcase(p.label, pattern) or (len(pattern) >= 4 and p.trial_id.startswith(pattern))
-    ]
-    if not found:
-        raise UserError(
-            f"{sweep.file}: no trial matches {pattern!r}; labels look like "
-            f"{', '.join(repr(p.label) for p in sweep.all[:3])}"
-        )
-    return found
 
 
 def last_causes(ledger: Ledger) -> dict[str, str]:

@@ -15,10 +15,12 @@ from rich.table import Table as Grid
 from sweep.cli.common import (
     AsJson,
     File,
+    Only,
     Results,
     app,
     count,
     counted,
+    in_hours,
     say,
     show_json,
     size,
@@ -26,6 +28,7 @@ from sweep.cli.common import (
 
 if TYPE_CHECKING:
     from sweep.planning import Plan
+    from sweep.pricing import Quote
 
 LISTED = 100
 """Trials that `plan` lists for people; `--json` lists all."""
@@ -50,19 +53,27 @@ def validate(
             typer.echo(f"{file}: {size(sweep)}")
             for left_out in sweep.left_out:
                 typer.echo(f"  left out: {left_out}")
+            for warning in sweep.warnings:
+                say(f"warning: {warning}")
     if problems:
         say(f"{count(problems, 'problem')}.")
         raise typer.Exit(2)
 
 
 @app.command(epilog="Example: sweep plan experiments/quickstart.yaml")
-def plan(file: File, results: Results = "results", as_json: AsJson = False) -> None:
+def plan(
+    file: File, only: Only = None, results: Results = "results", as_json: AsJson = False
+) -> None:
     """Say what a run would do: what is done, missing, blocked, failed or stale."""
+    from sweep.ledger import Ledger
     from sweep.planning import plan as make_plan
+    from sweep.pricing import quote
+    from sweep.tuning import notes
 
-    planned = make_plan(file, results)
+    planned = make_plan(file, results, only=only or ())
     if as_json:
-        show_json(planned.to_json())
+        price = quote(planned, Ledger(results)).to_json()
+        show_json(planned.to_json() | {"quote": price})
         return
     grid = Grid(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for column in ("trial", "status", "label", "why"):
@@ -77,6 +88,11 @@ def plan(file: File, results: Results = "results", as_json: AsJson = False) -> N
     typer.echo(f"{planned.sweep.name}: {size(planned.sweep)}: {counted(planned.counts())}")
     for line in _packs(planned):
         typer.echo(line)
+    if planned.packs:
+        for line in _price(quote(planned, Ledger(results))):
+            typer.echo(line)
+    for note in notes(planned.sweep):
+        typer.echo(f"  {note}")
     for problem in planned.refusals:
         say(f"not on this machine without a GPU: {problem}")
     if planned.unpinned:
@@ -84,6 +100,26 @@ def plan(file: File, results: Results = "results", as_json: AsJson = False) -> N
         say(f"`sweep fetch {shlex.quote(str(file))}` pins them; a run asks for it")
     for left_out in planned.sweep.left_out:
         typer.echo(f"  left out: {left_out}")
+    for warning in planned.sweep.warnings:
+        say(f"warning: {warning}")
+
+
+def _price(price: Quote) -> Iterable[str]:
+    """What it will cost, with what that rests on."""
+    from sweep.progress import span
+
+    what = "GPU" if price.device == "cuda" else "core"
+    memory = f"{price.memory / 1e9:.1f} GB a worker, " if price.memory else ""
+    if price.hours is None or price.low is None or price.high is None:
+        yield f"  price: {price.operations:.2g} operations by formula ({price.note})"
+    else:
+        ends = f", done in {span(3600 * price.finish_hours)}" if price.finish_hours else ""
+        yield (
+            f"  price: about {in_hours(price.hours)} {what}-hours "
+            f"({in_hours(price.low)} to {in_hours(price.high)} in nine of ten){ends}; estimated: "
+            f"{price.note}"
+        )
+    yield f"  memory and disk, by formula: {memory}{price.disk / 1e6:,.1f} MB in the ledger"
 
 
 def _packs(planned: Plan) -> Iterable[str]:

@@ -18,7 +18,6 @@ from sweep.cli.common import (
     UserError,
     app,
     count,
-    matching,
     say,
     show_json,
 )
@@ -44,14 +43,16 @@ def attention(
     from sweep.figures import draw_attention
     from sweep.ledger import Ledger
     from sweep.trials import load
+    from sweep.tuning import resolve
 
-    sweep, ledger = load(file), Ledger(results)
+    ledger = Ledger(results)
+    sweep = resolve(load(file), ledger)
     if ledger.local is None:
         raise UserError(
             f"{ledger.uri}: trained tensors are read from a folder; copy trials/, states/ and "
             "backbones/ to one, and name it with --results"
         )
-    points = matching(sweep, only) if only else sweep.all
+    points = sweep.matching(only) if only else sweep.all
     drawable, lacking, never = _drawable(points, ledger, file)
     drawn = 0
     for point in drawable:

@@ -21,7 +21,7 @@ from sweep import cli, driver, progress
 from sweep.ledger import Ledger, new_attempt
 from sweep.packing import Workers
 from sweep.trials import load
-from tests.support import trial_row
+from tests.support import failure_row, trial_row
 
 TINY = """\
 sweep: tiny
@@ -204,7 +204,7 @@ def test_results_come_from_the_environment(
 def test_a_bug_keeps_its_traceback(
     file: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def bug(*_: object) -> None:
+    def bug(*_: object, **__: object) -> None:
         raise KeyError("ours")
 
     monkeypatch.setattr("sweep.planning.plan", bug)
@@ -644,3 +644,66 @@ def test_weights_of_a_backbone_that_is_not_there_yet(file: Path, command: Comman
     assert result.code == 1
     assert "train this backbone (again) first" in result.err
     assert [one["pretraining"] for one in json.loads(result.out)] == ["random"]
+
+
+# ----------------------------------------------------------------- what a run is told and tells of
+
+
+def test_pause_marks_a_sweep_until_it_runs_again(
+    ledger: Ledger, file: Path, command: Command
+) -> None:
+    said = command("pause", file).err
+
+    assert "no driver is running" in said
+    assert "sweep run tiny.yaml" in said
+    assert ledger.paused("tiny")
+    assert "paused" in command("status", file).out
+    ledger.resume("tiny")
+    assert "paused" not in command("status", file).out
+
+
+def test_status_says_what_a_driver_does_and_where_the_time_went(
+    ledger: Ledger, file: Path, command: Command
+) -> None:
+    done, failed = load(file).points
+    ledger.fail(failure_row(done, cause="worker", attempt="a0", lost=90.0))
+    ledger.fail(failure_row(done, cause="doubled", attempt="a9", lost=5.0))
+    lease = ledger.lease("driver-here")
+    assert lease is not None
+    lease.note = {
+        "running": {failed.trial_id: {"step": 40, "phase": "training", "seconds": 61}},
+        "waiting": 3,
+        "elsewhere": [done.trial_id],
+        "tries": {failed.trial_id: {"worker": 2}},
+    }
+    assert lease.renew()
+
+    said = command("status", file).out
+
+    assert "trained in vain for 1 min 35 s: doubled 5 s, worker 1 min 30 s" in said
+    assert "1 trial finished more than once; the first row stands" in said
+    assert f"    {failed.label}: training, step 40, no step for 1 min 1 s" in said
+    assert "    3 trials: no worker has begun yet" in said
+    assert "    1 trial: another driver trains them" in said
+    assert f"    {failed.label}: failed by worker 2 times, 1 more tries" in said
+
+
+def test_trials_that_the_file_no_longer_has_are_named_and_kept(
+    ledger: Ledger, file: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = {"0123456789ab": "old/0", "0123456789cd": "old/1"}
+    ledger.remember("tiny", gone)
+    for name in gone:
+        ledger.save_state(name, b"state", step=10, attempt="a1")
+    monkeypatch.setattr("sweep.driver.run", lambda *_, **__: driver.Summary(1, 0, 1, 0, False, 1.0))
+
+    said = command("run", file).err
+    again = command("run", file).err
+
+    assert "no longer in the file: old/0 (0123456789ab, unfinished)" in said
+    assert "nothing becomes of them; --prune" in said
+    assert "no longer in the file: old/1 (0123456789cd, unfinished)" in again
+    assert ledger.states() >= gone.keys()
+    assert "2 trials forgotten" in command("run", file, "--prune").err
+    assert not ledger.states() & gone.keys()
+    assert "no longer" not in command("run", file).err

@@ -74,7 +74,10 @@ def test_packs_are_of_one_class(tmp_path: Path) -> None:
     [
         ("{that: fp32 > bf16, axis: numerics}", "fp32 (fp32) and bf16 (bf16)"),
         ("{that: 0.01 > 0.001, axis: learning_rate}", "fp32 (0.001) and bf16 (0.001)"),
-        ("{that: 0.01 > 0.001, axis: learning_rate, per: seed}", "classes, at 0: fp32 (0.001)"),
+        (
+            "{that: 0.01 > 0.001, axis: learning_rate, per: seed, paired_by: numerics}",
+            "classes, at 0: fp32 (0.001)",
+        ),
     ],
 )
 def test_a_claim_that_mixes_classes_is_refused(claim: str, mixed: str, tmp_path: Path) -> None:
@@ -86,7 +89,7 @@ def test_a_claim_that_mixes_classes_is_refused(claim: str, mixed: str, tmp_path:
 
 
 def test_a_claim_for_each_class_is_none_that_mixes(tmp_path: Path) -> None:
-    claim = "claims: [{that: 0 > 1, axis: seed, per: [numerics, learning_rate], paired_by: seed}]\n"
+    claim = "claims: [{that: 0.01 > 0.001, axis: learning_rate, per: numerics}]\n"
     expand(tmp_path, claim)
     expand(tmp_path, claim, FILE.replace("numerics: [fp32, bf16]", "numerics: [bf16]"))
 

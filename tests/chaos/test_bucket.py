@@ -1,0 +1,100 @@
+"""The ledger in a bucket, and a driver that is killed: nothing is lost, nothing twice."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+
+import pytest
+
+from sweep.ledger import Ledger
+from sweep.trials import load
+from tests.chaos import account, machine
+from tests.chaos.cluster import Cluster, Driver, Pace
+from tests.servers import free_port
+
+pytestmark = pytest.mark.slow
+
+
+def serve(stack: ExitStack) -> dict[str, str]:
+    """Start an S3 server with a bucket; returns the variables that open it."""
+    pytest.importorskip("moto", reason="moto[s3] is not installed")
+    port = free_port()
+    command = [sys.executable, "-W", "ignore", "-m", "moto.server", "-H", "127.0.0.1", "-p"]
+    server = subprocess.Popen(
+        [*command, str(port)],
+        env=machine.environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    stack.callback(server.wait)
+    stack.callback(server.kill)
+    endpoint = f"http://127.0.0.1:{port}"
+    request = urllib.request.Request(f"{endpoint}/ledgers", method="PUT")
+
+    def answers() -> bool:
+        try:
+            urllib.request.urlopen(request, timeout=30).close()
+        except OSError:
+            return False
+        return True
+
+    machine.wait("the S3 server answers", answers, 120)
+    return {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_REGION": "us-east-1",
+    }
+
+
+def test_a_killed_driver_and_a_ledger_in_a_bucket(
+    tell: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ExitStack() as stack:
+        folder = stack.enter_context(machine.folder())
+        file = account.sweep_file(folder, seeds=10)
+        sweep = load(file)
+        quiet = account.Quiet(file)
+        pace = Pace(folder, 0.1)
+        results = "s3://ledgers/chaos"
+        # On loopback addresses always: the server is seen from all of them and from here.
+        cluster = Cluster(folder, pace=pace, apart=False)
+        stack.enter_context(cluster)
+        for name, value in serve(stack).items():
+            monkeypatch.setenv(name, value)  # the nodes have them from the driver, or not at all
+        driver = Driver(
+            cluster,
+            file,
+            results,
+            log=folder / "driver.log",
+            FPT_SWEEP_CACHE=str(folder / "cache"),
+            MLFLOW_TRACKING_URI=f"sqlite:///{folder}/mlflow.db",
+        )
+        ledger = Ledger(results)
+
+        def reached(done: int) -> bool:
+            assert not driver.tend(), "it ended too soon"
+            return len(ledger.done()) >= done and bool(cluster.training())
+
+        try:
+            driver.start()
+            for least in (1, 8):
+                machine.wait("trials done", partial(reached, least), 300)
+                driver.kill()
+                time.sleep(1)
+                driver.start()
+            pace.set(0)
+            machine.wait("the end", driver.tend, 600)
+            found = account.settle(sweep, results, quiet.figures())
+        except BaseException:
+            tell(driver.tail())
+            raise
+        tell(f"a bucket, and a driver killed twice: {found}; {driver.runs} runs")
+        account.check(found, driver.tail())

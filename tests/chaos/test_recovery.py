@@ -1,0 +1,106 @@
+"""How long it takes until a trial goes on elsewhere, where there is room for it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+
+import pytest
+
+from sweep.ledger import Ledger
+from sweep.trials import load
+from sweep.worker import LOG_EVERY
+from tests.chaos import account, machine
+from tests.chaos.cluster import Cluster, Driver, Node, Pace
+
+pytestmark = pytest.mark.slow
+
+KILL, PARTITION = 20.0, 30.0
+"""Seconds that it may take on a machine with nothing else to do."""
+SLACK = 6.0
+"""Times as long on one that is busy: most of it is the start of a process that imports torch."""
+HEALED = 30.0
+"""Seconds after which a node that was cut off is back."""
+
+
+def marks(cluster: Cluster) -> set[int]:
+    """The processes that have trained: the task leaves a mark of each (see `paced`)."""
+    return {int(path.suffix[1:]) for path in cluster.pace.file.parent.glob("pace.*")}
+
+
+def until_another_trains(cluster: Cluster, lost: Node, patience: float) -> float:
+    """Seconds until a trial is trained by a process that did none before, but on the lost node."""
+    before = marks(cluster)
+
+    def another() -> bool:
+        new = marks(cluster) - before
+        return bool(new) and bool(new - {process.pid for process in cluster.processes(lost)})
+
+    return machine.wait("a trial goes on elsewhere", another, patience)
+
+
+def test_trials_go_on_elsewhere_soon(tell: Callable[[str], None]) -> None:
+    with ExitStack() as stack:
+        folder = stack.enter_context(machine.folder())
+        file = account.sweep_file(folder, seeds=2)
+        sweep = load(file)
+        quiet = account.Quiet(file)
+        pace = Pace(folder, 0.2)
+        cluster = Cluster(folder, pace=pace, gpus=5)
+        stack.enter_context(cluster)
+        results = folder / "results"
+        driver = Driver(
+            cluster,
+            file,
+            str(results),
+            log=folder / "driver.log",
+            FPT_SWEEP_CACHE=str(folder / "cache"),
+            MLFLOW_TRACKING_URI=f"sqlite:///{folder}/mlflow.db",
+        )
+        watch = account.Watch(results / "trials")
+        stack.enter_context(watch.watching())
+        ledger = Ledger(results)
+        needed = {point.parent for point in sweep.points} - {None}
+        try:
+            driver.start()
+
+            def training() -> list[Node]:
+                assert not driver.tend(), "it ended too soon"
+                by_node = [(node, cluster.training([node])) for node in cluster.workers]
+                return [node for node, found in by_node if found]
+
+            machine.wait("a backbone", lambda: needed <= ledger.done(), 300)
+            pace.set(2.0)
+            users = {point.trial_id for point in sweep.points if point.parent}
+
+            def a_node_that_trains() -> Node:
+                # With a state behind it, so that going on is more than starting again.
+                left = users - ledger.done()
+                machine.wait("states", lambda: left & ledger.states() and training(), 300)
+                return training()[0]
+
+            killed = a_node_that_trains()
+            cluster.kill(killed)
+            after_kill = until_another_trains(cluster, killed, SLACK * KILL)
+            cluster.start(killed)
+            lonely = a_node_that_trains()
+            began = time.monotonic()
+            with cluster.cut(lonely):
+                after_cut = until_another_trains(cluster, lonely, SLACK * PARTITION)
+                time.sleep(max(0.0, HEALED - (time.monotonic() - began)))
+            pace.set(0)
+            machine.wait("the end", driver.tend, 600)
+            found = account.settle(sweep, str(results), quiet.figures(), watch=watch)
+        except BaseException:
+            tell(driver.tail())
+            raise
+        tell(
+            f"a trial went on {after_kill:.1f} s after its node was killed and {after_cut:.1f} s "
+            f"after its node was cut off; {found}"
+        )
+        account.check(found, driver.tail())
+        first: dict[str, int] = {}
+        for row in ledger.curves(users).to_pylist():
+            first[row["attempt"]] = min(row["step"], first.get(row["attempt"], row["step"]))
+        assert max(first.values()) > LOG_EVERY, f"none went on from a state: {first}"
