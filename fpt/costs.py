@@ -7,8 +7,9 @@ in place of two. Hence every product is counted by itself, in the order of the f
 
 - A product of an (m, k) and a (k, n) matrix is 2 m k n operations. T tokens, width W, a layer:
   queries, keys, values 6 T W^2; scores and their sums over values 4 T^2 W (a causal mask saves
-  nothing); what goes out of attention 2 T W^2; the feed-forward layer 16 T W^2. A layer of an LSTM:
-  16 T W^2. Around them the linear input layer, 2 T F W, and the output layer, 2 P W C.
+  nothing); what goes out of attention 2 T W^2; the feed-forward layer 16 T W^2. Of the last layer
+  the latter two are computed for the P positions alone that are read out (see READ_OUT). A layer of
+  an LSTM: 16 T W^2. Around them the linear input layer, 2 T F W, and the output layer, 2 P W C.
 - Backward, a product costs its forward pass once if what it was given depends on something that
   trains, and once more if its weights train (of scores, both factors depend on it).
 - Everything is done for `steps` x `batch_size` sequences of all T tokens, padding included.
@@ -33,6 +34,9 @@ LONGFORMER_WINDOW = 512
 
 LINFORMER_KEYS = 16
 """Keys that Linformer's attention sees: see `fpt.backbones.encoder`."""
+
+READ_OUT = ("gpt2", "bert", "t5", "vit")
+"""Backbones whose last layer computes only what is read out, behind its attention."""
 
 BITS = 10_000
 """Bits of a fixed set of a bit task that is not told how many examples it has."""
@@ -124,12 +128,16 @@ def _products(trial: TrialConfig) -> Iterator[_Product]:
         flops = 2.0 * shape.tokens * shape.inputs * backbone.width
         yield _Product(flops, "input", -1, above_norm=False)
     for layer in range(backbone.layers):
-        yield from _layer(backbone, layer, shape.tokens)
+        last = layer == backbone.layers - 1 and backbone.name in READ_OUT
+        read = shape.readout if last else None
+        yield from _layer(backbone, layer, shape.tokens, read)
     logits = shape.outputs * shape.classes
     yield _Product(2.0 * shape.readout * backbone.width * logits, "output", backbone.layers)
 
 
-def _layer(backbone: BackboneConfig, layer: int, tokens: int) -> Iterator[_Product]:
+def _layer(
+    backbone: BackboneConfig, layer: int, tokens: int, read: int | None
+) -> Iterator[_Product]:
     width = float(backbone.width)
     if backbone.name.startswith("lstm"):
         # From below, and from the token before. The residual one's norm stands before a layer, the
@@ -153,9 +161,10 @@ def _layer(backbone: BackboneConfig, layer: int, tokens: int) -> Iterator[_Produ
         yield _Product(6 * tokens * width**2, "attention", layer)
         scores = 4 * tokens**2 * width
     yield _Product(scores, None, layer)
-    yield _Product(2 * tokens * width**2, "attention", layer)
-    yield _Product(8 * tokens * width**2, "feedforward", layer)
-    yield _Product(8 * tokens * width**2, "feedforward", layer)
+    behind = tokens if read is None else read
+    yield _Product(2 * behind * width**2, "attention", layer)
+    yield _Product(8 * behind * width**2, "feedforward", layer)
+    yield _Product(8 * behind * width**2, "feedforward", layer)
 
 
 def _sliding(tokens: int, half: int) -> float:

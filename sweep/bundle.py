@@ -17,9 +17,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import lzma
 import os
 import shutil
 import stat
+import struct
 import tempfile
 import zipfile
 import zlib
@@ -51,6 +53,18 @@ MOST_RATIO, SLACK = 20, 64 << 20
 shrinks, so that what is beyond is made to fill a disk."""
 
 CHUNK = 1 << 20
+
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,  # of names that are no UTF-8, too
+)
+# What zipfile raises at bytes that it cannot make sense of.
 
 
 class BundleError(LedgerError):
@@ -176,7 +190,7 @@ def _members(sweep: Sweep, ledger: Ledger, objects: list[str]) -> dict[str, Memb
                     "label": point.label,
                     "labels": dict(point.labels),
                     "status": status[point.trial_id],
-                    "config": point.config.identity(),
+                    "config": point.identity,
                 }
                 for point in sweep.all
             ]
@@ -327,12 +341,12 @@ def unpack(path: Path, folder: Path) -> None:
                 )
             for name, wanted in manifest.items():
                 digest = _unpack(archive, infos[name], folder)
-                if digest != wanted["sha256"]:
+                if digest != wanted:
                     raise BundleError(
                         f"{path}: {name}: is not what {MANIFEST} says (SHA-256 {digest[:12]}..., "
-                        f"not {wanted['sha256'][:12]}...); get the bundle once more"
+                        f"not {wanted[:12]}...); get the bundle once more"
                     )
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except _DAMAGE as error:
         raise BundleError(f"{path}: no bundle, or damaged ({error}); get it once more") from error
     except OSError as error:
         raise BundleError(f"{path}: cannot be unpacked ({error.strerror or error})") from error
@@ -367,14 +381,14 @@ def _checked(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]
 
 def _manifest(
     path: Path, archive: zipfile.ZipFile, infos: Mapping[str, zipfile.ZipInfo]
-) -> dict[str, dict[str, Any]]:
-    # The entries of the objects of the ledger, each of which is there, and is all that is there.
+) -> dict[str, str]:
+    # The digests of the objects of the ledger. All that the manifest lists is there, and is all.
     if MANIFEST not in infos or infos[MANIFEST].file_size > MOST_MANIFEST:
         raise BundleError(f"{path}: no bundle: `sweep export` writes one, with a {MANIFEST}")
     try:
         manifest = json.loads(archive.read(infos[MANIFEST]))
         form, members = manifest["format"], manifest["members"]
-        entries = {name: (one["sha256"], one["size"]) for name, one in members.items()}
+        entries = {name: str(one["sha256"]) for name, one in members.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BundleError(f"{path}: {MANIFEST} is damaged ({error}); get it once more") from error
     if form != FORMAT:
@@ -384,7 +398,7 @@ def _manifest(
     if different := sorted((infos.keys() - {MANIFEST}) ^ entries.keys()):
         what = "is not listed in" if different[0] in infos else "is missing, and is listed in"
         raise BundleError(f"{path}: {different[0]}: {what} {MANIFEST}; get the bundle once more")
-    objects = {name: one for name, one in members.items() if name.startswith(RESULTS)}
+    objects = {name: digest for name, digest in entries.items() if name.startswith(RESULTS)}
     for name in objects:
         large = name.endswith(".parquet") and infos[name].file_size > MOST_ROWS
         if large or not is_object(name.removeprefix(RESULTS)):

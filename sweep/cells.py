@@ -225,8 +225,9 @@ def grid(sweep: Sweep, spec: TableSpec, ledger: Ledger) -> Grid:
     axes = (spec.rows,) if spec.columns is None else (spec.rows, spec.columns)
     places: dict[tuple[str, ...], list[Point]] = {}
     for point in sweep.points:
-        if all(axis in point.labels for axis in axes):
-            places.setdefault(tuple(point.labels[axis] for axis in axes), []).append(point)
+        place = tuple([point.labels[axis] for axis in axes if axis in point.labels])
+        if len(place) == len(axes):
+            places.setdefault(place, []).append(point)
     _check_places(sweep, axes, places)
 
     metrics = [spec.value] if isinstance(spec.value, str) else spec.value
@@ -253,11 +254,11 @@ def _check_places(
 ) -> None:
     # A mean over different configs is a mean of nothing.
     for place, points in places.items():
+        if len({point.cell_id for point in points}) == 1:
+            continue
         configs: dict[str, list[Point]] = {}
         for point in points:
             configs.setdefault(point.cell_id, []).append(point)
-        if len(configs) == 1:
-            continue
         varying = [
             axis
             for axis in sweep.axes
@@ -281,8 +282,10 @@ def _check_places(
 class Found:
     """What the ledger knows of trials, as far as their figures go."""
 
-    rows: Mapping[str, Mapping[str, Any]]
-    """Trial -> its row, as far as it is needed here."""
+    rows: Mapping[str, int]
+    """Trial -> the number of its row."""
+    columns: Mapping[str, Sequence[Any]]
+    """Name -> what the rows hold, as far as it is needed here."""
     failed: Mapping[str, str]
     """Trial -> what failed it: `code, OverflowError`."""
     begun: Collection[str]
@@ -312,30 +315,35 @@ class Found:
         columns = [metric for metric in metrics if metric != CONVERGENCE]
         names = ["trial_id", "outcome", "accumulation", "baseline_accuracy", "baseline_rule"]
         table = ledger.trials([p.trial_id for p in points], columns=[*names, *columns])
-        # Quicker than `to_pylist`, which makes each row by itself.
-        own = zip(*(column.to_pylist() for column in table.columns), strict=True)
-        rows = {one[0]: dict(zip(table.column_names, one, strict=True)) for one in own}
+        own = table.to_pydict()
+        rows = {trial_id: row for row, trial_id in enumerate(own["trial_id"])}
         converged: Mapping[str, Convergence] = {}
         if CONVERGENCE in metrics:
-            done = [p for p in points if rows.get(p.trial_id, {}).get("outcome") == "done"]
+            ended = [point for point in points if point.trial_id in rows]
+            done = [p for p in ended if own["outcome"][rows[p.trial_id]] == "done"]
             converged = _converged(ledger, done, rule)
         unfinished = [point.trial_id for point in points if point.trial_id not in rows]
         if not unfinished:
-            return cls(rows, {}, (), converged)
-        return cls(rows, _waiting_failures(ledger, unfinished), ledger.states(), converged)
+            return cls(rows, own, {}, (), converged)
+        return cls(rows, own, _waiting_failures(ledger, unfinished), ledger.states(), converged)
 
     def value(self, trial_id: str, metric: str) -> float | None:
         """The metric of a trial that has ended, as the ledger has it; None if it has none."""
         if metric == CONVERGENCE:
             found = self.converged.get(trial_id)
             return None if found is None else found.step
-        value: float | None = self.rows[trial_id][metric]
+        value: float | None = self.columns[metric][self.rows[trial_id]]
         return value
+
+    def parts(self, trial_id: str) -> int:
+        """The parts that each batch of a trial that has ended was computed in."""
+        return self.columns["accumulation"][self.rows[trial_id]] or 1
 
     def fate(self, trial_id: str) -> str:
         """What became of a trial: done, diverged, failed, begun or missing."""
         if trial_id in self.rows:
-            return "diverged" if self.rows[trial_id]["outcome"] == "diverged" else "done"
+            outcome = self.columns["outcome"][self.rows[trial_id]]
+            return "diverged" if outcome == "diverged" else "done"
         if trial_id in self.failed:
             return "failed"
         return "begun" if trial_id in self.begun else "missing"
@@ -351,23 +359,24 @@ def _cell(
     tolerance: float,
 ) -> Cell:
     counts = dict.fromkeys(("done", "diverged", "failed", "begun", "missing"), 0)
-    for fate in map(found.fate, [point.trial_id for point in points]):
-        counts[fate] += 1
+    counts |= Counter(found.fate(point.trial_id) for point in points)
     ended = [p.trial_id for p in points if p.trial_id in found.rows]
     rows = [found.rows[trial_id] for trial_id in ended]
     measured = [found.value(trial_id, metric) for trial_id in ended]
     values = [in_unit(metric, one) for one in measured if is_number(one)]
+    accuracies, rules = (found.columns[f"baseline_{what}"] for what in ("accuracy", "rule"))
     baselines = (
-        Baseline(in_unit(metric, own["baseline_accuracy"]), own["baseline_rule"] or "")
-        for own in rows
-        if is_accuracy(metric) and is_number(own["baseline_accuracy"])
+        Baseline(in_unit(metric, accuracies[row]), rules[row] or "")
+        for row in rows
+        if is_accuracy(metric) and is_number(accuracies[row])
     )
     open_ = [point.trial_id for point in points if point.trial_id not in found.rows]
     failures = [found.failed[trial_id] for trial_id in open_ if trial_id in found.failed]
     converged = [found.converged[i] for i in ended if i in found.converged]
     unconverged = [one.reason for one in converged if metric == CONVERGENCE and one.step is None]
-    parts = Counter(own["accumulation"] for own in rows if (own["accumulation"] or 1) > 1)
-    differs = differences(figure, points[0].config) if figure else ()
+    parts = Counter(parts for parts in map(found.parts, ended) if parts > 1)
+    known = not points[0].undecided
+    differs = differences(figure, points[0].config, rate_known=known) if figure else ()
     if figure and unconverged:
         differs = (*differs, "trials that did not converge are left out")
     return Cell(
@@ -396,7 +405,7 @@ def _converged(
     ledger: Ledger, points: Sequence[Point], rule: ConvergenceSpec
 ) -> dict[str, Convergence]:
     # The protocol paper has no validation split: there the curve is that of its test batches.
-    split = {p.trial_id: "test" if p.config.protocol == "paper" else "validation" for p in points}
+    split = {p.trial_id: "test" if p.like.protocol == "paper" else "validation" for p in points}
     curves: dict[str, tuple[list[int], list[float]]] = {name: ([], []) for name in split}
     names = ["trial_id", "split", "step", "accuracy"]
     read = ledger.curves(list(split), columns=names).to_pydict()  # by trial, split and step

@@ -136,6 +136,8 @@ class Aggregate:
     coverage: int | None
     """Per cent of simulated sweeps in which such an interval held the true value."""
     trials: tuple[str, ...]
+    even: bool = True
+    """Whether it has as many runs at each place. If not, a place with more weighs more."""
 
     def record(self) -> JSON:
         """All of it as JSON values."""
@@ -263,7 +265,7 @@ def judge(sweep: Sweep, ledger: Ledger) -> Judged:
     ]
     return Judged(
         sweep.name,
-        tuple(_torn(_decided(contrasts, made, sweep))),
+        tuple(_torn(_decided(contrasts, made, found, sweep))),
         tuple(_aggregates(made, found)),
     )
 
@@ -358,7 +360,7 @@ def _fates(
             elif fate == "diverged":
                 what = "diverged, the last good figures before that count"
                 out.setdefault((side, what), []).append(label)
-            parts = found.rows.get(point.trial_id, {}).get("accumulation") or 1
+            parts = found.parts(point.trial_id) if point.trial_id in found.rows else 1
             if parts > 1:
                 what = f"each batch in {parts} parts, since it did not fit into memory"
                 out.setdefault((side, what), []).append(label)
@@ -379,7 +381,7 @@ def _unlike(
     sides = [[pair[1] for pair in pairs], [pair[2] for pair in pairs]]
     one, other = (points[0].config for points in sides)
     own = claim.axis.partition(".")[0]
-    rates = sorted({one.learning_rate, other.learning_rate})
+    rates = dict.fromkeys((one.learning_rate, other.learning_rate))
     if not tuned and own != "learning_rate" and "learning_rate" not in claim.places:
         which = "both arms" if len(rates) == 1 else "each arm"
         told = ", ".join(f"{rate:g}" for rate in rates)
@@ -405,6 +407,7 @@ def _unlike(
 def _decided(
     contrasts: Sequence[Contrast],
     made: Sequence[tuple[ClaimSpec, Mapping[pairing.Labels, pairing.Place]]],
+    found: Found,
     sweep: Sweep,
 ) -> Iterator[Contrast]:
     # Each contrast with what the others make of it.
@@ -413,9 +416,9 @@ def _decided(
     corrected = dict(zip(map(id, family), holm(ps), strict=True))
     # Holm's level for the largest p that would still be rejected, and so for any that is not yet.
     still = sum(p >= 1 - LEVEL for p in corrected.values())
-    claims = [claim for claim, places in made for _ in places]
+    spots = [(claim, place) for claim, places in made for place in places.values()]
     axes = axis_labels(sweep.spec)
-    for claim, one in zip(claims, contrasts, strict=True):
+    for (claim, place), one in zip(spots, contrasts, strict=True):
         if one.p is None or one.difference is None:
             yield one
             continue
@@ -425,9 +428,21 @@ def _decided(
             yield replace(one, p_holm=p_holm, verdict="supported" if agrees else "contradicted")
             continue
         needed = pairs_needed(one.effect, (1 - LEVEL) / still) if one.effect else None
-        more = None if needed is None else max(needed - one.expected, 0)
+        gone = _lost(claim, place, found)
+        more = None if needed is None else max(needed - (one.expected - gone), 0)
         edit = _edit(claim.paired_by, list(axes[claim.paired_by]), more) if more else None
         yield replace(one, p_holm=p_holm, verdict="undecided", more_seeds=more, edit=edit)
+
+
+def _lost(claim: ClaimSpec, place: pairing.Place, found: Found) -> int:
+    # The pairs that stay without a figure: one of their trials has ended, and has none.
+    return sum(
+        any(
+            point.trial_id in found.rows and not is_number(_value(found, point, claim.on))
+            for point in pair
+        )
+        for _, *pair in place.pairs
+    )
 
 
 def _edit(axis: str, labels: Sequence[str], more: int) -> str | None:
@@ -502,6 +517,7 @@ def _aggregates(
                 high=high if covers else None,
                 coverage=covers[-1] if covers else None,
                 trials=tuple(trial for labels in whole for trial in figures[labels]),
+                even=len(set(map(len, strata))) == 1,
             )
 
 
@@ -547,7 +563,7 @@ def _sheet(judged: Judged) -> Sheet:
         texts = [one.place.get(axis, "") for axis in axes]
         texts += [_words(one.metric)] if several else []
         texts += [_difference(one), _p(one.p_holm)]
-        texts += ["" if one.effect is None else f"{one.effect:+.1f}"]
+        texts += ["" if one.effect is None else f"{round(one.effect, 1) + 0.0:+.1f}"]
         texts += [_pairs(one)] if uneven else []
         entries = (*map(Entry, texts), Entry(one.verdict), Entry(_more(one), edit))
         lines.append(Line("ours", Entry(one.claim, marks), entries))
@@ -583,7 +599,9 @@ def _summary(judged: Judged) -> Sheet:
     lines = []
     for one in judged.aggregates:
         partial = f"over the {one.places} of {one.of} places at which every arm has a run"
-        marks = (notes.mark(partial),) if one.places < one.of else ()
+        uneven = "more runs at some places than at others, which weigh more"
+        said = [partial] * (one.places < one.of) + [uneven] * (not one.even)
+        marks = tuple(map(notes.mark, said))
         between = "" if one.low is None else f"{one.low:.1f} to {one.high:.1f}"
         texts = [*([_words(one.metric)] if several else []), one.over, str(one.runs)]
         entries = [*map(Entry, texts), Entry(f"{one.mean:.1f}", marks), Entry(between)]

@@ -95,6 +95,29 @@ def reachable(address: str, what: str = "the HOST:PORT that `ray start --head` p
         ) from error
 
 
+def cluster_id(address: str) -> str | None:
+    """What a cluster calls itself, by whichever of its addresses it is asked; None: nothing.
+
+    Two clusters may have one address, in networks that know nothing of each other.
+
+    Raises:
+        ClusterError: If there is none at `address`, or one that does not let us in.
+    """
+    if address.startswith(("http://", "https://", "ray://")):
+        return None  # `connected` says what of it
+    reachable(address)
+    use_token()
+    import ray
+    from ray._private.services import canonicalize_bootstrap_address
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+
+    try:
+        found = canonicalize_bootstrap_address(address)
+        return None if found is None else str(GcsClient(address=found).cluster_id.hex())
+    except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+        raise _refused(address, error) from None
+
+
 @contextmanager
 def connected(address: str | None, max_concurrent: int | None, scratch: Path) -> Iterator[None]:
     """A Ray to work with: the one at `address`, or one of our own that ends with this block.

@@ -18,6 +18,7 @@ import re
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -33,7 +34,7 @@ from sweep import lock, preflight, pricing, tuning, worker
 from sweep.agenda import Agenda, OnEvent
 from sweep.agenda import Event as Event
 from sweep.connection import ClusterError as ClusterError
-from sweep.connection import connected, entrusted, environment
+from sweep.connection import cluster_id, connected, entrusted, environment
 from sweep.document import SweepFileError
 from sweep.leases import Claims
 from sweep.ledger import MARKS, Lease, Ledger, LedgerError
@@ -74,6 +75,9 @@ WAVE = 1000
 
 REPORTS_A_SECOND = 50
 """Reports that the line should see in a second, all workers together."""
+
+HEAD_AWAY = ("RAY_gcs_rpc_server_reconnect_timeout_s", 60.0)
+"""How long Ray bears a head that is away, before it aborts the process with a stack trace."""
 
 WAIT_SECONDS = 1.0
 """Between two looks at a lease that another driver holds."""
@@ -231,9 +235,14 @@ def _summary(
 
 
 def lease_name(address: str | None = None) -> str:
-    """The name of the lease that a driver holds: one a Ray cluster, this machine being one."""
-    address = address or os.environ.get("RAY_ADDRESS") or socket.gethostname()
-    return DRIVER + re.sub(r"[^A-Za-z0-9.]+", "-", address).strip("-").lower()
+    """The name of the lease that a driver holds: one a Ray cluster, this machine being one.
+
+    Raises:
+        ClusterError: If there is no Ray at `address`, or it does not let us in.
+    """
+    address = address or os.environ.get("RAY_ADDRESS")
+    name = socket.gethostname() if address is None else cluster_id(address) or address
+    return DRIVER + re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-").lower()
 
 
 def _driver_lease(
@@ -602,14 +611,44 @@ class _Run:
         """Nodes whose workers were told that they are about to be taken away."""
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._chores, name="chores", daemon=True)
+        self._watch = threading.Thread(target=self._watch_head, name="head", daemon=True)
 
     def __enter__(self) -> _Run:
         self._thread.start()
+        self._watch.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._end.set()
         self._thread.join(CHORE_SECONDS)
+
+    def _watch_head(self) -> None:
+        """End this process by a sentence, before Ray does it by an abort.
+
+        A thread of its own, and no exception: what asks the head for anything waits inside Ray.
+        """
+        import ray
+
+        address = ray.get_runtime_context().gcs_address
+        host, _, port = address.rpartition(":")
+        patience = 0.75 * float(os.environ.get(*map(str, HEAD_AWAY)))
+        away: float | None = None
+        while not self._end.wait(CHORE_SECONDS):
+            try:
+                socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+                away = None
+            except OSError:
+                away = away or time.monotonic()
+                if time.monotonic() - away < patience or self._end.is_set():
+                    continue
+                with suppress(LedgerError):
+                    self.lease.release()
+                sys.stderr.write(
+                    f"\n{address}: the head of the cluster has not answered for {patience:.0f} s; "
+                    "rows and states are kept: once it is there, or another one, run again\n"
+                )
+                sys.stderr.flush()
+                os._exit(1)
 
     def _chores(self) -> None:
         from ray._private.state import state  # Ray itself looks here, and offers nothing else
@@ -734,8 +773,7 @@ class _Run:
             self._coming = None
         if name != self._line_name:
             self._line_name, self._told = name, set()
-            if self.entrusted:
-                self.line.entrust.remote(self.entrusted)
+            self.line.entrust.remote(self.entrusted)
             if self._halted:
                 self.line.halt.remote()
         for beat in beats:
@@ -818,7 +856,8 @@ def _adapters(run: _Run) -> tuple[Searcher, TrialScheduler]:
 
         def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
             error: BaseException | None = None
-            with suppress(OSError), open(trial.pickled_error_file, "rb") as file:
+            # Not every exception survives being written and read.
+            with suppress(Exception), open(trial.pickled_error_file, "rb") as file:
                 error = cloudpickle.load(file)
             run.lost(attempts.pop(trial.trial_id), error)
 

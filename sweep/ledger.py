@@ -422,9 +422,9 @@ class Ledger:
         """
         return self._read(CURVES, ids, columns, strict=strict)
 
-    def scan(self, name: Literal["trials", "failures", "curves"]) -> pa.dataset.Dataset | pa.Table:
+    def scan(self, name: Literal["trials", "failures", "curves"]) -> Path | pa.Table:
         """All rows, as `trials`, `failures` and `curves` give them, for a reader that asks for
-        columns itself: the cache, where that holds just these rows.
+        columns itself: the Parquet file of the cache, where that holds just these rows.
 
         Raises:
             LedgerError: As `trials`.
@@ -433,11 +433,7 @@ class Ledger:
         rows, problems = self._known_of(dataset, None)
         _raise(problems)
         if rows.saved and self.local is not None:
-            import pyarrow.dataset
-
-            with contextlib.suppress(OSError, pa.ArrowException):
-                found = pyarrow.dataset.dataset(self.local / _cache(dataset), format="parquet")
-                return found.replace_schema(found.schema.remove_metadata())
+            return self.local / _cache(dataset)
         return self._read(dataset, None, None, strict=True)
 
     def damaged(self, name: Literal["trials", "failures", "curves"] = "trials") -> tuple[str, ...]:
@@ -691,10 +687,10 @@ class Ledger:
     ) -> tuple[_Rows, tuple[str, ...]]:
         """The rows of today, or at least those of some trials, and what is wrong with files."""
         units = self._units(dataset)
-        wanted = units if ids is None else [name for name in units if _owner(name) in ids]
         known = self._known.get(dataset.name) or self._cached(dataset)
         known = known.only(units)
-        read = self._fetch(dataset, [name for name in wanted if name not in known.places])
+        new = [name for name in units if name not in known.places]
+        read = self._fetch(dataset, [name for name in new if ids is None or _owner(name) in ids])
         full = known.plus(read, units)
         known = full.without(read.broken)
         # Rewriting the whole for each new row would cost more than it saves.
@@ -710,7 +706,7 @@ class Ledger:
 
     def _forget(self, dataset: Dataset) -> None:
         """Leave a cache aside that was damaged where nobody has looked before."""
-        self._known.pop(dataset.name, None)
+        self._known[dataset.name] = _Rows.none(dataset)  # it may be there still, if it must stay
         with contextlib.suppress(LedgerError):
             self._storage.delete([_cache(dataset)])
 

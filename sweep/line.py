@@ -76,10 +76,12 @@ class Line:
         self._events: list[Event] = []
         self._beats: dict[str, Beat] = {}
         self._some = asyncio.Event()
+        self._some.set()  # the first call of `take` tells the driver that this actor is new
         self._everywhere = False
         self._halts: dict[str, asyncio.Event] = {}
         """Node -> set when what runs there is to end."""
         self._entrusted: Mapping[str, str] = {}
+        self._told = asyncio.Event()
 
     async def entrust(self, variables: Mapping[str, str]) -> None:
         """Keep what opens the Hub and buckets, for workers that lack it.
@@ -87,9 +89,11 @@ class Line:
         Not given when this actor is made, since of that Ray keeps a record.
         """
         self._entrusted = variables
+        self._told.set()
 
     async def entrusted(self) -> Mapping[str, str]:
-        """What was entrusted."""
+        """What was entrusted, as soon as it was: a worker opens the ledger with it, and once."""
+        await self._told.wait()
         return self._entrusted
 
     async def report(self, events: list[Event], beat: Beat) -> None:

@@ -189,11 +189,12 @@ def setting(figure: Figure) -> Setting:
     return Setting(**fields)
 
 
-def differences(figure: Figure, config: TrialConfig) -> tuple[str, ...]:
+def differences(figure: Figure, config: TrialConfig, *, rate_known: bool = True) -> tuple[str, ...]:
     """All that keeps a trial of `config` from being a re-run of what the figure was measured on.
 
     A few words each, so that a table can name a difference once for all cells that have it; empty
-    where the two may be compared.
+    where the two may be compared. `rate_known`: whether the config's learning rate is the trial's,
+    or is still to be chosen.
     """
     if figure.note.startswith("quoted") or figure.row in _OTHER_MODELS:
         return ("figure of another model and code",)
@@ -237,7 +238,7 @@ def differences(figure: Figure, config: TrialConfig) -> tuple[str, ...]:
         out.append(f"another pretraining ({pretraining}, not {theirs.pretraining})")
     if theirs.protocol != config.protocol:
         out.append(f"another protocol ({config.protocol}, not {theirs.protocol})")
-    if theirs.learning_rate not in (None, config.learning_rate):
+    if rate_known and theirs.learning_rate not in (None, config.learning_rate):
         out.append(
             f"another learning rate ({config.learning_rate:g}, not {theirs.learning_rate:g})"
         )

@@ -10,19 +10,20 @@ SQL: "axis.task"), and `cells` is the table that the file asks for, a row a cell
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from sweep.ledger import Ledger
-from sweep.trials import Sweep, load
-from sweep.tuning import resolve
 
 if TYPE_CHECKING:
     import duckdb
     import pandas as pd
     import pyarrow as pa
+
+    from sweep.trials import Sweep
 
 T = TypeVar("T")
 Stored = Literal["trials", "curves", "failures"]
@@ -72,7 +73,7 @@ def arrow(
     sql: str, results: str | Path = "results", sweep: str | Path | Sweep | None = None
 ) -> pa.Table:
     """As `query`, as a table of Arrow's, which needs no pandas."""
-    return _answer(sql, results, sweep, lambda found: found.to_arrow_table())
+    return _answer(sql, results, sweep, lambda found: _tidy(found.to_arrow_table()))
 
 
 def _answer(
@@ -87,24 +88,27 @@ def _answer(
     # Also a word that is none, as in a string: what is put in and not asked for is not read.
     named = [name for name in TABLES if re.search(rf"\b{name}\b", sql, re.IGNORECASE)]
     ledger = Ledger(results)
-    expanded = load(sweep) if isinstance(sweep, str | Path) else sweep
-    # Closed to everything but what is put into it: no file, no extension, no variable of ours.
+    expanded = None if sweep is None else _expanded(sweep, ledger)
+    found = {name: _readable(ledger, name) for name in STORED if name in named}
+    # Closed to everything but what is put into it: no other file, no extension, no variable of
+    # ours.
     connection = duckdb.connect(
         ":memory:",
         config={
-            "enable_external_access": "false",
             "autoload_known_extensions": "false",
             "autoinstall_known_extensions": "false",
             "python_enable_replacements": "false",
         },
     )
     try:
+        files = [str(one) for one in found.values() if isinstance(one, Path)]
+        connection.execute("SET allowed_paths = ?", [files])
+        connection.execute("SET enable_external_access = false")
         if expanded is None:
-            for name in STORED:
-                if name in named:
-                    connection.register(name, ledger.scan(name))
+            for name, rows in found.items():
+                _put(connection, name, rows)
         else:
-            _register(connection, named, resolve(expanded, ledger), ledger)
+            _register(connection, named, found, expanded, ledger)
         connection.execute("SET lock_configuration = true")
         return made(connection.sql(sql))
     except duckdb.Error as error:
@@ -113,9 +117,59 @@ def _answer(
         connection.close()
 
 
+def _expanded(sweep: str | Path | Sweep, ledger: Ledger) -> Sweep:
+    # Imported here, since a query without a sweep is to answer at once.
+    from sweep.trials import load
+    from sweep.tuning import resolve
+
+    return resolve(load(sweep) if isinstance(sweep, str | Path) else sweep, ledger)
+
+
+def _readable(ledger: Ledger, name: Stored) -> Path | pa.Table:
+    """The rows of a table: a Parquet file, of which DuckDB reads the columns that it needs."""
+    found = ledger.scan(name)
+    # DuckDB takes a path with any of these for a pattern.
+    if isinstance(found, Path) and set("*?[") & set(str(found)):
+        import pyarrow.parquet
+
+        return pyarrow.parquet.ParquetFile(found).read().replace_schema_metadata()
+    return found
+
+
+def _put(connection: duckdb.DuckDBPyConnection, name: str, rows: Path | pa.Table) -> None:
+    """Put in a table."""
+    if isinstance(rows, Path):
+        file = str(rows).replace("'", "''")
+        # A folder `a=b` on the way is no column.
+        read = f"read_parquet('{file}', hive_partitioning = false)"
+        connection.execute(f"CREATE TEMP VIEW {name} AS FROM {read}")
+    else:
+        connection.register(name, rows)
+
+
 def _pandas(found: duckdb.DuckDBPyRelation) -> pd.DataFrame:
     frame: pd.DataFrame = found.df()
     return frame
+
+
+def _tidy(table: pa.Table) -> pa.Table:
+    """Each column with a name of its own, and sums of whole numbers as such."""
+    import pyarrow as pa
+
+    names: list[str] = []
+    for name in table.column_names:
+        own, number = name, 0
+        while own in names:
+            number += 1
+            own = f"{name}_{number}"
+        names.append(own)
+    table = table.rename_columns(names)
+    for place, field in enumerate(table.schema):
+        # DuckDB sums in 128 bits, which Arrow has as a decimal alone.
+        if pa.types.is_decimal(field.type) and field.type.scale == 0:
+            with contextlib.suppress(pa.ArrowInvalid):  # Too large.
+                table = table.set_column(place, field.name, table.column(place).cast(pa.int64()))
+    return table
 
 
 def _check(sql: str) -> None:
@@ -141,24 +195,27 @@ def _explained(error: duckdb.Error) -> str:
     if isinstance(error, duckdb.CatalogException) and "Table with name" in str(error):
         first = str(error).partition("\n")[0].removeprefix("Catalog Error: ").rstrip("!")
         if "name cells " in first:
-            return "cells: the cells of a sweep's table; name its file: --sweep FILE"
+            return "cells: the table that a sweep file asks for; name such a file: --sweep FILE"
         return f"{first}; the tables are {', '.join(TABLES)}"
     return str(error).rstrip()
 
 
 def _register(
-    connection: duckdb.DuckDBPyConnection, named: list[str], sweep: Sweep, ledger: Ledger
+    connection: duckdb.DuckDBPyConnection,
+    named: list[str],
+    found: Mapping[Stored, Path | pa.Table],
+    sweep: Sweep,
+    ledger: Ledger,
 ) -> None:
     """Put in the tables that are named, with the trials of a sweep alone."""
     connection.register("points", _points(sweep))
     if "cells" in named and sweep.table is not None:
         connection.register("cells", _cells(sweep, ledger))
-    for name in STORED:
-        if name in named:
-            connection.register(f"all_{name}", ledger.scan(name))
-            connection.execute(
-                f"CREATE TEMP VIEW {name} AS SELECT * FROM all_{name} JOIN points USING (trial_id)"
-            )
+    for name, rows in found.items():
+        _put(connection, f"all_{name}", rows)
+        connection.execute(
+            f"CREATE TEMP VIEW {name} AS SELECT * FROM all_{name} JOIN points USING (trial_id)"
+        )
 
 
 def _points(sweep: Sweep) -> pa.Table:

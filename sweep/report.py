@@ -438,10 +438,11 @@ def _summary(point: Point, sweep: Sweep) -> str:
     own = {TRIAL + one.trial_id: one.label for one in sweep.pretrainings}
     pretraining = own.get(config.pretraining, config.pretraining)
     backbone = config.backbone
+    rate = "being tuned" if point.undecided else f"{config.learning_rate:g}"
     return (
         f"task {config.task.name}; {backbone.name}, {backbone.layers} layers of {backbone.width}; "
         f"pretraining {pretraining}; trains {', '.join(config.train)}; learning rate "
-        f"{config.learning_rate:g}; batch {config.batch_size}; {config.steps:,} steps; protocol "
+        f"{rate}; batch {config.batch_size}; {config.steps:,} steps; protocol "
         f"{config.protocol}; {config.numerics}"
     )
 

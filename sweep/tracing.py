@@ -68,7 +68,7 @@ class Member:
     @property
     def config(self) -> dict[str, Any]:
         """Its config: dotted path -> value, as it was trained."""
-        identity = json.loads(self.row["config"]) if self.row else self.point.config.identity()
+        identity = json.loads(self.row["config"]) if self.row else self.point.identity
         return dict(_leaves(identity))
 
     @property

@@ -118,7 +118,8 @@ class Point:
 
     trial_id: str
     cell_id: str
-    config: TrialConfig
+    like: TrialConfig = field(compare=False)
+    """The config of a trial of its cell, which all of them share: right but for the seed."""
     labels: Mapping[str, str]
     """Axis -> label, in the order of the axes; of a pretraining, {"backbone": name}."""
     where: str
@@ -126,11 +127,26 @@ class Point:
     undecided: str = ""
     """Why its learning rate is not known yet, where `tune:` is to choose it: the config holds only
     the default then, and the ids stand for those to come; no trial has them."""
+    seed: int | None = field(default=None, compare=False)
+    """Its own seed; None: that of `like`."""
+
+    @functools.cached_property
+    def config(self) -> TrialConfig:
+        """All that can change its numbers; made when asked for, since few of many points are."""
+        if self.seed in (None, self.like.seed):
+            return self.like
+        return self.like.model_copy(update={"seed": self.seed})
+
+    @property
+    def identity(self) -> JSON:
+        """The config as its id is made of it; `tuned` where the learning rate is not known yet."""
+        whole = self.config.identity()
+        return whole | {"learning_rate": "tuned"} if self.undecided else whole
 
     @property
     def parent(self) -> str | None:
         """The id of the trial whose backbone this one takes, or None."""
-        return self.config.parent
+        return self.like.parent
 
     @property
     def label(self) -> str:
@@ -512,10 +528,8 @@ class _Cell:
         return cls(fields, _digest(_of_cell(config, identity)), config, tuple(canonical))
 
     def point(self, seed: int, labels: Mapping[str, str], where: str) -> Point:
-        config = self.config
-        if seed != config.seed:
-            config = config.model_copy(update={"seed": seed})
-        return Point(_hash(str(seed).join(self.canonical)), self.cell_id, config, labels, where)
+        trial = _hash(str(seed).join(self.canonical))
+        return Point(trial, self.cell_id, self.config, labels, where, seed=seed)
 
 
 class _Expansion:
@@ -685,8 +699,10 @@ class _Expansion:
             return
         patterns = self.patterns(at, block)
         where = f"{self.document.file}:{self.document.line(self.block_place(at))}"
-        for labels, chosen in self.product(dimensions, {}, {}):
-            fields = self.layered(trial, labels, chosen)
+        # Without defaults, which lie between them, what is chosen goes straight onto the trial.
+        under = {} if self.defaults else trial
+        for labels, chosen in self.product(dimensions, {}, under):
+            fields = self.layered(trial, labels, chosen) if self.defaults else chosen
             fitting = [place for place, one in patterns.items() if self.fits(one, labels, fields)]
             self.used_patterns.update(fitting)
             if out := [place for place in fitting if patterns[place].applies]:
@@ -1113,11 +1129,13 @@ class _Expansion:
 
 def _mixed_numerics(claim: ClaimSpec, points: Sequence[Point]) -> str | None:
     # Trials of two numerics classes differ in more than what a claim is about.
+    if len({point.like.numerics for point in points}) < 2:
+        return None
     classes: dict[tuple[str | None, ...], dict[str, str]] = {}
     for point in points:
         if (side := point.labels.get(claim.axis)) in claim.sides:
             place = tuple(point.labels.get(axis) for axis in claim.places)
-            classes.setdefault(place, {}).setdefault(point.config.numerics, side)
+            classes.setdefault(place, {}).setdefault(point.like.numerics, side)
     for place, found in classes.items():
         if len(found) > 1:
             where = "".join(f", at {one}" for one in place)

@@ -219,8 +219,8 @@ def notes(sweep: Sweep) -> tuple[str, ...]:
     said = [chosen]
     if tune.prune is not None:
         said.append(
-            f"after {tune.prune:.0%} of the steps, rates below the median of their own cell's were "
-            "given up"
+            f"after {tune.prune:.0%} of the steps, counted up to the next evaluation, rates below "
+            "the median of their own cell's were given up"
         )
     if tune.sampler == "tpe":
         said.append(

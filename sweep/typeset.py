@@ -226,7 +226,7 @@ def _html(entry: Entry, *, linked: bool = False) -> str:
     text = html.escape(entry.text)
     if entry.said:
         text += f'<span class="said">, {html.escape(entry.said)}</span>'
-    if linked and entry.cell:
+    if linked and entry.cell and entry.text:
         text = f'<a href="#{html.escape(entry.cell)}">{text}</a>'
     return text + (f"<sup>{marks}</sup>" if marks else "")
 

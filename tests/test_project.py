@@ -29,10 +29,11 @@ trial:
   steps: 4
   evaluation: {every: 2}
 axes:
-  pretraining: [random]
+  pretraining: [random, statistics]
   task: [{name: bit-xor, bits: 2}]
   seed: [0, 1]
 table: {rows: pretraining, columns: task}
+claims: [{that: statistics > random, axis: pretraining, per: task}]
 """
 
 

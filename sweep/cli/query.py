@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -72,7 +73,7 @@ def query(
 
 def _write(table: pa.Table, form: Format, stream: TextIO) -> None:
     if form is Format.json:
-        json.dump(table.to_pylist(), stream, indent=2, default=str)
+        json.dump(_finite(table.to_pylist()), stream, indent=2, default=str)
         stream.write("\n")
     elif form is Format.csv:
         writer = csv.writer(stream, lineterminator="\n")
@@ -82,6 +83,15 @@ def _write(table: pa.Table, form: Format, stream: TextIO) -> None:
             writer.writerows(list(map(_field, row)) for row in zip(*columns, strict=True))
     else:
         _print(table, stream)
+
+
+def _finite(value: Any) -> Any:
+    # JSON has no NaN, and no infinity.
+    if isinstance(value, dict):
+        return {name: _finite(own) for name, own in value.items()}
+    if isinstance(value, list):
+        return [_finite(own) for own in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _print(table: pa.Table, stream: TextIO) -> None:

@@ -53,7 +53,7 @@ def effects(material: Material) -> Chart:
         axes.axvline(0, color="black", linewidth=0.8)
         axes.set_yticks(range(len(own)), [clipped(named(one), 60) for one in own])
         axes.set_ylim(len(own) - 0.4, -0.6)
-        unit = ", points of a per cent" if metric.endswith("_accuracy") else ""
+        unit = ", percentage points" if metric.endswith("_accuracy") else ""
         axes.set_xlabel(f"difference, left minus right{unit}")
     order = [verdict for verdict in VERDICTS if verdict in handles]
     legend(figure, order, [handles[verdict] for verdict in order])

@@ -23,10 +23,11 @@ def tuning(material: Material) -> Chart:
         raise UndrawableError("the sweep file tunes nothing; `tune:` would, cell by cell")
     cells: dict[tuple[str, str], list[Record]] = {}
     for record in curves(material.sweep, material.ledger):
-        if record.value is not None:
+        # Where a seed diverged, the mean of the others is not what the rate was judged by.
+        if record.value is not None and record.state != "diverged":
             cells.setdefault(material.place(record.labels), []).append(record)
     if not cells:
-        raise UndrawableError("no trial by which a learning rate is chosen has ended yet")
+        raise UndrawableError("no trial by which a learning rate is chosen has a figure yet")
     titles = list(dict.fromkeys(panel for panel, _ in cells))[:PANELS]
     series = list(dict.fromkeys(name for _, name in cells))[:SERIES]
     figure, every_axes = panels(titles, share=False)
@@ -62,6 +63,9 @@ def tuning(material: Material) -> Chart:
     legend(figure, names, [handles[name] for name in names])
     left = sum(panel not in titles or name not in series for panel, name in cells)
     notes = [f"{words} by which the learning rate of each cell is chosen, mean over its seeds"]
+    shown = [record for own in cells.values() for record in own]
+    if any(record.state == "pruned" for record in shown):
+        notes.append("a rate that was given up early is shown with its figure of then")
     notes += [f"{left:,} of {len(cells):,} cells are left out"] * bool(left)
     chosen = "; ".join([*told[:TOLD], *["…"] * (len(told) > TOLD)]) or "none yet"
     alt = f"{words} against learning rate, {len(titles)} panels. Chosen: {chosen}."

@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from sweep.ledger import Ledger
+from sweep.ledger import MARKS, Ledger
 from sweep.trials import Sweep
 from tests.chaos import machine
 from tests.chaos.quiet import FIGURES
@@ -149,6 +149,7 @@ def settle(
 ) -> Account:
     """Account for a sweep, by its ledger and, where given, by what MLflow has (trial -> runs)."""
     ledger = Ledger(results)
+    notes = ledger.failures().to_pylist()
     ids = [point.trial_id for point in sweep.all]
     rows = [row for row in ledger.trials().to_pylist() if row["trial_id"] in ids]
     found = Counter(row["trial_id"] for row in rows)
@@ -166,8 +167,11 @@ def settle(
         lost=len(lost),
         doubled=len(doubled),
         differ=sum(quiet[trial] != seen for trial, seen in figures.items()),
-        again=sum(len(ends) > 1 for ends in _ends(ledger).values()),
-        failures=Counter(row["cause"] for row in ledger.failures().to_pylist()),
+        again=len(
+            {trial for trial, ends in _ends(ledger).items() if len(ends) > 1}
+            | {note["trial_id"] for note in notes if note["cause"] == "doubled"}
+        ),
+        failures=Counter(note["cause"] for note in notes if note["cause"] not in MARKS),
     )
 
 

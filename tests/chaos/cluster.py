@@ -172,7 +172,7 @@ class Cluster:
             with node.log.open("wb") as log:
                 node.process = subprocess.Popen(
                     command,
-                    env=machine.environment(**{machine.NODE: node.name}, **self.variables),
+                    env=machine.environment(**{machine.NODE: str(node.folder)}, **self.variables),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
@@ -209,7 +209,7 @@ class Cluster:
                 node.process = None
 
     def processes(self, node: Node) -> list[psutil.Process]:
-        return machine.processes(**{machine.NODE: node.name})
+        return machine.processes(**{machine.NODE: str(node.folder)})
 
     def training(self, nodes: Sequence[Node] | None = None) -> list[psutil.Process]:
         """The processes of these worker nodes, or of all, that train a trial."""

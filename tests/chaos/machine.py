@@ -162,13 +162,16 @@ def _works(*command: str) -> bool:
 
 
 class Network:
-    """A switch, and hosts at 10.77.0.K that are plugged into it, each in a namespace of its own.
+    """A switch, and hosts that are plugged into it, each in a namespace of its own.
 
-    Nothing of it is seen from outside, so that two of them may use the same addresses.
+    Nothing of it is seen from outside. Two of them have different addresses all the same: drivers
+    tell clusters apart by the address.
     """
 
     def __init__(self) -> None:
-        self._name = f"{PREFIX}{OWNER}-{next(_NUMBERS)}"
+        number = next(_NUMBERS)
+        self._name = f"{PREFIX}{OWNER}-{number}"
+        self._net = f"10.77.{number % 256}"
         self._hosts: dict[str, int] = {}
         self._add("switch")
         self._ip("switch", "link", "add", "bridge", "type", "bridge")
@@ -181,7 +184,7 @@ class Network:
         port, peer = f"port{number}", ["eth0", "netns", self._full(host)]
         self._ip("switch", "link", "add", port, "type", "veth", "peer", "name", *peer)
         self._ip("switch", "link", "set", port, "master", "bridge", "up")
-        address = f"10.77.0.{number}"
+        address = f"{self._net}.{number}"
         self._ip(host, "address", "add", f"{address}/24", "dev", "eth0")
         self._ip(host, "link", "set", "eth0", "up")
         return address

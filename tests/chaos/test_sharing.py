@@ -131,5 +131,7 @@ def test_two_clusters_share_30_trials(tell: Callable[[str], None]) -> None:
                 assert time.monotonic() < end, "".join(driver.tail() for driver in drivers)
                 time.sleep(0.2)
         found = account.settle(sweep, str(folder / "results"), quiet.figures(), watch=watch)
-        tell(f"two clusters: {found}")
+        begun = [driver.log.read_text().count("\nstarted ") for driver in drivers]
+        tell(f"two clusters, which began {begun} trials: {found}")
+        assert all(begun), "one cluster did it all"
         account.check(found, "".join(driver.tail() for driver in drivers))

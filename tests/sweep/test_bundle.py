@@ -335,6 +335,7 @@ def one_more(manifest: dict[str, Any]) -> None:
     [
         (no_member, f"{ROW}: is not listed in manifest.json"),
         (another_digest, f"{ROW}: is not what manifest.json says"),
+        (lambda manifest: manifest["members"][ROW].update(sha256=5), "is not what manifest.json"),
         (one_more, "222222222222.parquet: is missing, and is listed"),
         (lambda manifest: manifest.update(format=2), "a bundle of format 2"),
         (lambda manifest: manifest.update(members=[]), "manifest.json is damaged"),
@@ -360,6 +361,19 @@ def test_the_same_name_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         archive.writestr(ROW, b"another")
     with pytest.raises(BundleError, match="is in it twice"):
         unpack(file, tmp_path)
+
+
+def test_damage_that_zipfile_has_no_word_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with zipfile.ZipFile("packed.zip", "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("manifest.json", json.dumps({"format": 1, "members": {}}))
+    data = bytearray(Path("packed.zip").read_bytes())
+    data[60:70] = bytes(10)
+    Path("packed.zip").write_bytes(data)
+    with pytest.raises(BundleError, match=r"packed\.zip: no bundle, or damaged"):
+        unpack(Path("packed.zip"), tmp_path)
 
 
 def test_what_is_no_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

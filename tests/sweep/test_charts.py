@@ -235,6 +235,19 @@ def test_tuning_shows_what_was_tried_and_rings_what_was_chosen(tmp_path: Path) -
     assert "bit-xor / language 0.001" in drawing.chart.alt
 
 
+def test_tuning_shows_no_rate_of_which_a_seed_diverged(tmp_path: Path) -> None:
+    def lost(point: Point) -> dict[str, Any] | None:
+        if (point.config.seed, point.config.learning_rate) == (101, 1e-2):
+            return {"outcome": "diverged"}
+        return figures(point)
+
+    (drawing,) = draw(gather(*make(tmp_path, TUNED, lost, curve=False)), ["tuning"])
+    assert drawing.chart is not None
+    lines = [line for line in panel(drawing.chart, "bit-xor").lines if line.get_markersize() != 9]
+
+    assert [np.asarray(line.get_xdata()).tolist() for line in lines] == [[1e-3], [1e-3]]
+
+
 def test_what_cannot_be_drawn_says_what_it_lacks(tmp_path: Path) -> None:
     text = "sweep: bare\ntrial: {task: bit-xor, pretraining: random, steps: 5}\naxes: {seed: [0]}\n"
     made = make(tmp_path, text, lambda _: None, curve=False)

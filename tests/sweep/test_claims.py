@@ -263,6 +263,16 @@ def test_pairs_that_are_still_to_come_may_decide(make: Make) -> None:
 
     assert (one.verdict, one.more_seeds, one.edit) == ("undecided", 0, None)
 
+    # Those that have ended without a figure never will.
+    for point in sweep.points:
+        if point.config.seed >= 3:
+            ledger.commit(trial_row(point, outcome="diverged", test_accuracy=None))
+    one, *_ = judge(sweep, ledger).contrasts
+
+    assert (one.verdict, one.pairs) == ("undecided", 3)
+    assert one.more_seeds is not None
+    assert one.more_seeds > 0
+
 
 def test_steps_to_convergence_can_be_claimed(make: Make) -> None:
     sweep, ledger = make(
@@ -304,7 +314,7 @@ claims: [{that: gpt2 > lstm, axis: system}]
     (one,) = judge(sweep, ledger).contrasts
 
     assert one.notes[2:] == (
-        "each arm at one learning rate (0.0003, 0.001), not tuned",
+        "each arm at one learning rate (0.001, 0.0003), not tuned",
         "the arms differ in learning_rate, steps too",
     )
 
@@ -338,6 +348,7 @@ def test_arms_are_summed_up_over_tasks(make: Make) -> None:
     judged = judge(sweep, ledger)
 
     assert [one.arm for one in judged.aggregates] == ["language", "random", "statistics"]
+    assert all(one.even for one in judged.aggregates)
     for one in judged.aggregates:
         runs = [values(sweep, accuracy, one.arm, task) for task in tasks]
         assert one.mean == pytest.approx(scipy_stats.trim_mean(np.ravel(runs), 0.25))
@@ -365,6 +376,7 @@ def test_arms_are_summed_up_where_all_of_them_ran(make: Make) -> None:
     # Two runs of a task: no interval is shown.
     assert {(one.low, one.high, one.coverage) for one in judged.aggregates} == {(None,) * 3}
     assert "over the 2 of 3 places at which every arm has a run" in judged.to_markdown()
+    assert "more runs at some places than at others, which weigh more" in judged.to_markdown()
 
 
 # --- proven when the file is read

@@ -453,6 +453,56 @@ def test_what_another_driver_trains_is_left_to_it(runs: Runs) -> None:
     assert "doubled" not in runs.ledger.failures().column("cause").to_pylist()
 
 
+def test_what_opens_a_bucket_reaches_the_first_worker(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_OPENS_IT", "sesame")  # the cluster's nodes have no such variable
+    found = runs.folder / "found"
+
+    def look(config: Any) -> None:
+        found.write_text(os.environ.get("AWS_OPENS_IT", "nothing"))
+
+    summary = runs(runs.sweep("axes: {seed: [0]}\n"), look)
+
+    assert counts(summary) == (1, 0, 0, 0)
+    assert found.read_text() == "sesame"
+
+
+def test_a_lease_is_named_after_the_cluster_and_not_after_its_address(runs: Runs) -> None:
+    port = runs.cluster.rpartition(":")[2]
+
+    names = {driver.lease_name(runs.cluster), driver.lease_name(f"localhost:{port}")}
+
+    assert len(names) == 1
+    assert port not in "".join(names).split("-")
+
+
+def test_a_head_that_is_gone_ends_the_driver_by_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    head = f"127.0.0.1:{free_port()}"
+    context = SimpleNamespace(gcs_address=head)
+    monkeypatch.setattr("ray.get_runtime_context", lambda: context)
+    monkeypatch.setattr(driver, "HEAD_AWAY", ("RAY_of_nobody", 0.4))
+    monkeypatch.setattr(driver, "CHORE_SECONDS", 0.05)
+    released: list[bool] = []
+    one: Any = object.__new__(driver._Run)
+    one._end = threading.Event()
+    one.lease = SimpleNamespace(release=lambda: released.append(True))
+
+    def leave(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr("os._exit", leave)
+    began = time.monotonic()
+    with pytest.raises(SystemExit, match="1"):
+        one._watch_head()
+
+    assert time.monotonic() - began > 0.3
+    assert released
+    assert f"{head}: the head of the cluster has not answered" in capsys.readouterr().err
+
+
 # ----------------------------------------------------------------- packs, with the trainer itself
 
 

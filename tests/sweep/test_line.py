@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 
-from sweep.line import PREPARE_SECONDS, SLOWEST, STEP_SECONDS, Beat, Heard
+from sweep.line import PREPARE_SECONDS, SLOWEST, STEP_SECONDS, Beat, Heard, Line
 from sweep.schema import LimitsSpec
 
 
@@ -108,3 +109,20 @@ def test_where_it_hangs_is_told() -> None:
     why = one.hung(LimitsSpec(hang_seconds=10), now + 15) or ""
 
     assert why.endswith("at Stream.read (data.py:12)")
+
+
+def test_a_worker_waits_for_what_is_entrusted_and_a_new_line_says_that_it_is_new() -> None:
+    async def talk() -> None:
+        line = Line()
+        worker = asyncio.ensure_future(line.entrusted())
+
+        name, events, beats = await asyncio.wait_for(line.take(), 5)  # before any report
+        assert (name, events, beats) == (line.name, [], [])
+        assert not worker.done()
+        await line.entrust({"HF_TOKEN": "hf"})
+        assert await asyncio.wait_for(worker, 5) == {"HF_TOKEN": "hf"}
+
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(line.take(), 0.05)
+
+    asyncio.run(talk())

@@ -98,7 +98,7 @@ def after(steps: int) -> dict[str, Callable[..., Any]]:
     seen: set[bool] = set()
     return {
         "on_record": lambda point, record: seen.add(record.step >= steps),
-        "halted": lambda: True in seen,
+        "halted": lambda: "interrupted" if True in seen else None,
     }
 
 

@@ -77,6 +77,14 @@ def test_with_a_sweep_file_only_its_trials_with_their_labels(asked: Sweep) -> No
     ]  # fmt: skip
 
 
+def test_columns_of_one_name_are_told_apart_and_whole_sums_are_whole(asked: Sweep) -> None:
+    sql = "SELECT a.seed, b.seed, sum(a.seed) FROM trials a JOIN trials b ON a.seed < b.seed"
+    table = arrow(f"{sql} GROUP BY 1, 2", asked.file.parent / "results", asked)
+
+    assert table.to_pylist() == [{"seed": 0, "seed_1": 1, "sum(a.seed)": 0}]
+    assert str(table.schema.field("sum(a.seed)").type) == "int64"
+
+
 def test_the_answer_is_a_frame(asked: Sweep) -> None:
     frame = sweep.query("SELECT seed FROM trials", asked.file.parent / "results", asked.file)
 
@@ -197,6 +205,10 @@ def test_how_an_answer_is_written(asked: Sweep, capsys: pytest.CaptureFixture[st
     command("SELECT range AS n FROM range(500)", None, Format.table, None, results)
     many = capsys.readouterr().out.splitlines()
 
+    command("SELECT 'nan'::DOUBLE AS n, [1, 'inf'::DOUBLE] AS l", None, Format.json, None, results)
+    strict = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+
+    assert strict == [{"n": None, "l": [1, None]}]
     assert record["t"] == 0.5
     assert record["git_commit"] is None
     assert lines[0].split() == ["task", "t", "finished_at", "git_commit"]

@@ -649,6 +649,9 @@ def test_claims_wait_for_what_is_being_tuned(tmp_path: Path) -> None:
         commit(ledger, [point], test_accuracy=0.5 + number / 10)
     (whole,) = judge(sweep, ledger).contrasts
 
+    # The config of a trial that waits has the default: no rate of its own.
+    assert {point.identity["learning_rate"] for point in sweep.points} == {"tuned"}
+    assert {point.identity["learning_rate"] for point in sweep.tunings} == set(RATES)
     assert (waiting.pairs, waiting.expected, waiting.verdict) == (0, 2, "untested")
     assert "being tuned (0 of 4 points)" in " ".join(waiting.notes)
     assert (whole.pairs, whole.expected) == (2, 2)

@@ -175,12 +175,18 @@ def test_a_backbone_that_is_not_causal_sees_both_ways(name: str, trial: Any) -> 
 
 
 def hidden_states(model: Model, x: Tensor) -> Tensor:
-    """What the backbone makes of inputs."""
+    """What the backbone makes of inputs, at every position."""
     kept: list[Tensor] = []
-    hook = model.backbone.register_forward_hook(lambda _, given, out: kept.append(out))
+
+    def look(module: torch.nn.Module, given: tuple[Any, ...], out: Tensor) -> None:
+        if not kept:  # without what would pick the positions that are read out
+            kept.append(torch.empty(0))
+            kept.append(module(*given[:2]) if getattr(module, "reads_out", False) else out)
+
+    hook = model.backbone.register_forward_hook(look)
     model(x)
     hook.remove()
-    return kept[0]
+    return kept[1]
 
 
 def test_hidden_states_are_drawn_anew_at_every_step_and_can_be_given(trial: Any) -> None:
