@@ -70,8 +70,9 @@ WORD_SECONDS = 30.0
 SHOWN = 100
 """Running trials that a driver tells `sweep status` of."""
 
-WAVE = 1000
-"""Packs a Tuner is given. Tune never forgets a trial: its memory and its own state file grow."""
+WAVE = 250
+"""Packs a Tuner is given. Until it ends a Tuner forgets no trial: its memory and its own state file
+grow. Each wave starts its workers anew."""
 
 REPORTS_A_SECOND = 50
 """Reports that the line should see in a second, all workers together."""

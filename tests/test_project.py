@@ -29,11 +29,11 @@ trial:
   steps: 4
   evaluation: {every: 2}
 axes:
-  pretraining: [random, statistics]
+  pretraining: [random, {label: faster, pretraining: random, learning_rate: 0.01}]
   task: [{name: bit-xor, bits: 2}]
   seed: [0, 1]
 table: {rows: pretraining, columns: task}
-claims: [{that: statistics > random, axis: pretraining, per: task}]
+claims: [{that: faster > random, axis: pretraining, per: task}]
 """
 
 
