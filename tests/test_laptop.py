@@ -120,9 +120,12 @@ def test_every_laptop_file_runs_to_its_end(tmp_path: Path) -> None:
         together(sweeps), results=tmp_path / "results", mirror=False, on_event=events.append
     )
 
-    failures = [event for event in events if event.kind == "failed"]
+    failures = [event for event in events if event.kind == "trial_failed"]
     assert summary.exit_code == 0, failures
-    assert summary.done + summary.diverged == len(together(sweeps).all)
+    # A trial whose rate was tuned may turn out to be one of another file's.
+    ended = sweep.plan(together(sweeps), tmp_path / "results").counts()
+    assert summary.done + summary.diverged == sum(ended.values())
+    assert ended["done"] + ended["diverged"] == sum(ended.values())
     assert any(one.studies for one in sweeps)
     for copy in copies:
         table = sweep.load_table(copy, tmp_path / "results")
