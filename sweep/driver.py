@@ -176,22 +176,31 @@ def run(
                     stack.enter_context(_mirrored(planned.sweep, ledger, interrupts, emit))
                 if planned.sweep.studies:
                     stack.enter_context(_studied(planned.sweep, ledger))
-                failed, interrupted = _drive(
-                    planned,
-                    ledger,
-                    interrupts,
-                    lease,
-                    emit,
-                    address=address,
-                    max_concurrent=max_concurrent,
-                    gpus=gpus,
-                    stale=stale,
-                    until=_until(planned.sweep, hours, began),
-                    train=train,
-                )
-                planned = plan(planned.sweep, ledger, stale=stale)
+                known: set[str] = set()
+                # Once more where a cell got its rate from others between a plan and its run.
+                while not (failed or interrupted or interrupts.count) and _beyond(planned, known):
+                    known.update(planned.status)
+                    failed, interrupted = _drive(
+                        planned,
+                        ledger,
+                        interrupts,
+                        lease,
+                        emit,
+                        address=address,
+                        max_concurrent=max_concurrent,
+                        gpus=gpus,
+                        stale=stale,
+                        until=_until(planned.sweep, hours, began),
+                        train=train,
+                    )
+                    planned = plan(planned.sweep, ledger, stale=stale)
             interrupted = interrupted or interrupts.count > 0
     return _summary(planned, failed, interrupted=interrupted, seconds=time.monotonic() - began)
+
+
+def _beyond(planned: Plan, known: Collection[str]) -> bool:
+    """Whether a plan would train a trial that was not known before."""
+    return any(point.trial_id not in known for pack in planned.packs for point in pack.points)
 
 
 def _until(sweep: Sweep, hours: float | None, began: float) -> float | None:

@@ -181,16 +181,19 @@ class Unfolding:
         self._stale = stale
         self._workers = planned.workers
         self._known = {point.trial_id for point in planned.sweep.all}
+        self._ended: set[str] = set()
+        """What ended before its plan, or was told of. Of a trial that ended since its plan, by
+        another driver, it is still told."""
         self._left: dict[str, set[str]] = {}
         """Trial -> what its study waits for; one set a study."""
-        self._look()
+        self._look(planned)
 
-    def _look(self) -> None:
+    def _look(self, planned: Plan) -> None:
         if not self._sweep.studies:
             return
-        done = self._ledger.done()
+        self._ended |= {n for n, s in planned.status.items() if s in ("done", "diverged")}
         for state in tuning.states(self._sweep, self._ledger):
-            left = {point.trial_id for point in state.trials} - done
+            left = {point.trial_id for point in state.trials} - self._ended
             self._left.update(dict.fromkeys(left, left))
 
     def __call__(self, trial_id: str) -> Plan | None:
@@ -198,6 +201,7 @@ class Unfolding:
 
         If the ledger cannot be read, there is none, and the next run finds them.
         """
+        self._ended.add(trial_id)
         left = self._left.pop(trial_id, None)
         if left is None:
             return None
@@ -206,7 +210,6 @@ class Unfolding:
             return None
         try:
             self._sweep = tuning.resolve(self._sweep, self._ledger)
-            self._look()
             new = [
                 point
                 for point in (*self._sweep.tunings, *self._sweep.points)
@@ -217,6 +220,7 @@ class Unfolding:
             self._known.update(point.trial_id for point in new)
             only = replace(self._sweep, points=tuple(new), tunings=(), studies=())
             planned = plan(only, self._ledger, stale=self._stale, workers=self._workers)
+            self._look(planned)
         except LedgerError:
             return None
         names = {point.trial_id for point in new}
