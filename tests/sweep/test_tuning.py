@@ -835,3 +835,19 @@ def test_a_sweep_that_was_killed_while_it_tuned_ends_as_one_that_was_not(tmp_pat
     assert tags["rate 0.0001, 100 steps"] == 2
     assert sum(tags.values()) == len(one.tunings)
     assert not re.search("Traceback", said)
+
+
+def test_what_others_ended_between_a_plan_and_its_run_is_no_loss(tmp_path: Path) -> None:
+    sweep = tuned(tmp_path)
+    ledger = Ledger(tmp_path / "results")
+    planned = plan(sweep, ledger, workers=Workers(2))
+    for point in sweep.tunings:
+        commit(ledger, [point], validation_accuracy=point.config.learning_rate)
+
+    unfolding = Unfolding(planned, ledger)
+    told = [unfolding(point.trial_id) for point in sweep.tunings]
+
+    packs = [pack for one in told if one is not None for pack in one.packs]
+    own = [point for pack in packs for point in pack.points]
+    assert {point.config.learning_rate for point in own} == {0.1}
+    assert len(own) == len(sweep.points)
