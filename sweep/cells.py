@@ -64,6 +64,11 @@ def is_accuracy(metric: str) -> bool:
     return metric.endswith("_accuracy")
 
 
+def words(metric: str) -> str:
+    """A metric as people write it: test accuracy."""
+    return metric.replace("_", " ")
+
+
 def in_unit(metric: str, value: float) -> float:
     """A figure of the ledger in the unit of a table: accuracies per cent."""
     # Times 100 they end in a tail of binary digits: noise in a CSV, so it is rounded off.

@@ -31,7 +31,7 @@ import numpy as np
 
 from fpt.spec import JSON
 from sweep import pairing, tuning, typeset
-from sweep.cells import FACTS, Found, in_unit, is_accuracy, is_number, traits
+from sweep.cells import FACTS, Found, in_unit, is_accuracy, is_number, traits, words
 from sweep.ledger import Ledger
 from sweep.schema import (
     CONVERGENCE,
@@ -549,7 +549,7 @@ class _Notes:
 
 def _sheet(judged: Judged) -> Sheet:
     contrasts, notes = judged.contrasts, _Notes()
-    metrics = dict.fromkeys(_words(one.metric) + _unit(one.metric) for one in contrasts)
+    metrics = dict.fromkeys(words(one.metric) + _unit(one.metric) for one in contrasts)
     axes = dict.fromkeys(axis for one in contrasts for axis in one.place)
     common = [n for n in contrasts[0].notes if all(n in one.notes for one in contrasts)]
     # What is the same for all is said once, so that narrow terminals hold the rest.
@@ -561,7 +561,7 @@ def _sheet(judged: Judged) -> Sheet:
         marks = tuple(notes.mark(text) for text in one.notes if text not in common)
         edit = (notes.mark(f"add: {_shortened(one.edit)}"),) if one.edit else ()
         texts = [one.place.get(axis, "") for axis in axes]
-        texts += [_words(one.metric)] if several else []
+        texts += [words(one.metric)] if several else []
         texts += [_difference(one), _p(one.p_holm)]
         texts += ["" if one.effect is None else f"{round(one.effect, 1) + 0.0:+.1f}"]
         texts += [_pairs(one)] if uneven else []
@@ -603,11 +603,11 @@ def _summary(judged: Judged) -> Sheet:
         said = [partial] * (one.places < one.of) + [uneven] * (not one.even)
         marks = tuple(map(notes.mark, said))
         between = "" if one.low is None else f"{one.low:.1f} to {one.high:.1f}"
-        texts = [*([_words(one.metric)] if several else []), one.over, str(one.runs)]
+        texts = [*([words(one.metric)] if several else []), one.over, str(one.runs)]
         entries = [*map(Entry, texts), Entry(f"{one.mean:.1f}", marks), Entry(between)]
         entries.append(Entry(f"{one.coverage} %" if one.coverage else ""))
         lines.append(Line("ours", Entry(one.arm), tuple(entries)))
-    of = " and ".join(dict.fromkeys(_words(one.metric) for one in judged.aggregates))
+    of = " and ".join(dict.fromkeys(words(one.metric) for one in judged.aggregates))
     text = (
         f"mean: interquartile mean of {of} over all runs, per cent: that of their middle half. "
         "Interval: 95 % percentile bootstrap, runs drawn anew within each place; covers: how often "
@@ -617,10 +617,6 @@ def _summary(judged: Judged) -> Sheet:
     return Sheet(
         f"Arms of {judged.sweep}", "arm", heads, tuple(lines), (("", text), *notes.lettered())
     )
-
-
-def _words(metric: str) -> str:
-    return metric.replace("_", " ")
 
 
 def _unit(metric: str) -> str:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from fpt.spec import JSON
 from sweep import tuning, typeset
-from sweep.cells import FACTS, WIDEST, Cell, Grid, grid, is_accuracy, traits
+from sweep.cells import FACTS, WIDEST, Cell, Grid, grid, is_accuracy, traits, words
 from sweep.ledger import Ledger
 from sweep.published import ACCURACY, Reference, references
 from sweep.schema import CONVERGENCE, SweepFileError, TableSpec
@@ -234,8 +234,8 @@ class _Printer:
 
     def _head(self, label: str, metric: str) -> str:
         if label and (self.several or metric in FACTS):
-            return f"{label}: {_words(metric)}"
-        return label or _words(metric)
+            return f"{label}: {words(metric)}"
+        return label or words(metric)
 
     def _one_task(self, key: Callable[[Cell], str]) -> bool:
         seen: dict[str, tuple[object, str]] = {}
@@ -299,8 +299,8 @@ class _Printer:
             yield "", "the sweep has no trial on the axes of this table"
             return
         metrics = self.metrics
-        what = "" if self.several else f"{_words(*metrics)}{_unit(*metrics)}: "
-        units = [f"{_words(m)}{_unit(m)}" for m in metrics if _unit(m)] if self.several else []
+        what = "" if self.several else f"{words(*metrics)}{_unit(*metrics)}: "
+        units = [f"{words(m)}{_unit(m)}" for m in metrics if _unit(m)] if self.several else []
         seeds = f"mean ± half-width of the 95 % Student-t interval over {self.usual} seeds"
         seeds = seeds if self.usual > 1 else "one seed, hence no interval"
         yield "", "; ".join((what + seeds, *units))
@@ -317,7 +317,7 @@ class _Printer:
         rule = self.table.spec.convergence
         over = f", averaged over {rule.smoothing} evaluations," if rule.smoothing > 1 else ""
         text = (
-            f"{_words(CONVERGENCE)}: first evaluated step from which the validation accuracy{over} "
+            f"{words(CONVERGENCE)}: first evaluated step from which the validation accuracy{over} "
             f"stays within {100 * rule.tolerance:g} points of its plateau"
         )
         if any(cell.points[0].config.protocol == "paper" for cell in self.cells):
@@ -460,10 +460,6 @@ def _sizes(cell: Cell) -> dict[str, float]:
 
 def _examples(number: float) -> str:
     return f"{number:,.0f}" if math.isfinite(number) else "without end"
-
-
-def _words(metric: str) -> str:
-    return metric.replace("_", " ")
 
 
 def _unit(metric: str) -> str:
