@@ -38,6 +38,7 @@ from fpt.content import cache_folder
 from sweep import tables
 from sweep.ledger import Ledger, LedgerError
 from sweep.schema import SweepFileError
+from sweep.telling import in_one_line, without_password
 from sweep.trials import Sweep, load
 from sweep.tuning import resolve
 
@@ -127,7 +128,7 @@ def tracking_uri(ledger: Ledger) -> str:
 def where(ledger: Ledger) -> str:
     """Where the runs lie, for people: a path or a URI, without a password."""
     uri = tracking_uri(ledger)
-    return str(_home(ledger) / "mlflow.db") if _is_ours() else re.sub("//[^/@]*@", "//", uri)
+    return str(_home(ledger) / "mlflow.db") if _is_ours() else without_password(uri)
 
 
 def _is_ours() -> bool:
@@ -211,7 +212,7 @@ class Mirror:
                 self._epoch = None
                 log.warning(
                     "MLflow mirror (%s): %s; no result is lost, the next try is in %.0f s or later",
-                    where(self.ledger), _one_line(error), self._backoff,
+                    where(self.ledger), in_one_line(error), self._backoff,
                 )  # fmt: skip
                 log.debug("MLflow mirror", exc_info=True)
                 return count or None
@@ -398,7 +399,7 @@ class Mirror:
                 except Exception as error:
                     # Whatever it is, the runs matter more; the command of its own tells all of it.
                     what = make.__name__.removeprefix("_")
-                    log.warning("MLflow mirror: no %s: %s", what, _one_line(error))
+                    log.warning("MLflow mirror: no %s: %s", what, in_one_line(error))
                     log.debug("MLflow mirror", exc_info=True)
             self._client.log_artifacts(self._parent, folder)
         self._client.set_tag(self._parent, ARTIFACTS, state)
@@ -508,7 +509,7 @@ def _now(sweep: Sweep, ledger: Ledger, *, delete: bool) -> int:
     except (LedgerError, MirrorError):
         raise
     except Exception as error:
-        raise MirrorError(f"{where(ledger)}: {_one_line(error)}") from error
+        raise MirrorError(f"{where(ledger)}: {in_one_line(error)}") from error
 
 
 def _lease_name(sweep: Sweep) -> str:
@@ -605,11 +606,6 @@ def _written(values: Mapping[str, Any]) -> dict[str, str]:
 
 def _milliseconds(moment: datetime) -> int:
     return round(moment.replace(tzinfo=moment.tzinfo or UTC).timestamp() * 1000)
-
-
-def _one_line(error: Exception) -> str:
-    first = next(iter(str(error).splitlines()), "")
-    return re.sub("//[^/@ ]*@", "//", f"{type(error).__name__}: {first}")[:300]
 
 
 # ------------------------------------------------------------------------------------------- the UI

@@ -29,6 +29,7 @@ from fpt.content import cache_folder
 from sweep.document import SweepFileError
 from sweep.ledger import Ledger
 from sweep.schema import rounded
+from sweep.telling import in_one_line, without_password
 from sweep.trials import Point, Study, Sweep, being_tuned
 
 if TYPE_CHECKING:
@@ -393,11 +394,6 @@ def where(sweep: Sweep, ledger: Ledger) -> str:
     return str(home / f"{sweep.name}.log")
 
 
-def for_people(place: str) -> str:
-    """What `where` gives, without a password."""
-    return re.sub("//[^/@]*@", "//", place)
-
-
 def record(sweep: Sweep, ledger: Ledger, *, rebuild: bool = False) -> int:
     """Tell Optuna's storage of every rate that has ended and that it does not know; how many.
 
@@ -426,13 +422,13 @@ def record(sweep: Sweep, ledger: Ledger, *, rebuild: bool = False) -> int:
             return _told(sweep, known, _storage(place), rebuild=rebuild)
         except Exception as error:  # of any kind: Optuna lets through SQLAlchemy's and the system's
             if not _is_journal(place):
-                raise StudiesError(f"{for_people(place)}: {_one_line(error)}") from error
+                raise StudiesError(f"{without_password(place)}: {in_one_line(error)}") from error
         try:
             # Cut off in the middle of a line by a kill, say: it holds nothing but copies.
             Path(place).unlink(missing_ok=True)
             return _told(sweep, known, _storage(place), rebuild=False)
         except Exception as error:
-            raise StudiesError(f"{place}: {_one_line(error)}") from error
+            raise StudiesError(f"{place}: {in_one_line(error)}") from error
 
 
 def study_name(sweep: Sweep, study: Study) -> str:
@@ -518,11 +514,6 @@ def _storage(place: str) -> BaseStorage:
     return optuna.storages.JournalStorage(  # type: ignore[no-any-return]
         JournalFileBackend(place, lock_obj=lock)
     )
-
-
-def _one_line(error: BaseException) -> str:
-    text = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return for_people(f"{type(error).__name__}: {text}")
 
 
 class Follower:

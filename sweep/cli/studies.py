@@ -28,6 +28,7 @@ def studies(
     """Say which learning rate each cell of a sweep with `tune:` takes, and by what figures."""
     from sweep import tuning
     from sweep.ledger import Ledger
+    from sweep.telling import without_password
     from sweep.trials import load
 
     sweep, ledger = load(file), Ledger(results)
@@ -36,7 +37,7 @@ def studies(
         raise UserError(f"{file}: tune: missing; its learning rates are given. Try `{example}`")
     if rebuild:
         told = tuning.record(sweep, ledger, rebuild=True)
-        place = tuning.for_people(tuning.where(sweep, ledger))
+        place = without_password(tuning.where(sweep, ledger))
         say(f"{place}: {count(told, 'point')} of {count(len(sweep.studies), 'cell')}")
     states = tuning.states(sweep, ledger)
     if as_json:
