@@ -37,6 +37,7 @@ from fpt.spec import JSON
 from sweep import lock, tables
 from sweep.ledger import KEPT, Kept, Ledger, LedgerError, is_object
 from sweep.planning import plan
+from sweep.telling import unwritable
 from sweep.trials import Sweep
 from sweep.tuning import resolve
 
@@ -134,7 +135,7 @@ def export(sweep: Sweep, ledger: Ledger, output: Path, *, states: bool = False) 
         finally:
             Path(staged).unlink(missing_ok=True)
     except OSError as error:
-        raise BundleError(f"{output}: cannot be written ({error.strerror})") from error
+        raise BundleError(unwritable(output, error)) from error
     return Bundle(
         path=output,
         trials=manifest["trials"],

@@ -30,7 +30,7 @@ def in_one_line(error: BaseException) -> str:
 def unwritable(path: Path, error: OSError) -> str:
     """That a file or folder, named with --output, cannot be written; why, and what would do."""
     folder = path.parent
-    if not folder.is_dir():
+    if isinstance(error, (FileNotFoundError, NotADirectoryError)) and not folder.is_dir():
         meant = f"there is no folder {folder}: make it, or name another place with --output"
     elif isinstance(error, IsADirectoryError):
         meant = "it is a folder: name a file in it with --output"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -74,9 +75,25 @@ def say(text: str) -> None:
     typer.echo(text, err=True)
 
 
+def in_json(value: Any) -> str:
+    """JSON as every command writes it."""
+    return json.dumps(value, indent=2, default=str)
+
+
 def show_json(value: Any) -> None:
     """Print JSON on stdout."""
-    typer.echo(json.dumps(value, indent=2, default=str))
+    typer.echo(in_json(value))
+
+
+@contextmanager
+def writing(output: Path) -> Iterator[None]:
+    """Around what writes to `--output`: where it cannot, the user is told so in a line."""
+    from sweep.telling import unwritable
+
+    try:
+        yield
+    except OSError as error:
+        raise UserError(unwritable(output, error)) from error
 
 
 def count(number: int, noun: str) -> str:
@@ -108,10 +125,16 @@ def where_option(results: str) -> str:
 
 def last_causes(ledger: Ledger) -> dict[str, str]:
     """Why the last attempt failed, of each trial that is not done and was not forgiven."""
-    rows = ledger.failures().sort_by("at").select(["trial_id", "cause"]).to_pylist()
-    last = {row["trial_id"]: row["cause"] for row in rows}
+    from sweep.ledger import MARKS
+
+    last: dict[str, str] = {}
+    for row in ledger.failures(columns=["trial_id", "cause", "at"]).sort_by("at").to_pylist():
+        if row["cause"] not in MARKS:
+            last[row["trial_id"]] = row["cause"]
+        elif row["cause"] == "retried":
+            last.pop(row["trial_id"], None)
     done = ledger.done()
-    return {trial: why for trial, why in last.items() if why != "retried" and trial not in done}
+    return {trial: why for trial, why in last.items() if trial not in done}
 
 
 def whole_id(prefix: str, known: Iterable[str], where: str) -> str:

@@ -20,6 +20,7 @@ from sweep.cli.common import (
     count,
     say,
     show_json,
+    writing,
 )
 
 if TYPE_CHECKING:
@@ -57,13 +58,12 @@ def attention(
     drawn = 0
     for point in drawable:
         try:
-            files = draw_attention(point, ledger.local, output)
+            with writing(output):
+                files = draw_attention(point, ledger.local, output)
         except DataError as error:
             lacking.append(f"{point.label}: {error}")
         except ValueError as error:
             never[str(error)] += 1
-        except OSError as error:
-            raise UserError(f"{output}: cannot be written ({error.strerror})") from error
         else:
             typer.echo("\n".join(map(str, files)))
             drawn += 1

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table as Grid
 
-from sweep.cli.common import Results, UserError, app, count, say
+from sweep.cli.common import Results, UserError, app, count, say, writing
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -58,7 +58,7 @@ def query(
     if output is None:
         _write(table, form, sys.stdout)
         return
-    try:
+    with writing(output):
         if form is Format.parquet:
             import pyarrow.parquet
 
@@ -66,8 +66,6 @@ def query(
         else:
             with output.open("w", encoding="utf-8", newline="") as stream:
                 _write(table, form, stream)
-    except OSError as error:
-        raise UserError(f"{output}: cannot be written ({error.strerror or error})") from error
     say(f"{output}: {count(table.num_rows, 'row')} written")
 
 

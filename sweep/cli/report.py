@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from sweep.cli.common import File, Results, UserError, app, say
+from sweep.cli.common import File, Results, app, say, writing
 
 
 class Kind(StrEnum):
@@ -33,12 +33,13 @@ def report(
     results: Results = "results",
 ) -> None:
     """Write one page of everything: table, claims, figures, cost, failures, provenance."""
-    from sweep.report import write
+    from sweep.ledger import Ledger
+    from sweep.report import render
+    from sweep.trials import load
 
-    try:
-        write(file, results, output)
-    except OSError as error:
-        raise UserError(f"{output}: cannot be written ({error.strerror})") from error
+    page = render(load(file), Ledger(results), results=results)
+    with writing(output):
+        output.write_text(page, encoding="utf-8")
     say(f"{output}: written")
 
 
@@ -64,10 +65,8 @@ def figures(
         if drawing.chart is None:
             say(f"not drawn: {drawing.kind}: {drawing.why}")
             continue
-        try:
+        with writing(output):
             files = save(drawing.chart.figure, output / f"{material.sweep.name}-{drawing.kind}")
-        except OSError as error:
-            raise UserError(f"{output}: cannot be written ({error.strerror})") from error
         typer.echo("\n".join(map(str, files)))
         drawn += 1
     if not drawn:

@@ -15,15 +15,15 @@ from sweep.cli.common import (
     AsJson,
     File,
     Results,
-    UserError,
     app,
     count,
+    in_json,
     say,
     whole_id,
+    writing,
 )
 
 if TYPE_CHECKING:
-    from fpt.spec import JSON
     from sweep.ledger import Ledger
 
 TAIL = 12
@@ -69,7 +69,7 @@ def table(
 
     built = build(load(file), Ledger(results))
     if as_json:
-        _write(_json(built.to_json()), output)
+        _write(in_json(built.to_json()), output)
     elif form is Format.terminal and output is None:
         Console().print(built.to_rich())
     else:
@@ -103,7 +103,7 @@ def claims(
     for warning in sweep.warnings:
         say(f"warning: {warning}")
     if as_json:
-        _write(_json(judged.record()), output)
+        _write(in_json(judged.record()), output)
     elif form is ClaimsFormat.terminal and output is None:
         Console().print(judged.to_rich())
     else:
@@ -116,19 +116,13 @@ def claims(
         _write(forms[form](), output)
 
 
-def _json(value: JSON) -> str:
-    return json.dumps(value, indent=2, default=str)
-
-
 def _write(text: str, output: Path | None) -> None:
     """To a file, or to stdout."""
     if output is None:
         typer.echo(text.rstrip("\n"))
         return
-    try:
+    with writing(output):
         output.write_text(text.rstrip("\n") + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{output}: cannot be written ({error.strerror})") from error
     say(f"{output}: written")
 
 

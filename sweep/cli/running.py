@@ -36,6 +36,15 @@ if TYPE_CHECKING:
     from sweep.trials import Point, Sweep
 
 
+def _some_time(hours: float | None) -> float | None:
+    if hours is not None and not hours > 0:
+        raise UserError(
+            f"--hours {hours:g}: no time to run in; give hours above 0, such as 0.5, or leave it "
+            "out: then `limits.hours` of the sweep file counts, and without that nothing ends a run"
+        )
+    return hours
+
+
 @app.command(epilog="Example: sweep run experiments/quickstart.yaml")
 def run(
     file: File,
@@ -51,7 +60,8 @@ def run(
         bool, typer.Option("--stale", help="Train stale trials anew (an older task version).")
     ] = False,
     hours: Annotated[
-        float | None, typer.Option(min=0.0, help="Stop after so long; default: `limits.hours`.")
+        float | None,
+        typer.Option(callback=_some_time, help="Stop after so long; default: `limits.hours`."),
     ] = None,
     prune: Annotated[
         bool, typer.Option("--prune", help="Forget trials that the file no longer has.")

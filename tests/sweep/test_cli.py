@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import re
 import shlex
 from collections.abc import Callable
@@ -244,6 +246,55 @@ def test_table_goes_to_a_file_or_says_why_not(file: Path, command: Command) -> N
     assert "no/such/folder/table.md: cannot be written" in refused.err
 
 
+@pytest.mark.parametrize(
+    ("argv", "output"),
+    [
+        (["report", "tiny.yaml"], "no/such/page.html"),
+        (["table", "tiny.yaml", "--json"], "no/such/table.json"),
+        (["export", "tiny.yaml"], "no/such/bundle.zip"),
+        (["query", "SELECT 1"], "no/such/rows.txt"),
+        (["query", "SELECT 1", "--format", "parquet"], "no/such/rows.parquet"),
+        (["figures", "tiny.yaml", "--only", "curves"], "tiny.yaml/figures"),
+    ],
+)
+@pytest.mark.usefixtures("ledger")
+def test_an_output_that_cannot_be_written_is_told_in_a_line(
+    argv: list[str], output: str, command: Command
+) -> None:
+    result = command(*argv, "-o", output)
+
+    assert result.code == 2
+    assert result.err.count("\n") == 1
+    assert result.err.startswith(f"{output}: cannot be written (No")
+    assert f"there is no folder {Path(output).parent}: make it, or name another" in result.err
+
+
+def test_a_full_disk_is_told_in_a_line(
+    file: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_args: object, **_options: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", full)
+
+    for name in ("report", "table"):
+        result = command(name, file, "-o", "page")
+        assert result.code == 2
+        assert result.err == (
+            "page: cannot be written (No space left on device); make room there, or name another "
+            "place with --output\n"
+        )
+
+
+@pytest.mark.parametrize("hours", ["0", "-1", "nan"])
+def test_a_run_without_time_is_refused(hours: str, file: Path, command: Command) -> None:
+    result = command("run", file, "--hours", hours)
+
+    assert result.code == 2
+    assert result.err.startswith(f"--hours {hours}: no time to run in; give hours above 0")
+    assert not Path("results").exists()
+
+
 @pytest.mark.parametrize("form", ["terminal", "md", "tex", "html", "csv"])
 def test_a_table_of_nothing_is_still_a_table(form: str, file: Path, command: Command) -> None:
     result = command("table", file, "--format", form)
@@ -339,6 +390,23 @@ def test_retry_lets_a_failed_trial_run_again(ledger: Ledger, file: Path, command
     assert "cause: data" in command("show", failed.trial_id).out
 
 
+def test_a_mark_of_work_done_twice_hides_no_failure(
+    ledger: Ledger, file: Path, command: Command
+) -> None:
+    # An attempt found a row of somebody else's, and that row was lost since.
+    failed = load(file).points[1]
+    row = ledger.failures([failed.trial_id]).to_pylist()[0]
+
+    ledger.fail(row | {"attempt": new_attempt(), "cause": "doubled", "at": datetime.now(UTC)})
+    causes = cli.common.last_causes(ledger)
+    told = command("status").out
+    ledger.forgive([failed.trial_id])
+
+    assert causes == {failed.trial_id: "data"}
+    assert "failed, by cause: 1 data" in told
+    assert cli.common.last_causes(ledger) == {}
+
+
 @pytest.mark.parametrize(
     ("outcome", "code", "said", "unsaid"),
     [
@@ -394,6 +462,19 @@ def test_gc_removes_what_nothing_needs(ledger: Ledger, file: Path, command: Comm
     assert ledger.backbones() == set()
     assert len(ledger.done()) == 1
     assert ledger.curves().num_rows == 30
+
+
+def test_gc_removes_the_claims_of_killed_runs(ledger: Ledger, file: Path, command: Command) -> None:
+    lease = ledger.lease("driver-one")
+    assert lease is not None
+    ledger.claims(lease).take([point.trial_id for point in load(file).points])
+
+    assert "a run is under way" in command("gc", "--yes").err
+    assert list(Path(ledger.uri).glob("leases/trials/*"))
+    lease.release()
+
+    assert "2 claims of runs that were killed removed" in command("gc").err
+    assert not list(Path(ledger.uri).glob("leases/trials/*"))
 
 
 def test_gc_keeps_what_the_files_need(ledger: Ledger, file: Path, command: Command) -> None:
