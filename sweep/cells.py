@@ -25,7 +25,7 @@ from typing import Any, Literal, TypeGuard
 
 from fpt.spec import JSON
 from fpt.tasks.base import Baseline
-from sweep.convergence import Convergence, convergence
+from sweep.convergence import Convergence, convergence, judged_split
 from sweep.ledger import WAITS, Ledger
 from sweep.published import ACCURACY, Figure, Reference, differences, references
 from sweep.schema import CONVERGENCE, ConvergenceSpec, SweepFileError, TableSpec
@@ -67,6 +67,13 @@ def is_accuracy(metric: str) -> bool:
 def words(metric: str) -> str:
     """A metric as people write it: test accuracy."""
     return metric.replace("_", " ")
+
+
+def unit(metric: str) -> str:
+    """What a table gives a metric in: per cent, nats, or "" for what is a mere number."""
+    if is_accuracy(metric):
+        return "per cent"
+    return "nats" if metric.endswith("_loss") else ""
 
 
 def in_unit(metric: str, value: float) -> float:
@@ -217,6 +224,20 @@ def traits(points: Sequence[Point]) -> tuple[str, ...]:
 Grid = Mapping[tuple[str, str, str], Cell]
 """(row, column, metric) -> cell, in the order of the sweep file; a combination that the sweep
 leaves out is not in it."""
+
+
+def declared(sweep: Sweep) -> TableSpec:
+    """What the sweep file says of its table.
+
+    Raises:
+        SweepFileError: If it asks for none.
+    """
+    if sweep.table is None:
+        example = "table: {rows: pretraining, columns: task}"
+        raise SweepFileError(
+            [f"{sweep.file}: table: missing; add one, such as `{example}`, over its axes"]
+        )
+    return sweep.table
 
 
 def grid(sweep: Sweep, spec: TableSpec, ledger: Ledger) -> Grid:
@@ -409,8 +430,7 @@ def is_number(value: float | None) -> TypeGuard[float]:
 def _converged(
     ledger: Ledger, points: Sequence[Point], rule: ConvergenceSpec
 ) -> dict[str, Convergence]:
-    # The protocol paper has no validation split: there the curve is that of its test batches.
-    split = {p.trial_id: "test" if p.like.protocol == "paper" else "validation" for p in points}
+    split = {p.trial_id: judged_split(p.like.protocol) for p in points}
     curves: dict[str, tuple[list[int], list[float]]] = {name: ([], []) for name in split}
     names = ["trial_id", "split", "step", "accuracy"]
     read = ledger.curves(list(split), columns=names).to_pydict()  # by trial, split and step

@@ -31,7 +31,7 @@ import numpy as np
 
 from fpt.spec import JSON
 from sweep import pairing, tuning, typeset
-from sweep.cells import FACTS, Found, in_unit, is_accuracy, is_number, traits, words
+from sweep.cells import FACTS, Found, in_unit, is_accuracy, is_number, traits, unit, words
 from sweep.ledger import Ledger
 from sweep.schema import (
     CONVERGENCE,
@@ -43,7 +43,7 @@ from sweep.schema import (
 )
 from sweep.stats import LEVEL, holm, paired, pairs_needed, stratified
 from sweep.trials import Point, Sweep, load
-from sweep.typeset import Entry, Line, Sheet
+from sweep.typeset import Entry, Footnotes, Line, Sheet
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -534,22 +534,9 @@ def _figures(found: Found, arm: _Arm, metric: MetricName) -> dict[pairing.Labels
 # --- as it is printed ---------------------------------------------------------------------------
 
 
-class _Notes:
-    # Footnotes, lettered as they come up; each once.
-
-    def __init__(self) -> None:
-        self.marks: dict[str, str] = {}
-
-    def mark(self, text: str) -> str:
-        return self.marks.setdefault(text, typeset.letter(len(self.marks)))
-
-    def lettered(self) -> tuple[tuple[str, str], ...]:
-        return tuple((mark, text) for text, mark in self.marks.items())
-
-
 def _sheet(judged: Judged) -> Sheet:
-    contrasts, notes = judged.contrasts, _Notes()
-    metrics = dict.fromkeys(words(one.metric) + _unit(one.metric) for one in contrasts)
+    contrasts, notes = judged.contrasts, Footnotes()
+    metrics = dict.fromkeys(_named(one.metric) for one in contrasts)
     axes = dict.fromkeys(axis for one in contrasts for axis in one.place)
     common = [n for n in contrasts[0].notes if all(n in one.notes for one in contrasts)]
     # What is the same for all is said once, so that narrow terminals hold the rest.
@@ -594,7 +581,7 @@ def _general(
 
 
 def _summary(judged: Judged) -> Sheet:
-    notes = _Notes()
+    notes = Footnotes()
     several = len({one.metric for one in judged.aggregates}) > 1
     lines = []
     for one in judged.aggregates:
@@ -619,10 +606,10 @@ def _summary(judged: Judged) -> Sheet:
     )
 
 
-def _unit(metric: str) -> str:
-    if is_accuracy(metric):
-        return " (points)"
-    return " (nats)" if metric.endswith("_loss") else ""
+def _named(metric: str) -> str:
+    # A metric with the unit of its differences: per cents differ by points.
+    own = "points" if is_accuracy(metric) else unit(metric)
+    return words(metric) + (f" ({own})" if own else "")
 
 
 def _difference(one: Contrast) -> str:

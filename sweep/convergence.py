@@ -28,6 +28,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fpt.tasks.base import ProtocolName
+
 ROUNDING = 1e-9
 """What a difference may be beyond the tolerance: accuracies are rounded, and often equal it."""
 
@@ -40,6 +42,11 @@ class Convergence:
     """The step; None: not in the steps that it had."""
     reason: str = ""
     """Why there is none, in a few words that can be counted over trials."""
+
+
+def judged_split(protocol: ProtocolName) -> str:
+    """The split whose accuracy is a trial's curve: the protocol paper has no validation split."""
+    return "test" if protocol == "paper" else "validation"
 
 
 def convergence(

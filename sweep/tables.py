@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING
 
 from fpt.spec import JSON
 from sweep import tuning, typeset
-from sweep.cells import FACTS, WIDEST, Cell, Grid, grid, is_accuracy, traits, words
+from sweep.cells import FACTS, WIDEST, Cell, Grid, declared, grid, is_accuracy, traits, unit, words
 from sweep.ledger import Ledger
 from sweep.published import ACCURACY, Reference, references
-from sweep.schema import CONVERGENCE, SweepFileError, TableSpec
+from sweep.schema import CONVERGENCE, TableSpec
 from sweep.stats import Interval
 from sweep.trials import Sweep, load
-from sweep.typeset import Entry, Line, Sheet
+from sweep.typeset import Entry, Footnotes, Line, Sheet
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -138,12 +138,7 @@ def build(sweep: Sweep, ledger: Ledger) -> Table:
             configs.
         sweep.ledger.LedgerError: If the ledger cannot be read.
     """
-    spec = sweep.table
-    if spec is None:
-        example = "table: {rows: pretraining, columns: task}"
-        raise SweepFileError(
-            [f"{sweep.file}: table: missing; add one, such as `{example}`, over its axes"]
-        )
+    spec = declared(sweep)
     cells = grid(sweep, spec, ledger)
     metrics = 1 if isinstance(spec.value, str) else len(spec.value)
     inside = sum(cell.expected for cell in cells.values()) // metrics
@@ -198,7 +193,7 @@ class _Printer:
         # Facts name themselves: a metric that is alone beside them is told in the notes.
         self.metrics = tuple(metric for metric in metrics if metric not in FACTS) or metrics
         self.several = len(self.metrics) > 1
-        self.marks: dict[str, str] = {}
+        self.notes = Footnotes()
         self.data = _data(self.cells)
 
     def sheet(self) -> Sheet:
@@ -215,7 +210,7 @@ class _Printer:
             traits = [self._traits(cell) for cell in cells if cell and cell.metric not in FACTS]
             first = traits[0] if traits else ()
             common = [one for one in first if all(one in own for own in traits)]
-            label = Entry(row, tuple(map(self._mark, common)))
+            label = Entry(row, tuple(map(self.notes.mark, common)))
             entries = [self._ours(cell, common) for cell in cells]
             if beside:
                 entries.append(self._baseline(cells))
@@ -228,8 +223,7 @@ class _Printer:
             entries = [self._baseline(column.cells.values()) for column in columns]
             lines.append(Line("baseline", Entry("trivial baseline"), tuple(entries)))
         heads += ["trivial baseline"] * beside
-        lettered = [(mark, text) for text, mark in self.marks.items()]
-        notes = (*self._general_notes(), *lettered, *self._reference_notes())
+        notes = (*self._general_notes(), *self.notes.lettered(), *self._reference_notes())
         return Sheet(table.title, table.spec.rows, tuple(heads), tuple(lines), notes)
 
     def _head(self, label: str, metric: str) -> str:
@@ -242,9 +236,6 @@ class _Printer:
         configs = [(key(cell), cell.points[0].config) for cell in self.cells]
         tasks = [(line, (config.task, config.protocol)) for line, config in configs]
         return all(seen.setdefault(line, task) == task for line, task in tasks)
-
-    def _mark(self, text: str) -> str:
-        return self.marks.setdefault(text, typeset.letter(len(self.marks)))
 
     def _ours(self, cell: Cell | None, common: Collection[str]) -> Entry:
         if cell is None:
@@ -260,7 +251,7 @@ class _Printer:
         notes = list(_fates(cell))
         if cell.metric not in FACTS:
             notes.extend(one for one in self._traits(cell) if one not in common)
-        marks = tuple(self._mark(note) for note in notes)
+        marks = tuple(self.notes.mark(note) for note in notes)
         said = cell.state if cell.state in ("missing", "provisional") else ""
         return Entry(text, marks, said=said, cell=f"cell-{cell.points[0].cell_id}")
 
@@ -274,7 +265,7 @@ class _Printer:
             return Entry("")
         figure = cell.figure
         text = figure.value if figure.unit == ACCURACY else f"{figure.number:,.0f}"
-        marks = [self._mark(figure.note)] if figure.note else []
+        marks = [self.notes.mark(figure.note)] if figure.note else []
         if cell.difference is not None:
             digits = 1 if is_accuracy(cell.metric) else 0
             # Adding zero turns -0.0, which would print its sign, into 0.0.
@@ -290,7 +281,7 @@ class _Printer:
         for cell in cells:
             if cell and cell.baseline:
                 rule = cell.baseline.rule
-                marks = (self._mark(f"trivial baseline: {rule}"),) if rule else ()
+                marks = (self.notes.mark(f"trivial baseline: {rule}"),) if rule else ()
                 return Entry(f"{cell.baseline.accuracy:.1f}", marks)
         return Entry("")
 
@@ -299,11 +290,11 @@ class _Printer:
             yield "", "the sweep has no trial on the axes of this table"
             return
         metrics = self.metrics
-        what = "" if self.several else f"{words(*metrics)}{_unit(*metrics)}: "
-        units = [f"{words(m)}{_unit(m)}" for m in metrics if _unit(m)] if self.several else []
+        units = [f"{words(metric)}, {unit(metric)}" for metric in metrics if unit(metric)]
+        what = "" if self.several else f"{(units or [words(*metrics)])[0]}: "
         seeds = f"mean ± half-width of the 95 % Student-t interval over {self.usual} seeds"
         seeds = seeds if self.usual > 1 else "one seed, hence no interval"
-        yield "", "; ".join((what + seeds, *units))
+        yield "", "; ".join((what + seeds, *(units if self.several else ())))
         if any(cell.finished < cell.expected or cell.expected != self.usual for cell in self.cells):
             yield "", "n/N: trials of the cell that have ended, of those that there are to be"
         if CONVERGENCE in metrics:
@@ -460,12 +451,6 @@ def _sizes(cell: Cell) -> dict[str, float]:
 
 def _examples(number: float) -> str:
     return f"{number:,.0f}" if math.isfinite(number) else "without end"
-
-
-def _unit(metric: str) -> str:
-    if is_accuracy(metric):
-        return ", per cent"
-    return ", nats" if metric.endswith("_loss") else ""
 
 
 def _mean(cell: Cell, interval: Interval) -> str:

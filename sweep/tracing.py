@@ -23,7 +23,7 @@ from typing import Any
 from fpt.spec import JSON
 from sweep import tracking
 from sweep.accounting import Spent, spent_on
-from sweep.cells import Cell, grid
+from sweep.cells import Cell, declared, grid
 from sweep.ledger import MARKS, Ledger
 from sweep.planning import Status, plan
 from sweep.schema import SweepFileError, TableSpec
@@ -215,8 +215,7 @@ def trace(sweep: Sweep, ledger: Ledger, row: str, column: str, metric: str | Non
             run=runs.get(name),
         )
 
-    assert sweep.table is not None
-    values = _values(sweep, sweep.table, ledger, cell)
+    values = _values(sweep, declared(sweep), ledger, cell)
     file, fresh = shlex.quote(str(sweep.file)), _fresh(ledger)
     only = " ".join(f"--only {shlex.quote(one)}" for one in _patterns(sweep, cell.points))
     return Trace(
@@ -230,12 +229,7 @@ def trace(sweep: Sweep, ledger: Ledger, row: str, column: str, metric: str | Non
 
 
 def _cell(sweep: Sweep, ledger: Ledger, row: str, column: str, metric: str | None) -> Cell:
-    spec = sweep.table
-    if spec is None:
-        example = "table: {rows: pretraining, columns: task}"
-        raise SweepFileError(
-            [f"{sweep.file}: table: missing; add one, such as `{example}`, over its axes"]
-        )
+    spec = declared(sweep)
     metrics = [spec.value] if isinstance(spec.value, str) else list(spec.value)
     axes = (spec.rows,) if spec.columns is None else (spec.rows, spec.columns)
     inside = [point for point in sweep.points if all(axis in point.labels for axis in axes)]

@@ -63,9 +63,20 @@ class Sheet:
     """(mark, text); a note about the whole table has no mark."""
 
 
-def letter(number: int) -> str:
-    """The mark of a footnote: a, b ... z, aa, bb ..."""
-    return chr(ord("a") + number % 26) * (number // 26 + 1)
+class Footnotes:
+    """Footnotes of a sheet, lettered as they come up, in reading order; each once."""
+
+    def __init__(self) -> None:
+        self._marks: dict[str, str] = {}
+
+    def mark(self, text: str) -> str:
+        """The mark of a footnote, which is made if its text is a new one: a, b ... z, aa, bb ..."""
+        number = len(self._marks)
+        return self._marks.setdefault(text, chr(ord("a") + number % 26) * (number // 26 + 1))
+
+    def lettered(self) -> tuple[tuple[str, str], ...]:
+        """(mark, text) of each."""
+        return tuple((mark, text) for text, mark in self._marks.items())
 
 
 # --- Markdown -----------------------------------------------------------------------------------

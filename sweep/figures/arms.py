@@ -90,11 +90,6 @@ class Curves:
         return self._step[run][finite], self._accuracy[run][finite]
 
 
-def evaluated(point: Point) -> str:
-    """The split whose accuracy a trial's curve is: the protocol paper has no validation split."""
-    return "test" if point.config.protocol == "paper" else "validation"
-
-
 @dataclass(frozen=True)
 class Material:
     """A sweep with what the ledger has of its trials, as far as figures need it."""

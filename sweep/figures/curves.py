@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from sweep.convergence import convergence as judged
-from sweep.figures.arms import Arm, Material, evaluated
+from sweep.convergence import judged_split
+from sweep.figures.arms import Arm, Material
 from sweep.figures.style import Chart, UndrawableError, clipped, legend, look, panels
 from sweep.schema import ConvergenceSpec
 from sweep.stats import t_interval
@@ -75,7 +76,7 @@ def learning(material: Material) -> Chart:
     Raises:
         UndrawableError: If no trial has a curve.
     """
-    bundles = [_bundle(material, arm, evaluated(arm.points[0])) for arm in material.shown]
+    bundles = [_bundle(material, arm, judged_split(arm.config.protocol)) for arm in material.shown]
     fine = [len(bundle.steps) for bundle in bundles if len(bundle.steps)]
     training = not fine or float(np.median(fine)) < FINE
     if training:  # Its records are many where evaluations are few.
@@ -130,7 +131,7 @@ def learning(material: Material) -> Chart:
 
 
 def _splits(bundles: Sequence[_Bundle]) -> str:
-    splits = dict.fromkeys(evaluated(bundle.arm.points[0]) for bundle in bundles)
+    splits = dict.fromkeys(judged_split(bundle.arm.config.protocol) for bundle in bundles)
     return " or ".join(splits)
 
 
@@ -216,7 +217,7 @@ def _times(material: Material, arm: Arm, rule: ConvergenceSpec) -> _Times:
         if material.rows.get(point.trial_id, {}).get("outcome") != "done":
             continue
         ended += 1
-        at, accuracies = material.curves.of(point.trial_id, evaluated(point))
+        at, accuracies = material.curves.of(point.trial_id, judged_split(point.config.protocol))
         when = judged(
             at.tolist(), accuracies.tolist(), tolerance=rule.tolerance, smoothing=rule.smoothing
         )
