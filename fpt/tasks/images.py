@@ -271,9 +271,6 @@ class Mnist(PublishedImages):
     """The Hub's revision; not used with a folder."""
 
 
-CIFAR10_REVISION = "0b2714987fa478483af9968de7c934580d0bb9a2"
-CIFAR10_FILES = ("README.md", "plain_text/train-*.parquet", "plain_text/test-*.parquet")
-
 CIFAR10_MEAN = np.array([0.4914, 0.4822, 0.4465], dtype=np.float32)
 CIFAR10_DEVIATION = np.array([0.2023, 0.1994, 0.2010], dtype=np.float32)
 """Of red, green and blue, as in the paper's code. Its deviations are the mean of those within each
@@ -336,60 +333,59 @@ def moved(
     return framed[np.arange(size)[:, None, None], row, column]
 
 
-class Cifar10(PublishedImages):
-    """CIFAR-10: 50,000 + 10,000 colour photographs of 32 x 32 in ten classes."""
+class Cifar10Images(PublishedImages):
+    """What both tasks on CIFAR-10 have in common; a subclass says what a pixel's numbers are."""
 
     height: ClassVar[int] = 32
     width: ClassVar[int] = 32
+    repository: ClassVar[str] = "uoft-cs/cifar10"
+    files: ClassVar[tuple[str, ...]] = (
+        "README.md", "plain_text/train-*.parquet", "plain_text/test-*.parquet"
+    )  # fmt: skip
+    column: ClassVar[str] = "img"
+
+    validation: int = Field(default=5_000, ge=1)
+    """Images of the validation split, taken from the training split (protocol sound)."""
+    revision: str = "0b2714987fa478483af9968de7c934580d0bb9a2"
+    """The Hub's revision; not used with a folder."""
+    augment: bool = True
+    """Training images are moved, mirrored and turned at random."""
+
+    def values(self, rng: np.random.Generator | None, pixels: np.ndarray) -> np.ndarray:
+        """Augmented in training; in [0, 1]."""
+        if rng is not None and self.augment:
+            pixels = augmented(rng, pixels)
+        return super().values(None, pixels)
+
+
+class Cifar10(Cifar10Images):
+    """CIFAR-10: 50,000 + 10,000 colour photographs of 32 x 32 in ten classes."""
+
     channels: ClassVar[int] = 3
     colours: ClassVar[tuple[int, ...]] = (3,)
-    repository: ClassVar[str] = "uoft-cs/cifar10"
-    files: ClassVar[tuple[str, ...]] = CIFAR10_FILES
-    column: ClassVar[str] = "img"
 
     name: Literal["cifar10"] = "cifar10"
     patch: int = Field(default=4, ge=1)
     """Side of a patch in pixels; divides 32."""
-    validation: int = Field(default=5_000, ge=1)
-    """Images of the validation split, taken from the training split (protocol sound)."""
-    revision: str = CIFAR10_REVISION
-    """The Hub's revision; not used with a folder."""
-    augment: bool = True
-    """Training images are moved, mirrored and turned at random."""
 
     def values(self, rng: np.random.Generator | None, pixels: np.ndarray) -> np.ndarray:
         """Augmented in training, and normalised by channel."""
-        if rng is not None and self.augment:
-            pixels = augmented(rng, pixels)
-        return (super().values(None, pixels) - CIFAR10_MEAN) / CIFAR10_DEVIATION
+        return (super().values(rng, pixels) - CIFAR10_MEAN) / CIFAR10_DEVIATION
 
 
-class Cifar10Lra(PublishedImages):
+class Cifar10Lra(Cifar10Images):
     """CIFAR-10 in grey, a pixel a token: the image task of the Long Range Arena."""
 
-    height: ClassVar[int] = 32
-    width: ClassVar[int] = 32
     channels: ClassVar[int] = 1
     colours: ClassVar[tuple[int, ...]] = (3, 1)
-    repository: ClassVar[str] = "uoft-cs/cifar10"
-    files: ClassVar[tuple[str, ...]] = CIFAR10_FILES
-    column: ClassVar[str] = "img"
 
     name: Literal["cifar10-lra"] = "cifar10-lra"
     patch: int = Field(default=1, ge=1)
     """Side of a patch in pixels; divides 32."""
-    validation: int = Field(default=5_000, ge=1)
-    """Images of the validation split, taken from the training split (protocol sound)."""
-    revision: str = CIFAR10_REVISION
-    """The Hub's revision; not used with a folder."""
-    augment: bool = True
-    """Training images are moved, mirrored and turned at random."""
 
     def values(self, rng: np.random.Generator | None, pixels: np.ndarray) -> np.ndarray:
         """Augmented in training, made grey if they have colour, and brought to [-1, 1]."""
-        if rng is not None and self.augment:
-            pixels = augmented(rng, pixels)
-        values = super().values(None, pixels)
+        values = super().values(rng, pixels)
         if values.shape[-1] == 3:
             red, green, blue = np.moveaxis(values, -1, 0)
             values = (GREY[0] * red + GREY[1] * green + GREY[2] * blue)[..., None]
