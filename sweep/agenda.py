@@ -8,6 +8,9 @@ and these again, until the one that fails is alone: only then is it held against
 on from their states, in smaller packs. A worker may die of what is no trial's fault, so that its
 pack is tried again as it is, unless it has died at the same place before.
 
+What the first packs of a kind of trials show holds for the others: if one was too much for the
+memory, they are cut before they start; if they were no quicker, the rest goes alone.
+
 How often a trial is tried again is the sweep file's to say (`retry`), cause by cause. One that runs
 out of memory by itself is tried at the end, with nothing beside it, each batch in more parts.
 """
@@ -15,12 +18,13 @@ out of memory by itself is tried at the end, with nothing beside it, each batch 
 from __future__ import annotations
 
 import heapq
-from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from sweep.ledger import WAITS, new_attempt
+from sweep.packing import ENOUGH, kind_of
 from sweep.trials import Point
 from sweep.worker import Job, Result
 
@@ -61,6 +65,9 @@ Claim = Callable[[Sequence[str]], Collection[str]]
 Follow = Callable[[str], "Plan | None"]
 """Told the id of a trial that has ended, gives a plan of what has become known by it."""
 
+NoQuicker = Callable[[], Set[tuple[object, ...]]]
+"""Gives the kinds of trials that are by now measured to be no quicker in packs."""
+
 
 @dataclass(frozen=True)
 class _Todo:
@@ -90,6 +97,7 @@ class Agenda:
         accumulation: Mapping[str, int] | None = None,
         claim: Claim | None = None,
         follow: Follow | None = None,
+        no_quicker: NoQuicker | None = None,
     ) -> None:
         """Take a plan.
 
@@ -102,6 +110,8 @@ class Agenda:
             claim: Asked before trials are handed out. Default: all are ours.
             follow: Called with the id of each trial that has ended with a row; gives a plan of the
                 trials that have become known by it, if there are any.
+            no_quicker: Called once enough trials of a kind have ended in packs; what it gives is
+                no longer packed. Default: nothing.
         """
         self.emit = emit
         self.stopped: str | None = None
@@ -117,6 +127,11 @@ class Agenda:
         self._limits = planned.sweep.spec.limits
         self._claim: Claim = claim or (lambda ids: ids)
         self._follow: Follow = follow or (lambda trial_id: None)
+        self._no_quicker: NoQuicker = no_quicker or frozenset
+        self._most: dict[tuple[object, ...], int] = {}
+        """Kind of trial -> the most of them in a pack, where packs have shown that."""
+        self._packed: Counter[tuple[object, ...]] = Counter()
+        """Kind of trial -> how many of them have ended in packs."""
         self._tries: Counter[tuple[str, str]] = Counter()
         """Trial id, cause -> failures in this run that are held against the trial."""
         self._packs = [_Todo(p.points, p.resources, p.extends) for p in planned.packs]
@@ -130,8 +145,10 @@ class Agenda:
         """A heap of packs, by their place in the plan."""
         self._last: list[int] = []
         """Those that are to be alone, in the order to try them."""
-        self._elsewhere: list[int] = []
+        self._elsewhere: deque[int] = deque()
         """Those that other drivers train."""
+        self._asked: set[int] = set()
+        """Those of them that are asked for anew."""
         self._users: dict[str, set[int]] = defaultdict(set)
         """Trial id -> the packs that wait for its backbone."""
         self._alike: dict[tuple[str | None, str | None], set[str]] = defaultdict(set)
@@ -175,10 +192,15 @@ class Agenda:
                 found.setdefault(name, {})[cause] = number
         return found
 
-    def look_again(self) -> None:
-        """Take what other drivers had for ours, until the claim says otherwise."""
-        elsewhere, self._elsewhere = self._elsewhere, []
-        for index in elsewhere:
+    def look_again(self, most: int) -> None:
+        """Take so many packs that other drivers had for ours, until the claim says otherwise.
+
+        Not all of them: each one costs a request or two. For each that turns out to be ours `next`
+        takes one more.
+        """
+        for _ in range(min(most, len(self._elsewhere))):
+            index = self._elsewhere.popleft()
+            self._asked.add(index)
             self._enqueue(index)
 
     def stop(self, why: str) -> None:
@@ -190,13 +212,17 @@ class Agenda:
     def next(self) -> Job | None:
         """The next job; None where nothing is left, or all that is left waits for a running one."""
         while (index := self._pop()) is not None:
-            pack = self._packs[index]
+            pack = self._packs[index] = self._no_larger_than_known(self._packs[index])
             claimed = set(self._claim([point.trial_id for point in pack.points]))
             ours = tuple(p for p in pack.points if p.trial_id in claimed)
             theirs = tuple(p for p in pack.points if p.trial_id not in claimed)
+            asked = index in self._asked
+            self._asked.discard(index)
             if not ours:
                 self._elsewhere.append(index)
                 continue
+            if asked:
+                self.look_again(1)
             if theirs:
                 pack = self._packs[index] = replace(pack, points=ours)
                 self._packs.append(replace(pack, points=theirs))
@@ -212,6 +238,33 @@ class Agenda:
         if self._ready:
             return heapq.heappop(self._ready)
         return self._last.pop(0) if self._last and not self.running else None
+
+    def _no_larger_than_known(self, pack: _Todo) -> _Todo:
+        """The first part of a pack that another one like it has shown to be too large."""
+        if not self._most or len(pack.points) == 1:
+            return pack
+        kinds = {kind_of(point.config) for point in pack.points}
+        most = min(self._most.get(kind, len(pack.points)) for kind in kinds)
+        if most >= len(pack.points):
+            return pack
+        for start in range(most, len(pack.points), most):
+            self._packs.append(replace(pack, points=pack.points[start : start + most]))
+            self._enqueue(len(self._packs) - 1)
+        return replace(pack, points=pack.points[:most])
+
+    def _learn(self, job: Job, results: Sequence[Result]) -> None:
+        """Take in what a pack has shown of others like it."""
+        if len(job.points) == 1:
+            return
+        kinds = Counter(kind_of(point.config) for point in job.points)
+        if any(result.cause == "memory" for result in results):
+            half = (len(job.points) + 1) // 2
+            self._most |= {kind: min(half, self._most.get(kind, half)) for kind in kinds}
+            return
+        new = {kind for kind in kinds if self._packed[kind] < ENOUGH}
+        self._packed += kinds
+        if any(self._packed[kind] >= ENOUGH for kind in new):
+            self._most |= dict.fromkeys(kinds.keys() & self._no_quicker(), 1)
 
     def _start(self, index: int, pack: _Todo) -> Job:
         ids = [point.trial_id for point in pack.points]
@@ -236,6 +289,7 @@ class Agenda:
         job = self.running.pop(attempt)
         pack = self._packs[self._pack_of.pop(attempt)]
         points = {point.trial_id: point for point in job.points}
+        self._learn(job, results)
         failed = {r.trial_id: r for r in results if r.status == "failed"}
         died = {name: r.step or 0 for name, r in failed.items() if r.cause == "worker"}
         again: list[Point] = []

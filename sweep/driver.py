@@ -30,8 +30,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from sweep import lock, preflight, pricing, tuning, worker
-from sweep.agenda import Agenda, OnEvent
+from sweep import lock, packing, preflight, pricing, tuning, worker
+from sweep.agenda import Agenda, NoQuicker, OnEvent
 from sweep.agenda import Event as Event
 from sweep.connection import ClusterError as ClusterError
 from sweep.connection import cluster_id, connected, entrusted, environment
@@ -63,6 +63,9 @@ CHORE_SECONDS = 2.0
 
 LOOK_AGAIN_SECONDS = 3.0
 """Between two looks at the trials that other drivers train."""
+
+LOOK_AGAIN_PACKS = 4
+"""Packs that such a look asks for, a slot."""
 
 WORD_SECONDS = 30.0
 """With nothing running, after which people are told what is waited for."""
@@ -205,7 +208,7 @@ def _beyond(planned: Plan, known: Collection[str]) -> bool:
 
 def _until(sweep: Sweep, hours: float | None, began: float) -> float | None:
     """When the time budget ends, by the monotonic clock."""
-    hours = hours or sweep.spec.limits.hours
+    hours = sweep.spec.limits.hours if hours is None else hours
     return None if hours is None else began + 3600 * hours
 
 
@@ -501,6 +504,7 @@ def _drive(
             accumulation=accumulation,
             claim=_claimed(claims),
             follow=Unfolding(planned, ledger, stale=stale),
+            no_quicker=_measured(planned, ledger),
         )
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor = ray.remote(Line).options(
@@ -568,6 +572,20 @@ def _claimed(claims: Claims) -> Callable[[Sequence[str]], Collection[str]]:
             return ()  # asked for again, once storage answers
 
     return claim
+
+
+def _measured(planned: Plan, ledger: Ledger) -> NoQuicker | None:
+    """What packs do not help by now, where the sweep leaves it to us to form them."""
+    if planned.sweep.spec.pack != "auto":
+        return None
+
+    def no_quicker() -> frozenset[tuple[object, ...]]:
+        try:
+            return packing.no_quicker(ledger, planned.workers.device)
+        except LedgerError:
+            return frozenset()
+
+    return no_quicker
 
 
 class _Run:
@@ -699,7 +717,7 @@ class _Run:
         now = time.monotonic()
         if now - self._looked >= LOOK_AGAIN_SECONDS:
             self._looked = now
-            self.agenda.look_again()
+            self.agenda.look_again(LOOK_AGAIN_PACKS * self.slots)
         if not self.lease.held or len(self.agenda.running) >= self.slots:
             return None
         return self.agenda.next()
@@ -727,6 +745,7 @@ class _Run:
         """
         now = time.monotonic()
         if now - self._turned > CHORE_SECONDS:  # it was this process that stood still
+            self._held += now - self._turned
             for heard in self.heard.values():
                 heard.wait(now - self._turned)
         self._turned = now

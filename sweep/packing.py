@@ -59,6 +59,10 @@ GPU_MEMORY = 16e9
 ENOUGH = 3
 """Trials that must have been measured alone, and as many in packs, for the figures to count."""
 
+LEAST_SECONDS = 1.0
+"""Seconds of training of a trial for its figures to count: those of shorter ones are mostly a
+process's first steps."""
+
 BALANCED = 8
 """Packs a worker, up to which the last ones are made to end together. Of more, an idle worker at
 the end is a small part of the whole."""
@@ -203,6 +207,7 @@ def no_quicker(ledger: Ledger, device: str) -> frozenset[tuple[object, ...]]:
     for row in rows:
         # What several attempts took may have been taken in packs of several sizes.
         whole = row["attempts"] == 1 and row["extended_from"] is None and row["steps_trained"]
+        whole = whole and row["seconds"] >= LEAST_SECONDS
         if whole and row["device"] == device and row["pack_size"] is not None:
             kinds = taken.setdefault(tuple(row[name] for name in KIND_COLUMNS), {})
             both = kinds.setdefault(row["device_name"], ([], []))
@@ -285,9 +290,10 @@ def _divided(
     # Where a number of trials is given, rows do not count.
     weights = [one.rows if most is None else 1 for one in members]
     total = sum(weights)
+    least = min(parts, len(members))
     parts = max(parts, -(-total // (most or workers.rows)))
     packs = _cut(members, weights, parts)
-    while not all(_fits(pack, workers, most) for pack in packs):
+    while len(packs) < least or not all(_fits(pack, workers, most) for pack in packs):
         parts += max(1, parts // 20)
         packs = _cut(members, weights, parts)
     return [

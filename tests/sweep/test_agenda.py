@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +23,13 @@ class Stub:
     def __init__(self, name: str, parent: str | None = None) -> None:
         self.trial_id = self.label = self.cell_id = name
         self.parent = parent
-        self.config = SimpleNamespace(batch_size=16)
+        self.config = SimpleNamespace(batch_size=16, kind=name[0])
+
+
+@pytest.fixture(autouse=True)
+def kinds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trials whose names begin with the same letter are of a kind."""
+    monkeypatch.setattr("sweep.agenda.kind_of", lambda config: (config.kind,))
 
 
 def agenda_of(
@@ -352,12 +359,76 @@ def test_what_another_driver_trains_is_left_to_it_and_asked_for_again() -> None:
     assert agenda.elsewhere == ("m1", "b")
     end(agenda, job)
     assert not agenda.finished
-    agenda.look_again()
+    agenda.look_again(9)
     assert agenda.next() is None
     theirs.clear()
-    agenda.look_again()
+    agenda.look_again(9)
     assert run_out(agenda, lambda job: None) == ["b", "m1"]
     assert agenda.finished
+
+
+def test_what_others_train_is_asked_for_a_few_at_a_time_and_on_as_long_as_it_is_free() -> None:
+    asked: list[str] = []
+    theirs = {str(i) for i in range(10)}
+
+    def claim(ids: Sequence[str]) -> list[str]:
+        asked.extend(ids)
+        return [i for i in ids if i not in theirs]
+
+    agenda, _ = agenda_of(*map(Stub, sorted(theirs)), Stub("mine"), claim=claim)
+    assert name(agenda.next()) == "mine"
+    assert agenda.next() is None
+    assert asked == [*sorted(theirs), "mine"]
+
+    asked.clear()
+    agenda.look_again(3)
+    assert agenda.next() is None
+    assert asked == ["0", "1", "2"]
+    # The next ones, not the same again.
+    asked.clear()
+    agenda.look_again(1)
+    assert agenda.next() is None
+    assert asked == ["3"]
+    # Their driver is gone: one look is enough for all of them.
+    theirs.clear()
+    agenda.look_again(1)
+    assert [name(agenda.next()) for _ in range(11)] == [*"4567890123", None]
+
+
+def test_what_is_no_quicker_in_packs_is_no_longer_packed() -> None:
+    measured: set[tuple[str]] = set()
+    looks = 0
+
+    def no_quicker() -> set[tuple[str]]:
+        nonlocal looks
+        looks += 1
+        return measured
+
+    a = [tuple(Stub(f"a{3 * i + j}") for j in range(3)) for i in range(3)]
+    b = [tuple(Stub(f"b{2 * i + j}") for j in range(2)) for i in range(3)]
+    agenda, events = agenda_of(a[0], b[0], a[1], b[1], a[2], b[2], no_quicker=no_quicker)
+
+    first, second = agenda.next(), agenda.next()
+    assert first is not None
+    assert second is not None
+    end(agenda, second)
+    assert not looks  # two are too few to tell
+    measured.add(("a",))
+    end(agenda, first)
+    assert looks == 1
+    trained = run_out(agenda, lambda job: None)
+    assert trained == ["a3", "b2 b3", "a6", "b4 b5", "a4", "a5", "a7", "a8"]
+    assert looks == 2
+    assert not [event for event in events if event.kind == "message"]
+
+
+def test_what_was_too_much_for_the_memory_is_cut_before_it_is_tried_again() -> None:
+    packs = [tuple(Stub(f"m{4 * i + j}") for j in range(4)) for i in range(2)]
+    agenda, _ = agenda_of(*packs, Stub("other"))
+
+    trained = run_out(agenda, lambda job: FULL if len(job.points) > 2 else None)
+
+    assert trained == ["m0 m1 m2 m3", "m4 m5", "other", "m0 m1", "m2 m3", "m6 m7"]
 
 
 def test_the_seeds_of_one_config_are_no_many_configs() -> None:

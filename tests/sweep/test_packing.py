@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fpt.config import TrialConfig
@@ -128,7 +128,14 @@ members = st.fixed_dictionaries(
 )
 
 
+A_WORKER_EACH = [
+    {"bits": 2, "batch_size": size, "steps": 1000, "backbone_seed": 0, "train": "fpt"}
+    for size in (1, 1, 3)
+]
+
+
 @given(st.lists(members, max_size=25), st.integers(1, 5), st.none() | st.integers(1, 6))
+@example(A_WORKER_EACH, 3, None)
 def test_each_trial_is_in_one_pack_and_packs_hold_what_they_may(
     fields: list[dict[str, Any]], workers: int, most: int | None
 ) -> None:
@@ -192,6 +199,7 @@ def rows(ledger: Ledger, first: int, size: int, seconds: float, **more: Any) -> 
         (1.0, 1.1, {"attempts": 2}, False),
         (1.0, 1.1, {"extended_from": "0" * 12}, False),
         (1.0, 1.1, {"steps_trained": 200}, False),
+        (0.1, 0.2, {}, False),  # too short to tell
     ],
 )
 def test_the_ledger_tells_what_is_no_quicker_in_packs(
@@ -216,8 +224,8 @@ def test_one_machine_that_packs_help_is_enough_and_few_rows_are_not(tmp_path: Pa
     assert no_quicker(ledger, "cpu") == frozenset()
     ledger.commit(trial_row(point(5), pack_size=2, seconds=1.5))
     assert no_quicker(ledger, "cpu")
-    rows(ledger, 6, 1, 1.0, device_name="another processor")
-    rows(ledger, 9, 4, 0.5, device_name="another processor")
+    rows(ledger, 6, 1, 4.0, device_name="another processor")
+    rows(ledger, 9, 4, 2.0, device_name="another processor")
     assert no_quicker(ledger, "cpu") == frozenset()
 
 
