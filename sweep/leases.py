@@ -201,6 +201,8 @@ class Claims:
         self._lease = lease
         self._held: dict[str, int] = {}
         """Trial id -> number of our claim."""
+        self._let_go: set[str] = set()
+        """Of these the deletion is due, since storage failed."""
         self._mine = json.dumps({"lease": lease.name, "epoch": lease.epoch}).encode()
 
     def take(self, ids: Sequence[str]) -> set[str]:
@@ -219,6 +221,7 @@ class Claims:
 
     def _take(self, trial: str, alive: dict[str, int | None]) -> bool:
         if trial in self._held:
+            self._let_go.discard(trial)
             return True
         number = 1
         while True:
@@ -246,10 +249,12 @@ class Claims:
         Raises:
             LedgerError: If the storage fails.
         """
-        numbers = {name: self._held.pop(name) for name in ids if name in self._held}
+        self._let_go.update(name for name in ids if name in self._held)
         self._storage.delete(
-            _claim(name, one) for name, last in numbers.items() for one in range(1, last + 1)
+            _claim(name, one) for name in self._let_go for one in range(1, self._held[name] + 1)
         )
+        while self._let_go:
+            del self._held[self._let_go.pop()]
 
 
 def _claim(trial: str, number: int) -> str:

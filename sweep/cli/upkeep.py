@@ -60,6 +60,9 @@ def gc(
         say("name sweep files to learn which states and backbones their trials no longer need")
     if ledger.holders(DRIVER):
         raise UserError(f"{ledger.uri}: a run is under way; nothing is removed until it has ended")
+    # A claim is worth as much as the lease of its driver.
+    if claims := ledger.remove("leases", {"trials"}):
+        say(f"{count(claims, 'claim')} of runs that were killed removed")
     for kind, ids, why in offers:
         objects = ledger.usage()[kind][0] if ids is None else len(ids)
         if not objects:

@@ -675,6 +675,9 @@ def test_attention_draws_what_was_kept_and_says_what_was_not(
     one = command("attention", trained, "-o", "again", "--only", "*/frozen/*")
     assert one.code == 0
     assert Path("again", Path(files[0]).name).read_bytes() == Path(files[0]).read_bytes()
+    refused = command("attention", trained, "-o", "maps.yaml/figures", "--only", "*/frozen/*")
+    assert refused.code == 2
+    assert refused.err.startswith("maps.yaml/figures: cannot be written (Not a directory); ")
 
 
 def test_attention_of_nothing_is_refused(trained: Path, command: Command) -> None:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -18,7 +18,7 @@ import pytest
 from sweep import leases
 from sweep.leases import Leases
 from sweep.ledger import Ledger
-from sweep.storage import Entry, LedgerError, open_storage
+from sweep.storage import Entry, LedgerError, StorageError, open_storage
 
 
 class Clock:
@@ -337,6 +337,30 @@ def test_what_we_failed_to_let_go_of_is_still_ours(tmp_path: Path) -> None:
     assert ledger.claims(lease).take(TRIALS) == set(TRIALS)
 
     assert ledger.claims(lease).take(TRIALS) == set(TRIALS)
+
+
+def test_what_storage_kept_us_from_letting_go_of_is_let_go_of_the_next_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = Ledger(tmp_path)
+    one, other = ledger.lease("driver-one"), ledger.lease("driver-other")
+    assert one is not None
+    assert other is not None
+    mine, theirs = ledger.claims(one), ledger.claims(other)
+    assert mine.take(TRIALS) == set(TRIALS)
+
+    def away(paths: Iterable[str]) -> None:
+        raise StorageError("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mine._storage, "delete", away)
+        with pytest.raises(StorageError, match="away"):
+            mine.release(TRIALS[:2])
+    assert theirs.take(TRIALS) == set()
+    assert mine.take(TRIALS[:1]) == set(TRIALS[:1])  # to be tried once more
+    mine.release(TRIALS[2:])
+
+    assert theirs.take(TRIALS) == set(TRIALS[1:])
 
 
 def test_a_holder_says_what_it_wants_to_be_known(tmp_path: Path) -> None:
