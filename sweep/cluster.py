@@ -20,6 +20,7 @@ import shlex
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -455,16 +456,37 @@ def logs(client: JobSubmissionClient, job: Job) -> str:
 def follow(client: JobSubmissionClient, job: Job, write: Callable[[str], None]) -> Job:
     """Pass on what a job prints until it ends; returns how it ended.
 
+    Ray's stream of it breaks off, and may look well ended, where the head loses the job's node for
+    a moment. So it is the job that says whether it has ended. Each stream begins at the first line.
+
     Raises:
-        ClusterError: If the connection is lost.
+        ClusterError: If the cluster does not answer.
     """
+    from aiohttp import ClientError
+
+    written = 0
+
+    def pass_on(text: str, before: int = 0) -> None:
+        nonlocal written
+        if new := text[max(0, written - before) :]:
+            write(new)
+        written = max(written, before + len(text))
 
     async def lines() -> None:
+        before = 0
         async for text in client.tail_job_logs(job.id):
-            write(text)
+            pass_on(text, before)
+            before += len(text)
 
-    _told(job.id, lambda: asyncio.run(lines()))
-    return find(client, job.id)
+    while True:
+        with suppress(ClusterError, ClientError):
+            _told(job.id, lambda: asyncio.run(lines()))
+        now = find(client, job.id)
+        with suppress(ClusterError):  # its node may be gone for good
+            pass_on(logs(client, now))
+        if not now.running:
+            return now
+        time.sleep(1)
 
 
 def stop(client: JobSubmissionClient, job: Job) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import aiohttp
 import numpy as np
 import pytest
 
@@ -57,6 +58,8 @@ class FakeServer:
     def __init__(self) -> None:
         self.jobs: dict[str, Any] = {}
         self.sent: list[dict[str, bytes]] = []
+        self.tails = 0
+        """Streams of output that were asked for."""
         self.hidden = False
         """Whether jobs are not listed yet: somebody else's came a moment ago."""
 
@@ -84,15 +87,22 @@ class FakeServer:
         return list(self.jobs.values())
 
     def get_job_logs(self, name: str) -> str:
-        return f"output of {name}\n"
+        return f"output of {name}\nas far as it came\n"
 
     def stop_job(self, name: str) -> bool:
         self.jobs[name].status = "STOPPED"
         return True
 
     async def tail_job_logs(self, name: str) -> Any:
-        yield "one\n"
-        yield "two\n"
+        self.tails += 1
+        yield "output of "
+        if self.tails == 1:
+            return  # as Ray does where the head loses the job's node
+        yield f"{name}\nas "
+        if self.tails == 2:
+            raise RuntimeError("WebSocket connection closed unexpectedly with close code 1006")
+        if self.tails == 3:
+            raise aiohttp.ClientConnectionError
         self.end("FAILED", 1)
 
     def end(self, status: str, code: int = 0) -> None:
@@ -319,8 +329,8 @@ def test_logs_and_stop_find_the_job_of_a_file(
     file = write(tmp_path)
     name = sweep("submit", file, "--results", RESULTS).out.strip()
 
-    assert sweep("logs", file).out == f"output of {name}\n"
-    assert sweep("logs", name).out == f"output of {name}\n"
+    assert sweep("logs", file).out == server.get_job_logs(name)
+    assert sweep("logs", name).out == server.get_job_logs(name)
     assert "stopping" in sweep("stop", file).err
     assert server.jobs[name].status == "STOPPED"
     assert "has ended already (stopped)" in sweep("stop", name).err
@@ -329,12 +339,16 @@ def test_logs_and_stop_find_the_job_of_a_file(
     assert f"nobody: no such job on this cluster; it has {name}" in unknown.err
 
 
-def test_who_waits_sees_the_output_and_gets_the_jobs_exit_code(
-    server: FakeServer, sweep: Sweep, tmp_path: Path
+def test_who_waits_sees_all_output_once_and_gets_the_jobs_exit_code(
+    server: FakeServer, sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+
     told = sweep("submit", write(tmp_path), "--results", RESULTS, "--wait")
 
-    assert (told.code, told.out) == (1, "one\ntwo\n")
+    (name,) = server.jobs
+    assert (told.code, told.out) == (1, server.get_job_logs(name))
+    assert server.tails == 4
     assert told.err.endswith(": failed\n")
 
 
