@@ -319,6 +319,7 @@ class _Attempt:
             if state is not None:
                 trial.began = trial.seconds = trial.saved = state.figures.seconds
             on_start(trial.point, 0 if state is None else state.step)
+        _keep_to_share(self.job.resources)
         options: dict[str, Any] = {}
         if self.job.accumulation > 1:
             options["accumulation"] = self.job.accumulation
@@ -514,6 +515,16 @@ def _usable(resources: Mapping[str, float]) -> Mapping[str, float]:
     import torch
 
     return resources if torch.cuda.is_available() else {**resources, "GPU": 0}
+
+
+def _keep_to_share(resources: Mapping[str, float]) -> None:
+    """Of a GPU's memory let this process have the part that it has of the GPU: who takes more runs
+    out of memory by itself, and not the one beside it.
+    """
+    if part := resources.get("GPU"):
+        import torch
+
+        torch.cuda.set_per_process_memory_fraction(min(part, 1.0))
 
 
 def cause_of(error: BaseException) -> Cause:

@@ -625,6 +625,21 @@ def test_batches_in_parts_are_asked_of_the_trainer_and_stand_in_the_row(ledger: 
     assert {row["seed"]: row["accumulation"] for row in rows} == {0: 1, 1: 4}
 
 
+@pytest.mark.parametrize(("gpus", "share"), [(0.25, [0.25]), (2, [1.0]), (0, [])])
+def test_of_a_gpus_memory_a_worker_takes_its_share(
+    gpus: float, share: list[float], ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares: list[float] = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "a GPU")
+    monkeypatch.setattr("torch.cuda.set_per_process_memory_fraction", shares.append)
+
+    given = replace(job(point()), resources={"CPU": 1, "GPU": gpus})
+
+    assert run(ledger, given).status == "done"
+    assert shares == share
+
+
 def test_a_notice_of_preemption_saves_and_is_a_cause_of_its_own(ledger: Ledger) -> None:
     trial = point()
 
