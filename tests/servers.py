@@ -1,4 +1,4 @@
-"""PostgreSQL and MLflow's server on it, as several people would share them, on loopback."""
+"""Servers as several people would share them, on loopback: PostgreSQL, MLflow on it, S3."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -173,3 +176,162 @@ class MlflowServer:
                     continue
             self._process.wait()
             self._process = None
+
+
+class S3Server:
+    """A server that speaks S3. `start` it, and `stop` it whether it started or not."""
+
+    def __init__(self, folder: Path, *, env: Mapping[str, str] = {}) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self._env = {**os.environ, **env}
+        self._processes: list[subprocess.Popen[bytes]] = []
+        folder.mkdir(parents=True)
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """What opens its buckets, in the environment of a process."""
+        return {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}",
+            "AWS_ALLOW_HTTP": "true",
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_REGION": "us-east-1",
+        }
+
+    def start(self) -> None:
+        """Start, and wait until it answers."""
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        """Kill it, with all that it holds."""
+        for process in reversed(self._processes):
+            process.kill()
+            process.wait()
+        self._processes = []
+
+    def make_bucket(self, name: str) -> None:
+        """Make an empty bucket."""
+        import boto3
+
+        client = boto3.client(
+            "s3",
+            endpoint_url=self.variables["AWS_ENDPOINT_URL"],
+            aws_access_key_id="test",
+            aws_secret_access_key="test",
+            region_name="us-east-1",
+        )
+        client.create_bucket(Bucket=name)
+
+    def _start(self, *command: str) -> None:
+        log = self.folder / f"{len(self._processes)}.log"
+        with log.open("wb") as stream:
+            self._processes.append(
+                subprocess.Popen(
+                    command, env=self._env, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream
+                )
+            )
+
+    def _wait(self) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not self._answers():
+            text = "".join(log.read_text()[-2000:] for log in self.folder.glob("*.log"))
+            assert not any(p.poll() is not None for p in self._processes), f"it ended: {text}"
+            assert time.monotonic() < deadline, f"it does not answer: {text}"
+            time.sleep(0.2)
+
+    def _answers(self) -> bool:
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            opener.open(self.variables["AWS_ENDPOINT_URL"], timeout=5).close()
+        except urllib.error.HTTPError:
+            return True
+        except OSError:
+            return False
+        return True
+
+
+class Moto(S3Server):
+    """moto's stand-in for S3: quick to start, one process, nothing on disk."""
+
+    def start(self) -> None:
+        """Start, and wait until it answers."""
+        pytest.importorskip("moto", reason="moto[s3] is not installed")
+        self._start(
+            *(sys.executable, "-W", "ignore", "-m", "moto.server"),
+            *("-H", "127.0.0.1", "-p", f"{self.port}"),
+        )
+        self._wait()
+
+
+CEPH = """\
+[global]
+fsid = {fsid}
+mon host = [v2:127.0.0.1:{port}/0]
+public addr = 127.0.0.1
+public network = 127.0.0.0/8
+cluster network = 127.0.0.0/8
+keyring = {folder}/keyring
+run dir = {folder}
+admin socket = {folder}/$name.asok
+pid file = {folder}/$name.pid
+log file = {folder}/$name.daemon
+mon data = {folder}/mon
+mon data avail crit = 1
+osd data = {folder}/osd
+osd objectstore = memstore
+memstore device bytes = 1073741824
+osd crush chooseleaf type = 0
+osd pool default size = 1
+osd pool default min size = 1
+osd pool default pg num = 1
+rgw data = {folder}/rgw
+"""
+"""A monitor, one store in memory, and the gateway."""
+
+
+class Ceph(S3Server):
+    """Ceph's S3 gateway on a store in memory: a server that people run in earnest."""
+
+    PROGRAMS = ("ceph", "ceph-mon", "ceph-osd", "radosgw", "radosgw-admin")
+
+    @classmethod
+    def missing(cls) -> str | None:
+        """A program of Ceph's that is not installed."""
+        return next((name for name in cls.PROGRAMS if shutil.which(name) is None), None)
+
+    def start(self) -> None:
+        """Start, and wait until it answers."""
+        if name := self.missing():
+            pytest.skip(f"Ceph is not installed: no {name}")
+        folder, port, fsid = self.folder, free_port(), str(uuid.uuid4())
+        for name in ("mon", "osd", "rgw"):
+            (folder / name).mkdir()
+        config = folder / "ceph.conf"
+        config.write_text(CEPH.format(fsid=fsid, port=port, folder=folder))
+        keys, monitors, same = f"{folder}/keyring", f"{folder}/monmap", ("-c", f"{config}")
+        all_ = ("--cap", "mon", "allow *", "--cap", "osd", "allow *")
+        self._run("ceph-authtool", keys, "--create-keyring", "--gen-key", "-n", "mon.", *all_)
+        for name in ("client.admin", "osd.0"):
+            self._run("ceph-authtool", keys, "--gen-key", "-n", name, *all_)
+        address = f"[v2:127.0.0.1:{port}]"
+        self._run("monmaptool", "--create", "--fsid", fsid, "--addv", "a", address, monitors)
+        self._run("ceph-mon", "--mkfs", "-i", "a", "--monmap", monitors, "--keyring", keys, *same)
+        self._start("ceph-mon", "-f", "-i", "a", *same)
+        self._run("ceph", *same, "osd", "create")
+        self._run("ceph-osd", "--mkfs", "-i", "0", *same)
+        self._start("ceph-osd", "-f", "-i", "0", *same)
+        user = ("--uid=test", "--display-name=test", "--access-key=test", "--secret-key=test")
+        self._run("radosgw-admin", *same, "user", "create", *user)
+        frontend = f"--rgw-frontends=beast endpoint=127.0.0.1:{self.port}"
+        self._start("radosgw", "-f", "-n", "client.admin", frontend, *same)
+        self._wait()
+
+    def _run(self, *command: str) -> None:
+        done = subprocess.run(
+            command, env=self._env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True, timeout=PATIENCE,
+        )  # fmt: skip
+        assert done.returncode == 0, (
+            f"{command[0]} ended with code {done.returncode}: {done.stdout}"
+        )

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
@@ -16,42 +13,9 @@ from sweep.ledger import Ledger
 from sweep.trials import load
 from tests.chaos import account, machine
 from tests.chaos.cluster import Cluster, Driver, Pace
-from tests.servers import free_port
+from tests.servers import Ceph, Moto
 
 pytestmark = pytest.mark.slow
-
-
-def serve(stack: ExitStack) -> dict[str, str]:
-    """Start an S3 server with a bucket; returns the variables that open it."""
-    pytest.importorskip("moto", reason="moto[s3] is not installed")
-    port = free_port()
-    command = [sys.executable, "-W", "ignore", "-m", "moto.server", "-H", "127.0.0.1", "-p"]
-    server = subprocess.Popen(
-        [*command, str(port)],
-        env=machine.environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    stack.callback(server.wait)
-    stack.callback(server.kill)
-    endpoint = f"http://127.0.0.1:{port}"
-    request = urllib.request.Request(f"{endpoint}/ledgers", method="PUT")
-
-    def answers() -> bool:
-        try:
-            urllib.request.urlopen(request, timeout=30).close()
-        except OSError:
-            return False
-        return True
-
-    machine.wait("the S3 server answers", answers, 120)
-    return {
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ALLOW_HTTP": "true",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_REGION": "us-east-1",
-    }
 
 
 def test_a_killed_driver_and_a_ledger_in_a_bucket(
@@ -67,7 +31,13 @@ def test_a_killed_driver_and_a_ledger_in_a_bucket(
         # On loopback addresses always: the server is seen from all of them and from here.
         cluster = Cluster(folder, pace=pace, apart=False)
         stack.enter_context(cluster)
-        for name, value in serve(stack).items():
+        # The real one, where it is installed.
+        kind = Moto if Ceph.missing() else Ceph
+        server = kind(folder / "s3", env=machine.environment())
+        stack.callback(server.stop)
+        server.start()
+        server.make_bucket("ledgers")
+        for name, value in server.variables.items():
             monkeypatch.setenv(name, value)  # the nodes have them from the driver, or not at all
         driver = Driver(
             cluster,
@@ -96,5 +66,7 @@ def test_a_killed_driver_and_a_ledger_in_a_bucket(
         except BaseException:
             tell(driver.tail())
             raise
-        tell(f"a bucket, and a driver killed twice: {found}; {driver.runs} runs")
+        tell(
+            f"a bucket of {kind.__name__}'s, and a driver killed twice: {found}; {driver.runs} runs"
+        )
         account.check(found, driver.tail())

@@ -2,78 +2,65 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import os
-import socket
 import subprocess
-import sys
-import time
-import urllib.request
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.servers import Ceph, Moto, S3Server
+
 _NUMBERS = itertools.count()
 
 
 @pytest.fixture(scope="session")
-def s3_endpoint() -> Iterator[str]:
-    """A local S3 server."""
-    if importlib.util.find_spec("moto") is None:
-        pytest.skip("moto[s3] is not installed")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [
-        sys.executable,
-        "-W",
-        "ignore",
-        "-m",
-        "moto.server",
-        "-H",
-        "127.0.0.1",
-        "-p",
-        f"{port}",
-    ]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    endpoint = f"http://127.0.0.1:{port}"
-    for _ in range(600):
-        try:
-            urllib.request.urlopen(f"{endpoint}/moto-api/").close()
-            break
-        except OSError:
-            assert server.poll() is None, "the S3 server ended"
-            time.sleep(0.1)
-    yield endpoint
-    server.terminate()
-    server.wait()
+def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A stand-in for an S3 server."""
+    yield from _served(Moto(tmp_path_factory.mktemp("s3") / "moto"))
 
 
-@pytest.fixture
-def bucket(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
+@pytest.fixture(scope="session")
+def ceph() -> Iterator[S3Server]:
+    """A real one."""
+    # Its path is short, since sockets are in it.
+    with tempfile.TemporaryDirectory(prefix="fptc-", dir="/tmp") as folder:
+        yield from _served(Ceph(Path(folder, "ceph")))
+
+
+def _served(server: S3Server) -> Iterator[S3Server]:
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+
+
+BUCKETS = ("moto", pytest.param("ceph", marks=pytest.mark.slow))
+
+
+@pytest.fixture(params=BUCKETS)
+def bucket(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The URI of an empty place in a bucket, which this process and its children can open."""
-    for name, value in {
-        "AWS_ENDPOINT_URL": s3_endpoint,
-        "AWS_ALLOW_HTTP": "true",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    name = f"bucket-{os.getpid()}-{next(_NUMBERS)}"
-    request = urllib.request.Request(f"{s3_endpoint}/{name}", method="PUT")
-    urllib.request.urlopen(request).close()
-    return f"s3://{name}/some/prefix"
+    return _place(request.getfixturevalue(request.param), monkeypatch)
 
 
-@pytest.fixture(params=["folder", "bucket"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+@pytest.fixture(params=["folder", *BUCKETS])
+def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Where a ledger may lie, of each kind."""
     if request.param == "folder":
         return str(tmp_path / "results")
-    return str(request.getfixturevalue("bucket"))
+    return _place(request.getfixturevalue(request.param), monkeypatch)
+
+
+def _place(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    for name, value in server.variables.items():
+        monkeypatch.setenv(name, value)
+    name = f"bucket-{os.getpid()}-{next(_NUMBERS)}"
+    server.make_bucket(name)
+    return f"s3://{name}/some/prefix"
 
 
 @pytest.fixture
