@@ -428,7 +428,7 @@ def _mean(cell: Cell) -> str:
     mean = "none"
     if cell.interval:
         half = cell.interval.half_width
-        mean = f"{cell.interval.mean:,.6g}{unit}" + (f" ± {half:,.3g}" if half is not None else "")
+        mean = f"{cell.interval.mean:,.6g}" + (f" ± {half:,.3g}" if half is not None else "") + unit
     return f"{cell.metric.replace('_', ' ')} {mean}, {len(cell.values)} of {cell.expected} trials"
 
 
