@@ -419,21 +419,6 @@ def _fonts() -> Iterator[None]:
                 del os.environ["MPLCONFIGDIR"]
 
 
-@contextmanager
-def _no_font_cache() -> Iterator[None]:
-    """The list of fonts of matplotlib goes where it is forgotten: a run leaves nothing at home."""
-    name = "MPLCONFIGDIR"
-    if name in os.environ:
-        yield
-        return
-    with tempfile.TemporaryDirectory(prefix="fpt-sweep-") as folder:
-        os.environ[name] = folder
-        try:
-            yield
-        finally:
-            del os.environ[name]
-
-
 def _claims(sweep: Sweep, ledger: Ledger, folder: Path) -> None:
     if sweep.spec.claims:
         from sweep.claims import judge
