@@ -387,8 +387,12 @@ class Agenda:
                 self._enqueue(index)
 
     def _extend(self, planned: Plan) -> None:
-        """Take in packs of trials that were not known before."""
+        """Take in packs of trials that were not known before; some may have ended long ago."""
         self._keep_backbones |= planned.sweep.keeps_backbones
+        for point in planned.sweep.points:
+            if planned.status[point.trial_id] in ("done", "diverged"):
+                there = "was there already"
+                self.emit(Event("trial_done", point.trial_id, point.label, message=there))
         for pack in planned.packs:
             self._open.update(point.trial_id for point in pack.points)
             self._packs.append(_Todo(pack.points, pack.resources, pack.extends))

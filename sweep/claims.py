@@ -41,7 +41,7 @@ from sweep.schema import (
     SweepFileError,
     axis_labels,
 )
-from sweep.stats import LEVEL, holm, paired, pairs_needed, stratified
+from sweep.stats import LEVEL, MOST_PAIRS, holm, paired, pairs_needed, stratified
 from sweep.trials import Point, Sweep, load
 from sweep.typeset import Entry, Footnotes, Line, Sheet
 
@@ -573,10 +573,13 @@ def _general(
         f"p: of the paired t test, two-sided, corrected by Holm over the {family} contrasts of "
         "this file; supported or contradicted: below 0.05, with the claimed sign or the other one"
     )
-    if any(one.more_seeds is not None for one in contrasts):
+    undecided = [one for one in contrasts if one.verdict == "undecided"]
+    if undecided:
+        unknown = any(one.more_seeds is None for one in undecided)
         yield (
             "more: so many more seeds would decide it with a chance of 0.8, if difference and "
             "spread are in truth what was seen"
+            + (f"; ?: none up to {MOST_PAIRS:,} would" if unknown else "")
         )
 
 

@@ -225,7 +225,8 @@ class Unfolding:
             return None
         names = {point.trial_id for point in new}
         packs = [p for p in planned.packs if names.issuperset(one.trial_id for one in p.points)]
-        return replace(planned, packs=tuple(packs))
+        status = {name: planned.status[name] for name in names}
+        return replace(planned, status=status, packs=tuple(packs))
 
 
 def _stages(sweep: Sweep, runs: Mapping[str, int]) -> list[list[Point]]:

@@ -32,7 +32,7 @@ from sweep import packing
 from sweep.ledger import Ledger, new_attempt
 from sweep.packing import KIND_COLUMNS, Workers, kind_of
 from sweep.planning import Pack, Plan
-from sweep.trials import Point
+from sweep.trials import Point, Sweep
 
 Kind = tuple[object, ...]
 
@@ -399,20 +399,24 @@ def keep(made: Quote, planned: Plan, ledger: Ledger) -> None:
         LedgerError: If the ledger cannot be written.
     """
     if made.hours and made.trials:
-        record = {**made.to_json(), "trials": {k: round(v, 3) for k, v in made.trials.items()}}
+        # Those whose learning rate is still to be chosen have yet to get their ids.
+        labels = {point.trial_id: point.label for point in planned.sweep.undecided}
+        priced = {labels.get(name, name): round(one, 3) for name, one in made.trials.items()}
+        record = {**made.to_json(), "trials": priced}
         ledger.put_quote(planned.sweep.name, new_attempt(), record)
 
 
-def compare(sweep: str, ledger: Ledger) -> Comparison | None:
+def compare(sweep: Sweep, ledger: Ledger) -> Comparison | None:
     """A sweep's last quote beside what the trials that it was for took; None without one.
 
     Raises:
         LedgerError: If the ledger cannot be read.
     """
-    made = ledger.last_quote(sweep)
+    made = ledger.last_quote(sweep.name)
     if made is None:
         return None
-    priced: Mapping[str, float] = made["trials"]
+    ids = {point.label: point.trial_id for point in sweep.points}
+    priced: Mapping[str, float] = {ids.get(k, k): seconds for k, seconds in made["trials"].items()}
     rows = _seconds(ledger, priced)
     return Comparison(
         device=made["device"],

@@ -33,6 +33,8 @@ from sweep.trials import Point, Sweep, load
 from sweep.typeset import Sheet
 
 if TYPE_CHECKING:
+    from markupsafe import Markup
+
     from sweep.claims import Judged
 
 LINES = 200
@@ -106,6 +108,7 @@ def render(sweep: Sweep, ledger: Ledger, *, results: str = "results") -> str:
     )
     environment.filters["duration"] = duration
     environment.filters["thousands"] = "{:,}".format
+    environment.filters["coded"] = _coded
     template = environment.get_template("report.html.jinja")
     return template.render(_content(sweep, ledger.snapshot(), results))
 
@@ -153,13 +156,24 @@ def _content(sweep: Sweep, ledger: Ledger, results: str) -> dict[str, Any]:
         "figures": list(_figures(material)),
         "spent": spent(sweep, ledger),
         "quote": quote(planned, ledger) if planned.packs else None,
-        "compared": compare(sweep.name, ledger),
+        "compared": compare(sweep, ledger),
         "failures": _failures(planned, ledger, known),
         "provenance": _provenance(sweep, rows),
         "groups": told,
         "groups_left": sum(len(group.points) for group in groups[GROUPS:]),
         "left": sum(group["left"] for group in told),
     }
+
+
+def _coded(text: str) -> Markup:
+    """HTML of a text with `code` in it."""
+    from markupsafe import Markup, escape
+
+    parts = enumerate(text.split("`"))
+    return Markup().join(
+        Markup("<code>{}</code>").format(part) if number % 2 else escape(part)
+        for number, part in parts
+    )
 
 
 # --- what was asked -----------------------------------------------------------------------------

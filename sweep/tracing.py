@@ -63,7 +63,7 @@ class Member:
     failures: tuple[Mapping[str, Any], ...]
     """Rows of its failed attempts, in the order of time."""
     run: str | None
-    """`experiments/1/runs/<id>` in the MLflow of this ledger, where there is one."""
+    """`experiments/1/runs/<id>?...` in the MLflow of this ledger, where there is one."""
 
     @property
     def config(self) -> dict[str, Any]:
@@ -199,7 +199,7 @@ def trace(sweep: Sweep, ledger: Ledger, row: str, column: str, metric: str | Non
     known = [*ids, *(point.trial_id for point in behind)]
     rows = {own["trial_id"]: own for own in ledger.trials(known).to_pylist()}
     failures = ledger.failures(known).sort_by("at").to_pylist()
-    runs = _runs(ledger, known)
+    runs = _runs(ledger, sweep.name, known)
 
     def member(point: Point, value: float | None) -> Member:
         name = point.trial_id
@@ -289,23 +289,32 @@ def _behind(members: Iterable[Point], points: Mapping[str, Point]) -> tuple[Poin
     return tuple(found.values())
 
 
-def _runs(ledger: Ledger, ids: Sequence[str]) -> dict[str, str]:
-    """Trial -> its run in our own MLflow, read without MLflow, which takes seconds to import."""
+def _runs(ledger: Ledger, name: str, ids: Sequence[str]) -> dict[str, str]:
+    """Trial -> its run in our own MLflow, of the sweep of this name; read without MLflow, which
+    takes seconds to import.
+    """
     database = Path(tracking.where(ledger))
     if not database.is_file():
         return {}
     marks = ", ".join("?" * len(ids))
     query = (
-        "SELECT tags.value, runs.experiment_id, runs.run_uuid FROM runs JOIN tags USING (run_uuid) "
-        f"WHERE tags.key = ? AND tags.value IN ({marks}) AND runs.lifecycle_stage = 'active'"
+        "SELECT trial.value, runs.experiment_id, runs.run_uuid FROM runs "
+        "JOIN tags AS trial USING (run_uuid) JOIN tags AS sweep USING (run_uuid) "
+        "WHERE sweep.key = ? AND sweep.value = ? AND runs.lifecycle_stage = 'active' "
+        f"AND trial.key = ? AND trial.value IN ({marks})"
     )
     # It belongs to MLflow, which may have changed it or be writing to it.
     with (
         contextlib.suppress(sqlite3.Error),
         contextlib.closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as connection,
     ):
-        found = connection.execute(query, [tracking.TRIAL, *ids]).fetchall()
-        return {trial: f"experiments/{experiment}/runs/{run}" for trial, experiment, run in found}
+        given = [tracking.SWEEP, name, tracking.TRIAL, *ids]
+        found = connection.execute(query, given).fetchall()
+        # Without the last part MLflow shows it among its pages on language models.
+        return {
+            trial: f"experiments/{experiment}/runs/{run}?workflowType=machine_learning"
+            for trial, experiment, run in found
+        }
     return {}
 
 

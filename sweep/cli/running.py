@@ -281,7 +281,7 @@ def status(
         causes = last_causes(ledger)
         said["failures"] = Counter(causes[name] for name in unfinished & causes.keys())
         said["spent"] = asdict(spent(planned.sweep, ledger))
-        if (compared := pricing.compare(planned.sweep.name, ledger)) is not None:
+        if (compared := pricing.compare(planned.sweep, ledger)) is not None:
             said["quote"] = asdict(compared)
         said["paused"] = ledger.paused(planned.sweep.name)
         said["labels"] = {point.trial_id: point.label for point in planned.sweep.all}

@@ -116,9 +116,10 @@ def learning(material: Material) -> Chart:
     legend(figure, list(handles), list(handles.values()))
     notes = [f"{what}: mean over seeds; band: 95 % t interval at each step"]
     if training:
+        dropped = any(bundle.arm.config.dropout for bundle in bundles)
         notes.append(
             "evaluations are too few to draw: a point is the mean over the steps since the one "
-            "before it, with dropout"
+            "before it" + (", with dropout" if dropped else "")
         )
     if apart:
         notes.append("thin lines: trials that are further than others of their cell")
@@ -142,6 +143,11 @@ def _lasts(bundles: Sequence[_Bundle]) -> str:
         if len(mean):
             told.append(f"{bundle.arm.name} {mean[-1]:.1f}")
     return "; ".join([*told, *["…"] * (len(bundles) > TOLD)])
+
+
+def _points(rule: ConvergenceSpec) -> str:
+    number = 100 * rule.tolerance
+    return f"{number:g} point{'s' * (number != 1)}"
 
 
 @dataclass(frozen=True)
@@ -169,7 +175,7 @@ def convergence(material: Material) -> Chart:
         raise UndrawableError("no trial is done yet")
     if not any(times.steps for times in found):
         raise UndrawableError(
-            f"no trial had converged: within {100 * rule.tolerance:g} points of its plateau, for "
+            f"no trial had converged: within {_points(rule)} of its plateau, for "
             f"at least {2 * rule.smoothing} evaluations; `evaluation.every` may be too large for "
             "that"
         )
@@ -197,8 +203,8 @@ def convergence(material: Material) -> Chart:
         axes.set_xlabel("steps to convergence")
     definition = (
         f"first evaluated step from which the accuracy, averaged over {rule.smoothing} evaluations,"
-        f" stays within {100 * rule.tolerance:g} points of its plateau; mean over seeds with a 95 %"
-        " t interval, and a tick for each trial"
+        f" stays within {_points(rule)} of its plateau; mean over seeds with a 95 % t interval, and"
+        " a tick for each trial"
     )
     notes = [definition]
     if missed:

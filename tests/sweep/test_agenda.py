@@ -431,6 +431,25 @@ def test_what_was_too_much_for_the_memory_is_cut_before_it_is_tried_again() -> N
     assert trained == ["m0 m1 m2 m3", "m4 m5", "other", "m0 m1", "m2 m3", "m6 m7"]
 
 
+def test_what_becomes_known_is_taken_in_and_what_of_it_was_there_is_told() -> None:
+    new, there = Stub("new"), Stub("there")
+
+    def follow(trial_id: str) -> Any:
+        if trial_id != "rate":
+            return None
+        return SimpleNamespace(
+            sweep=SimpleNamespace(points=(new, there), keeps_backbones=frozenset()),
+            status={"new": "missing", "there": "done"},
+            packs=(replace(replace_pack(), points=(new,)),),
+        )
+
+    agenda, events = agenda_of(Stub("rate"), follow=follow)
+
+    assert run_out(agenda, lambda job: None) == ["rate", "new"]
+    told = [(event.trial_id, event.message) for event in events if event.kind == "trial_done"]
+    assert told == [("rate", None), ("there", "was there already"), ("new", None)]
+
+
 def test_the_seeds_of_one_config_are_no_many_configs() -> None:
     points = [Stub(f"t{i}") for i in range(SAME_FAILURE * 2)]
     for i, point in enumerate(points):

@@ -15,6 +15,7 @@ from sweep.packing import Workers
 from sweep.planning import Plan, plan
 from sweep.pricing import Quote, compare, keep, quote
 from sweep.trials import Sweep, load
+from tests.support import trial_row
 
 ROOT = Path(__file__).parents[2]
 ROWS: list[dict[str, Any]] = [
@@ -22,6 +23,16 @@ ROWS: list[dict[str, Any]] = [
     for row in pq.read_table(ROOT / "results/published/quickstart/trials.parquet").to_pylist()
 ]
 FEW = Workers(2)
+TUNED = """\
+sweep: tuned
+trial:
+  task: {name: bit-xor, bits: 2}
+  backbone: {name: gpt2, layers: 1, width: 16, heads: 2}
+  pretraining: random
+  steps: 10
+tune: {learning_rate: {values: [1e-3, 1e-2]}, by: validation_accuracy, seeds: [9]}
+axes: {seed: [0, 1]}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +111,7 @@ def test_nothing_to_train_costs_nothing(tmp_path: Path, quickstart: Sweep) -> No
     assert not planned.packs
     assert (made.hours, made.finish_hours, made.disk, made.memory) == (0, 0, 0, None)
     keep(made, planned, ledger)
-    assert compare("quickstart", ledger) is None
+    assert compare(quickstart, ledger) is None
 
 
 def test_a_quote_is_set_against_what_its_trials_took(tmp_path: Path, quickstart: Sweep) -> None:
@@ -108,11 +119,11 @@ def test_a_quote_is_set_against_what_its_trials_took(tmp_path: Path, quickstart:
     planned, made = priced(tmp_path, quickstart, known)
     ledger = Ledger(tmp_path, write=True)
     keep(made, planned, ledger)
-    before = compare("quickstart", ledger)
+    before = compare(quickstart, ledger)
     for row in rest[:5]:
         ledger.commit(row)
 
-    after = compare("quickstart", Ledger(tmp_path))
+    after = compare(quickstart, Ledger(tmp_path))
 
     assert before is not None
     assert (before.trials, before.done, before.took) == (len(made.trials), 0, 0)
@@ -123,14 +134,35 @@ def test_a_quote_is_set_against_what_its_trials_took(tmp_path: Path, quickstart:
         sum(made.trials[row["trial_id"]] for row in rest[:5]) / 3600, rel=1e-3
     )
     assert (after.hours, after.low, after.high) == (made.hours, made.low, made.high)
-    assert compare("another", ledger) is None
+
+
+def test_a_quote_holds_for_what_it_could_not_name_yet(tmp_path: Path) -> None:
+    file = tmp_path / "tuned.yaml"
+    file.write_text(TUNED)
+    planned = plan(load(file), ledger := Ledger(tmp_path / "results", write=True))
+    keep(quote(planned, ledger), planned, ledger)
+    for number, point in enumerate(planned.sweep.tunings):
+        ledger.commit(trial_row(point, validation_accuracy=0.5 + 0.1 * number))
+    resolved = plan(file, ledger).sweep
+    for point in resolved.points:
+        ledger.commit(trial_row(point))
+
+    found = compare(resolved, ledger)
+
+    assert len(planned.sweep.undecided) == 2
+    assert not resolved.undecided
+    assert found is not None
+    assert (found.trials, found.done) == (4, 4)
 
 
 def test_a_quote_that_cannot_be_read_is_none(tmp_path: Path) -> None:
     (tmp_path / "quotes/x").mkdir(parents=True)
     (tmp_path / "quotes/x/1.json").write_text("{")
 
-    assert compare("x", Ledger(tmp_path)) is None
+    file = tmp_path / "x.yaml"
+    file.write_text(TUNED.replace("sweep: tuned", "sweep: x"))
+
+    assert compare(load(file), Ledger(tmp_path)) is None
 
 
 def test_more_workers_end_sooner_and_packs_are_never_split_over_them() -> None:

@@ -399,3 +399,7 @@ def test_it_asks_the_network_for_nothing(chromium: str, wide_page: Path, tmp_pat
 
     asked = re.findall(r'"url":"(https?://[^"]*)"', log.read_text(errors="replace"))
     assert [url for url in asked if "google" not in url] == []
+
+
+def test_code_in_a_note_is_code_on_the_page() -> None:
+    assert report._coded("set `a<b` in <it>") == "set <code>a&lt;b</code> in &lt;it&gt;"

@@ -235,6 +235,10 @@ def test_runs_of_mlflow_are_found_without_it(
 ) -> None:
     part = sweep.only(["random/bit-xor/*"])
     tracking.catch_up(part, ledger)
+    # Another sweep may have the same trials.
+    other = sweep.file.with_name("other.yaml")
+    other.write_text(sweep.file.read_text().replace(f"sweep: {sweep.name}", "sweep: other"))
+    tracking.catch_up(load(other), ledger)
 
     found = trace(sweep, ledger, "random", "bit-xor")
 
@@ -243,10 +247,13 @@ def test_runs_of_mlflow_are_found_without_it(
     client = mlflow.MlflowClient(tracking.tracking_uri(ledger))
     for one in found.members:
         assert one.run is not None
-        _, experiment, _, run = one.run.split("/")
+        path, _, kind = one.run.partition("?")
+        assert kind == "workflowType=machine_learning"
+        _, experiment, _, run = path.split("/")
         read = client.get_run(run)
         assert read.info.experiment_id == experiment
         assert read.data.tags[tracking.TRIAL] == one.point.trial_id
+        assert read.data.tags[tracking.SWEEP] == sweep.name
     # What is none of MLflow's is as good as none.
     (Path("results") / "mlflow.db").write_bytes(b"no database")
     assert trace(sweep, ledger, "random", "bit-xor").members[0].run is None
