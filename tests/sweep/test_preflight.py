@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -338,3 +339,62 @@ def test_a_node_that_cannot_write_stops_a_run_and_one_that_can_makes_it_a_job(
     assert last.returncode == 0, last.stdout + last.stderr
     assert "-2: sent" in last.stderr
     assert Ledger(results).trials().column("attempts").to_pylist() == [2]
+
+
+MINE = """
+from typing import Literal
+
+import numpy as np
+
+import sweep
+from fpt import Baseline, Batch, Shape, Splits, Stored, Task
+
+print("a sweep of", sweep.__file__)
+
+
+class Source:
+    def batch(self, seed, stream, step, size):
+        draws = np.random.default_rng([seed, step])
+        inputs = draws.standard_normal((size, 4, 2), dtype=np.float32)
+        return Batch(inputs, (inputs.sum((1, 2)) > 0).astype(np.int64)[:, None])
+
+
+class Signs(Task):
+    name: Literal["mine:Signs"] = "mine:Signs"
+
+    def shape(self, protocol):
+        return Shape(tokens=4, inputs=2, embedded=False, classes=2)
+
+    def splits(self, protocol):
+        fixed = Stored(Source().batch(9, 0, 0, 50))
+        return Splits(train=Source(), validation=fixed, test=fixed)
+
+    def baseline(self, protocol):
+        return Baseline(0.5, "guess")
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_code_of_ones_own_and_the_package_as_it_is_here_run_on_a_cluster(
+    nodes: Nodes, tmp_path: Path
+) -> None:
+    own, results = tmp_path / "own", tmp_path / "results"
+    own.mkdir()
+    (own / "mine.py").write_text(MINE)
+    text = TINY.replace("STEPS", "20").replace("seed: [0, 1, 2]", "seed: [0]")
+    kept, _, _ = text.partition("  task: ")
+    (own / "own.yaml").write_text(f'{kept}  task: ["mine:Signs"]\n  seed: [0]\n')
+    nodes.start("--num-cpus=1")
+    job = ("submit", own / "own.yaml", "--address", nodes.dashboard, "--results", results)
+
+    refused = nodes.sweep(*job, "--wait", "--no-mirror")
+    done = nodes.sweep(*job, "--wait", "--no-mirror", "--allow-code", "--with-package")
+
+    assert refused.returncode == 2
+    assert "names code: mine:Signs" in refused.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
+    # Not the one that is installed there.
+    assert re.search(r"a sweep of /\S+/_ray_pkg_\w+/sweep/__init__.py", done.stdout), done.stdout
+    (row,) = Ledger(results).trials().to_pylist()
+    assert (row["task"], row["outcome"]) == ("mine:Signs", "done")
