@@ -19,8 +19,9 @@ import os
 import re
 import secrets
 import socket
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -64,6 +65,9 @@ QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 """Environment variables of the driver's process."""
+
+UNPACK_SECONDS = 30.0
+"""What a node may take to unpack a job's working directory."""
 
 AUTH = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 """What Ray reads, and nobody else here, to open a cluster that asks for a token."""
@@ -180,12 +184,25 @@ def stay() -> None:
     """Go back to the working folder, if it was made anew under this process.
 
     Nodes that share a folder for Ray's files unpack a job's working directory once each, over the
-    one that the driver is in; that is done once all of them have been asked.
+    one that the driver is in; that is done once all of them have been asked. For a moment there is
+    none.
+
+    Raises:
+        ClusterError: If it does not come back.
     """
-    try:
-        os.getcwd()
-    except FileNotFoundError:
-        os.chdir(os.environ["PWD"])
+    deadline = time.monotonic() + UNPACK_SECONDS
+    while True:
+        try:
+            os.getcwd()
+            return
+        except FileNotFoundError:
+            if time.monotonic() > deadline:
+                what = "this process's working folder was removed"
+                raise ClusterError(f"{os.environ.get('PWD', 'PWD')}: {what}; run again") from None
+        with suppress(FileNotFoundError):
+            os.chdir(os.environ["PWD"])
+            continue
+        time.sleep(0.05)
 
 
 def use_token() -> None:
