@@ -36,7 +36,7 @@ from sweep import lock, pairing, schema
 from sweep.document import Location, Problems, SweepFileError, label, spell
 from sweep.schema import Block, ClaimSpec, KeepSpec, SweepFile, TableSpec, TuneSpec
 
-IDENTITY_VERSION = 1
+IDENTITY_VERSION = 2
 """Raised when ids change their meaning; it is part of every id."""
 
 ADDED_FIELDS: dict[str, object] = {"backbone.groups": [], "evaluation.training_set": 0}

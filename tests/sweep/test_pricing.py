@@ -104,7 +104,7 @@ def test_nothing_to_train_costs_nothing(tmp_path: Path, quickstart: Sweep) -> No
     ledger = Ledger(tmp_path)
     for row in ROWS:
         ledger.commit(row)
-    ledger.put_backbone("6b57b2596575", b"")
+    ledger.put_backbone(quickstart.pretrainings[0].trial_id, b"")
     planned = plan(quickstart, ledger, workers=FEW)
     made = quote(planned, ledger)
 
