@@ -786,7 +786,7 @@ def test_a_cell_is_tuned_and_then_trained_in_one_run_and_optuna_told(runs: Runs)
 
     def slow_second_cell(config: Any) -> None:
         if config.dropout == 0.1 and config.seed == 7:
-            time.sleep(1)
+            time.sleep(3)
 
     summary = runs(sweep, slow_second_cell)
 

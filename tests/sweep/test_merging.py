@@ -21,6 +21,7 @@ from fpt.tasks import TASKS
 from sweep.ledger import CURVES, FAILURES, TRIALS, Dataset, Ledger, LedgerError
 from sweep.merging import ContradictionError, merge, upgrade
 from sweep.planning import plan
+from sweep.trials import IDENTITY_VERSION
 from tests.support import STARTED
 
 ROOT = Path(__file__).parents[2]
@@ -41,7 +42,7 @@ def row(number: int, by: str = "a", **columns: Any) -> dict[str, Any]:
         "cell_id": name(0),
         "task": "bit-xor",
         "task_version": TASKS["bit-xor"].version,
-        "identity_version": 1,
+        "identity_version": IDENTITY_VERSION,
         "numerics": "fp32",
         "outcome": "done",
         "test_accuracy": number / 16,
@@ -338,7 +339,6 @@ def first_release(tmp_path: Path) -> Path:
     """A ledger of schema version 1, with the rows of a run of it."""
     folder = tmp_path / "old"
     published = pq.read_table(PUBLISHED / "trials.parquet")
-    assert "training_set_loss" not in published.column_names
     for number in range(published.num_rows):
         own = published.slice(number, 1)
         file = folder / f"trials/{own['trial_id'][0]}.parquet"
@@ -397,7 +397,7 @@ def test_rows_that_stay_stale_are_told(
 
     mend = "stale, `sweep run FILE --stale` trains anew"
     assert done.stale == (
-        f"1 trained under identity version 0, which is 1 now: {mend}",
+        f"1 trained under identity version 0, which is {IDENTITY_VERSION} now: {mend}",
         f"12 trained under version 1 of task listops, which is 7 now: {mend}",
     )
     assert plan(QUICKSTART, tmp_path / "new").counts()["stale"] == 12
