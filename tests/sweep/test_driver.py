@@ -620,6 +620,7 @@ axes:
     assert sum(size > 1 for size in sizes["auto"]) >= 12
 
 
+@pytest.mark.slow
 def test_packs_that_are_no_quicker_are_given_up_within_the_run(runs: Runs) -> None:
     text = FILE.replace("STEPS", "20").replace("batch_size: 4", "batch_size: 25")
     text += "  backbone_seed: 0\n"
