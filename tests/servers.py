@@ -214,12 +214,13 @@ class S3Server:
         """Make an empty bucket."""
         import boto3
 
+        given = self.variables
         client = boto3.client(
             "s3",
-            endpoint_url=self.variables["AWS_ENDPOINT_URL"],
-            aws_access_key_id="test",
-            aws_secret_access_key="test",
-            region_name="us-east-1",
+            endpoint_url=given["AWS_ENDPOINT_URL"],
+            aws_access_key_id=given["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=given["AWS_SECRET_ACCESS_KEY"],
+            region_name=given["AWS_REGION"],
         )
         client.create_bucket(Bucket=name)
 
