@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 import sys
 import threading
 import time
@@ -52,6 +53,8 @@ class Beat:
     """A sign of life of an attempt."""
 
     attempt: str
+    number: int
+    """Counts the beats of the attempt: what waits for the line to start reaches it in any order."""
     node: str
     """Ray's id of the node."""
     phase: str
@@ -73,7 +76,8 @@ class Line:
     def __init__(self) -> None:
         self.name = uuid.uuid4().hex
         """Another one after a restart."""
-        self._events: list[Event] = []
+        self._events: list[tuple[int, Event]] = []
+        """Each with the number of the beat that it came with."""
         self._beats: dict[str, Beat] = {}
         self._some = asyncio.Event()
         self._some.set()  # the first call of `take` tells the driver that this actor is new
@@ -98,20 +102,19 @@ class Line:
 
     async def report(self, events: list[Event], beat: Beat) -> None:
         """Keep a worker's word until it is taken; of its beats the last one."""
-        self._events += events
-        before = self._beats.get(beat.attempt)
-        if before is not None and before.actor is not None and beat.actor is None:
-            beat = replace(beat, actor=before.actor)
-        self._beats[beat.attempt] = beat
+        self._events += [(beat.number, event) for event in events]
+        held = self._beats.get(beat.attempt, beat)
+        last = max(held, beat, key=lambda one: one.number)
+        self._beats[beat.attempt] = replace(last, actor=held.actor or beat.actor)
         self._some.set()
 
     async def take(self) -> tuple[str, list[Event], list[Beat]]:
         """This actor's name, and all that came since the last call, as soon as there is some."""
         await self._some.wait()
         self._some.clear()
-        events, self._events = self._events, []
+        events, self._events = sorted(self._events, key=lambda one: one[0]), []
         beats, self._beats = list(self._beats.values()), {}
-        return self.name, events, beats
+        return self.name, [event for _, event in events], beats
 
     async def halt(self, node: str | None = None) -> None:
         """End what runs on a node that is about to be taken away; None: everywhere, for good."""
@@ -151,6 +154,7 @@ class Reports:
         self._latest: dict[tuple[str, str], Event] = {}
         self._training = threading.get_ident()
         self._moved = (-1, time.monotonic())
+        self._numbers = itertools.count()
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._send_now_and_then, daemon=True)
 
@@ -214,6 +218,7 @@ class Reports:
         stuck = now - self._moved[1] > STUCK_SECONDS
         beat = Beat(
             attempt=self._attempt,
+            number=next(self._numbers),
             node=self.node,
             phase=pulse.phase,
             beats=beats,
@@ -258,8 +263,10 @@ class Heard:
         return cls(beat, now, now, actor=beat.actor)
 
     def take(self, beat: Beat, now: float) -> None:
-        """Take in another beat."""
+        """Take in another beat; one that was overtaken is late news."""
         self.actor = self.actor or beat.actor
+        if beat.number < self.beat.number:
+            return
         made = beat.beats - self.beat.beats
         if beat.phase != self.beat.phase or made:
             if beat.phase == self.beat.phase == "training" and made > 0:

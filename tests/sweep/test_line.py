@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from sweep.agenda import Event
 from sweep.line import PREPARE_SECONDS, SLOWEST, STEP_SECONDS, Beat, Heard, Line
 from sweep.schema import LimitsSpec
 
 
+NUMBERS = itertools.count()
+
+
 def beat(beats: int, phase: str = "training", where: str | None = None) -> Beat:
-    return Beat("a1", "node", phase, beats, {}, {}, where)
+    return Beat("a1", next(NUMBERS), "node", phase, beats, {}, {}, where)
 
 
 def heard(seconds: float, every: float = 1.0, **how: Any) -> tuple[Heard, float]:
@@ -126,3 +132,33 @@ def test_a_worker_waits_for_what_is_entrusted_and_a_new_line_says_that_it_is_new
             await asyncio.wait_for(line.take(), 0.05)
 
     asyncio.run(talk())
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_what_waited_for_the_line_to_start_is_put_back_in_order(order: tuple[int, ...]) -> None:
+    actor: Any = "the worker"
+    first, second, third = (replace(beat(k), steps={"t": k} if k else {}) for k in range(3))
+    reports: list[tuple[list[Event], Beat]] = [
+        ([], replace(first, actor=actor)),
+        ([Event("trial_started", "t")], second),
+        ([Event("record", "t", step=2)], third),
+    ]
+
+    async def talk() -> tuple[str, list[Event], list[Beat]]:
+        line = Line()
+        await asyncio.gather(*(line.report(*reports[k]) for k in order))
+        return await line.take()
+
+    _, events, beats = asyncio.run(talk())
+
+    assert [event.kind for event in events] == ["trial_started", "record"]
+    assert beats == [replace(third, actor=actor)]
+
+
+def test_a_beat_that_was_overtaken_takes_nothing_back() -> None:
+    late, last = beat(1), replace(beat(2), steps={"t": 2})
+    one = Heard.first(last, 10.0)
+
+    one.take(late, 11.0)
+
+    assert (one.beat, one.at, one.moved) == (last, 10.0, 10.0)
