@@ -312,8 +312,12 @@ class Training(Iterator[Record]):
 
     def _advance(self) -> None:
         """Train one step, and whatever is due after it."""
-        for member in [m for m in self._live if m.figures.step >= m.trial.steps]:
-            self._end(member, "steps")  # a state of a trial that had already ended
+        for member in list(self._live):  # one may be of a trial that had already ended
+            figures, stop = member.figures, member.trial.stop
+            if figures.step >= member.trial.steps:
+                self._end(member, "steps")
+            elif stop is not None and figures.stale >= stop.patience:
+                self._end(member, "plateau")
         if not self._live:
             return
         self._train_step()

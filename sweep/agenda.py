@@ -182,7 +182,8 @@ class Agenda:
     @property
     def elsewhere(self) -> tuple[str, ...]:
         """The trials that other drivers train; `look_again` makes them be asked for anew."""
-        return tuple(p.trial_id for index in self._elsewhere for p in self._packs[index].points)
+        # Other threads ask too, while this deque changes: `list` copies it in one go.
+        return tuple(p.trial_id for i in list(self._elsewhere) for p in self._packs[i].points)
 
     def tries(self, most: int) -> dict[str, dict[str, int]]:
         """Trial id -> cause -> failures in this run, of trials that are not done; so many."""
@@ -261,8 +262,10 @@ class Agenda:
             half = (len(job.points) + 1) // 2
             self._most |= {kind: min(half, self._most.get(kind, half)) for kind in kinds}
             return
-        new = {kind for kind in kinds if self._packed[kind] < ENOUGH}
-        self._packed += kinds
+        done = {result.trial_id for result in results if result.status != "failed"}
+        ended = Counter(kind_of(p.config) for p in job.points if p.trial_id in done)
+        new = {kind for kind in ended if self._packed[kind] < ENOUGH}
+        self._packed += ended
         if any(self._packed[kind] >= ENOUGH for kind in new):
             self._most |= dict.fromkeys(kinds.keys() & self._no_quicker(), 1)
 

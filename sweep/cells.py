@@ -447,13 +447,9 @@ def _converged(
 def _waiting_failures(ledger: Ledger, trial_ids: Collection[str]) -> dict[str, str]:
     # Trial -> `cause, exception` of those that wait for `sweep retry`. What the environment did
     # (memory, worker, storage, an interrupt) is run again anyway: such a trial is merely missing.
-    columns = ["trial_id", "cause", "exception"]
-    # By time, so that the latest stays.
-    rows = ledger.failures(trial_ids).sort_by("at").select(columns).to_pylist()
-    latest: dict[str, Mapping[str, Any]] = {row["trial_id"]: row for row in rows}
     return {
         trial: ", ".join(filter(None, (row["cause"], row["exception"])))
-        for trial, row in latest.items()
+        for trial, row in ledger.last_failures(trial_ids).items()
         if row["cause"] in WAITS
     }
 

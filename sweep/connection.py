@@ -111,6 +111,7 @@ def cluster_id(address: str) -> str | None:
         return None  # `connected` says what of it
     reachable(address)
     use_token()
+    outlive_parent()
     import ray
     from ray._private.services import canonicalize_bootstrap_address
     from ray._raylet import GcsClient  # type: ignore[attr-defined]
@@ -130,6 +131,7 @@ def connected(address: str | None, max_concurrent: int | None, scratch: Path) ->
         ClusterError: If there is none at `address`, or one that does not let us in.
     """
     address = address or os.environ.get("RAY_ADDRESS")
+    outlive_parent()
     options: dict[str, Any]
     if address is None:
         # Its workers inherit this process's variables, and so may be started ahead of time, which
@@ -212,6 +214,18 @@ def use_token() -> None:
     """
     if set(AUTH) & os.environ.keys():
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def outlive_parent() -> None:
+    """Let a process whose parent has ended (`nohup`, a container's init) close its connection.
+
+    Ray takes it for a worker, whose parent is its node: where a message finds the connection closed
+    it asks whether the node is alive, and without a process id it asks for the parent. It would
+    then end this process without a word.
+
+    Kept to the end of this process, since Ray reads it once; a job has its node's.
+    """
+    os.environ.setdefault("RAY_RAYLET_PID", str(os.getpid()))
 
 
 def _refused(address: str, error: Exception) -> ClusterError:

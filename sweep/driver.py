@@ -55,11 +55,18 @@ if TYPE_CHECKING:
 STOP_SECONDS = 5.0
 """What running trials have to save their states after Ctrl-C; then they are killed."""
 
+TERM_SECONDS = 25.0
+"""What they have after SIGTERM: Slurm and Kubernetes kill 30 s after it, and a Ray job that is
+stopped has a minute (`sweep.cluster.STOP_SECONDS`). Ray needs the rest to end."""
+
 END_SECONDS = 120.0
 """What they have where nobody waits for it: at the end of a time budget, or in a pause."""
 
 CHORE_SECONDS = 2.0
 """Between two looks at what is asked of a running driver from elsewhere."""
+
+HEED_SECONDS = 3 * CHORE_SECONDS
+"""In which a driver sees that a pause is asked for, slow storage included."""
 
 LOOK_AGAIN_SECONDS = 3.0
 """Between two looks at the trials that other drivers train."""
@@ -134,7 +141,8 @@ def run(
     """Train what is missing of a sweep, and return when nothing is left to do.
 
     The first Ctrl-C stops: running trials save their states, and the same call goes on later. The
-    second one kills.
+    second one kills. A pause that was asked for before this call ends with it, once other drivers
+    have seen it; one that is asked for later stops this call too.
 
     Args:
         file: A sweep file, or a sweep that is loaded already.
@@ -166,15 +174,24 @@ def run(
         Mirror(planned.sweep, ledger).sync(complete=True)
     failed: Mapping[str, str] = {}
     interrupted = False
-    ledger.resume(planned.sweep.name)
-    if planned.packs:
+    pause = ledger.pause_mark(planned.sweep.name)
+    if not planned.packs:
+        _resume(planned.sweep, ledger, pause)
+    else:
         with _Interrupts() as interrupts, ExitStack() as stack:
             lease, waited = _driver_lease(ledger, lease_name(address), interrupts, emit)
             if lease is not None:
                 stack.enter_context(lease)
+                if pause is not None and len(ledger.holders(DRIVER)) > 1:
+                    interrupts.wait(HEED_SECONDS)  # it may be meant for those of other clusters
+                if not interrupts.count:
+                    _resume(planned.sweep, ledger, pause)
             if waited:  # and meanwhile the other driver may have trained all that is missing here
                 planned = plan(planned.sweep, ledger, stale=stale)
-            if lease is not None and planned.packs:
+            if lease is not None and planned.packs and ledger.paused(planned.sweep.name):
+                interrupted = True
+                emit(Event("message", message="not started: somebody asked for a pause"))
+            elif lease is not None and planned.packs:
                 if mirror:
                     stack.enter_context(_mirrored(planned.sweep, ledger, interrupts, emit))
                 if planned.sweep.studies:
@@ -199,6 +216,12 @@ def run(
                     planned = plan(planned.sweep, ledger, stale=stale)
             interrupted = interrupted or interrupts.count > 0
     return _summary(planned, failed, interrupted=interrupted, seconds=time.monotonic() - began)
+
+
+def _resume(sweep: Sweep, ledger: Ledger, pause: str | None) -> None:
+    """Take back a pause that was there when a run was asked for, and none that came since."""
+    if pause is not None:
+        ledger.resume(sweep.name, pause)
 
 
 def _beyond(planned: Plan, known: Collection[str]) -> bool:
@@ -277,7 +300,7 @@ def _driver_lease(
                 ),
             )
         )
-        interrupts.first.wait(WAIT_SECONDS)
+        interrupts.wait(WAIT_SECONDS)
     return None, waited
 
 
@@ -291,7 +314,8 @@ class _Interrupts:
 
     def __init__(self) -> None:
         self.count = 0
-        self.first = threading.Event()
+        self.first: int | None = None
+        """The signal that came first."""
         self._old: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> _Interrupts:
@@ -309,9 +333,16 @@ class _Interrupts:
         for number, old in self._old.items():
             signal.signal(number, old)
 
+    def wait(self, seconds: float) -> None:
+        """Return after so long, or soon after the first signal."""
+        end = time.monotonic() + seconds
+        while not self.count and time.monotonic() < end:
+            time.sleep(min(0.1, seconds))
+
     def _handle(self, number: int, frame: object) -> None:
+        # What it interrupts may hold any lock, that of an Event included: it must not need one.
+        self.first = self.first or number
         self.count += 1
-        self.first.set()
         if self.count > 1:
             raise KeyboardInterrupt
 
@@ -520,7 +551,7 @@ def _drive(
             sweep=planned.sweep, until=until, entrusted={} if own else entrusted(),
         )  # fmt: skip
         trainable = tune.with_resources(
-            _trainable(line, max(1.0, slots / REPORTS_A_SECOND), ledger.uri, train),
+            _trainable(line, state.interval, ledger.uri, train),
             lambda config: tune.PlacementGroupFactory([dict(config["job"].resources)]),
         )
         pending = {"TUNE_MAX_PENDING_TRIALS_PG": str(min(slots, 200))}
@@ -544,8 +575,11 @@ def _drive(
                             verbose=0,
                         ),
                     ).fit()
+                    state.check()
         except KeyboardInterrupt:
-            emit(Event("message", message="killed: running trials go on from their last states"))
+            if agenda.running:
+                text = "killed: running trials go on from their last states"
+                emit(Event("message", message=text))
         return agenda.failed, state.stopped
 
 
@@ -610,6 +644,8 @@ class _Run:
     ) -> None:
         self.agenda = agenda
         self.slots = slots
+        self.interval = max(1.0, slots / REPORTS_A_SECOND)
+        """Seconds between two beats of a worker."""
         self.line = line
         self.ledger = ledger
         self.interrupts = interrupts
@@ -626,7 +662,10 @@ class _Run:
         """Whether it was stopped by somebody, or by its time."""
         self._line_name = ""
         self._coming: ObjectRef[tuple[str, list[Event], list[Beat]]] | None = None
+        self._fault: Exception | None = None
         self._kill_at: float | None = None
+        self._quiet_at: float | None = None
+        """When all that was trained before `stop` has been heard of."""
         self._halted = False
         self._turned = time.monotonic()
         self._busy = self._turned
@@ -686,7 +725,10 @@ class _Run:
                 self._paused = self.ledger.paused(self.sweep.name)
             with suppress(Exception):  # a head that is gone is noticed where it matters
                 self._draining = frozenset(state.get_draining_nodes())
-            self.lease.note = self._note()
+            # It tells of what the main thread changes meanwhile, and is for people alone: whatever
+            # becomes of it, this thread has to see a pause.
+            with suppress(Exception):
+                self.lease.note = self._note()
 
     def _note(self) -> Mapping[str, Any]:
         """What `sweep status` may want to know."""
@@ -737,33 +779,59 @@ class _Run:
         heard, why = self.heard.get(attempt), self.condemned.get(attempt)
         self.ended(attempt, _lost(job, self.ledger, error, heard, why))
 
+    @contextmanager
+    def noticed(self) -> Iterator[None]:
+        """Keep what is raised for `check`: Tune would take it for a failure of the trial."""
+        try:
+            yield
+        except Exception as error:
+            self._fault = self._fault or error
+
+    def check(self) -> None:
+        """Raise what Tune was spared: a fault of ours, or of `on_event`."""
+        if self._fault is not None:
+            raise self._fault
+
     def turn(self) -> None:
         """Listen, and do what is due; called many times a second.
 
         Raises:
             KeyboardInterrupt: If what still runs is to be killed.
         """
+        self.check()
         now = time.monotonic()
-        if now - self._turned > CHORE_SECONDS:  # it was this process that stood still
-            self._held += now - self._turned
+        if (stood := now - self._turned) > CHORE_SECONDS:  # it was this process that stood still
+            self._held += stood
+            if self._quiet_at is not None:
+                self._quiet_at += stood
             for heard in self.heard.values():
-                heard.wait(now - self._turned)
+                heard.wait(stood)
         self._turned = now
+        self._listen(now)
         self._stop_if_due(now)
         if self.agenda.stopped is not None and not self._halted:
             self.line.halt.remote()
             self._halted = True
-        # A trial without a record has nothing to save: its worker may be importing for long.
-        training = any(heard.beat.steps for heard in self.heard.values())
-        if self._kill_at and (now > self._kill_at or not training):
+            # The last beat may be as old as the interval, and the next one needs its way.
+            self._quiet_at = now + 2 * self.interval + 1.0
+        if self._kill_at and (now > self._kill_at or self._idle(now)):
             raise KeyboardInterrupt
         for node in self._draining - self._told:
             self._told |= {node}
             self.line.halt.remote(node)
-        self._listen(now)
         if now - self._judged >= 1:
             self._judged = now
             self._end_the_hung(now)
+
+    def _idle(self, now: float) -> bool:
+        """Whether nothing that runs has made a step that could be saved: workers may be importing
+        for long. A step is known by its beat, since records are few.
+        """
+        if not self.agenda.running:
+            return True
+        if self._quiet_at is None or now <= self._quiet_at:
+            return False
+        return not any(heard.beat.beats or heard.beat.steps for heard in self.heard.values())
 
     def _stop_if_due(self, now: float) -> None:
         limit = self.sweep.spec.limits.storage_seconds
@@ -771,8 +839,9 @@ class _Run:
             self._held = now
         why, patience = None, END_SECONDS
         if self.interrupts.count:
-            why = "stopping: running trials save their states; Ctrl-C again kills them"
-            patience = STOP_SECONDS
+            why, patience = "stopping: running trials save their states", TERM_SECONDS
+            if self.interrupts.first == signal.SIGINT:
+                why, patience = f"{why}; Ctrl-C again kills them", STOP_SECONDS
         elif self._paused:
             why = "stopping: somebody asked for a pause; running trials save their states"
         elif self.until is not None and now > self.until:
@@ -828,7 +897,7 @@ class _Run:
             self.agenda.emit(Event("waiting", message=text))
             self._busy = now
         for attempt, heard in self.heard.items():
-            why = heard.hung(self.sweep.spec.limits, now)
+            why = heard.hung(self.sweep.spec.limits, now, self.interval)
             if why and attempt not in self.condemned and heard.actor is not None:
                 self.condemned[attempt] = why
                 ray.kill(heard.actor)
@@ -868,7 +937,8 @@ def _adapters(run: _Run) -> tuple[Searcher, TrialScheduler]:
             self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
         ) -> None:
             if not error:
-                run.ended(attempts.pop(trial_id), result["results"] if result else ())
+                with run.noticed():
+                    run.ended(attempts.pop(trial_id), result["results"] if result else ())
 
         def save(self, checkpoint_path: str) -> None:
             pass  # nothing of Tune's is ever restored
@@ -888,7 +958,10 @@ def _adapters(run: _Run) -> tuple[Searcher, TrialScheduler]:
             # Not every exception survives being written and read.
             with suppress(Exception), open(trial.pickled_error_file, "rb") as file:
                 error = cloudpickle.load(file)
-            run.lost(attempts.pop(trial.trial_id), error)
+            # Tune comes here, too, where its own handling of a trial that has ended fails.
+            if (attempt := attempts.pop(trial.trial_id, None)) is not None:
+                with run.noticed():
+                    run.lost(attempt, error)
 
         def __reduce__(self) -> tuple[type, tuple[()]]:
             return object, ()

@@ -220,19 +220,19 @@ class Claims:
             return {name for name, ours in zip(ids, taken, strict=True) if ours}
 
     def _take(self, trial: str, alive: dict[str, int | None]) -> bool:
-        if trial in self._held:
-            self._let_go.discard(trial)
+        # One that is to be deleted may be gone, although its deletion was told to have failed.
+        if trial in self._held and trial not in self._let_go:
             return True
         number = 1
         while True:
             path = _claim(trial, number)
-            if self._storage.create(path, self._mine):
-                self._held[trial] = number
-                return True
-            if (data := self._storage.get(path)) is None:
+            made = self._storage.create(path, self._mine)
+            if (data := self._mine if made else self._storage.get(path)) is None:
                 continue  # it was let go of just now
-            if data == self._mine:  # letting go of it had failed
-                self._held[trial] = number
+            if data == self._mine:  # made just now, or letting go of it had failed
+                # What is left of ours beyond it is deleted with it.
+                self._held[trial] = max(number, self._held.get(trial, 0))
+                self._let_go.discard(trial)
                 return True
             theirs = json.loads(data)
             name = theirs["lease"]
@@ -249,9 +249,18 @@ class Claims:
         Raises:
             LedgerError: If the storage fails.
         """
+        again = frozenset(self._let_go)
         self._let_go.update(name for name in ids if name in self._held)
+        paths = (
+            (name, _claim(name, number))
+            for name in self._let_go
+            for number in range(1, self._held[name] + 1)
+        )
+        # The second time, others may have taken what the first had deleted.
         self._storage.delete(
-            _claim(name, one) for name in self._let_go for one in range(1, self._held[name] + 1)
+            path
+            for name, path in paths
+            if name not in again or self._storage.get(path) == self._mine
         )
         while self._let_go:
             del self._held[self._let_go.pop()]
@@ -283,7 +292,8 @@ def _machine() -> dict[str, str]:
 
 
 def _started(pid: int) -> str | None:
-    """When a living process of this machine started, in clock ticks since boot; else None.
+    """When a process of this machine started, in clock ticks since boot. None: it cannot be seen;
+    empty: it has died, and nobody has waited for it.
 
     With the pid it names a process for good, where a pid alone may be given anew.
     """
@@ -293,7 +303,7 @@ def _started(pid: int) -> str | None:
         return None
     # The second field is the program's name in brackets, and may hold anything.
     state, *fields = stat.rpartition(")")[2].split()
-    return None if state in "ZX" else fields[18]
+    return "" if state in "ZX" else fields[18]
 
 
 def _died_here(info: dict[str, Any]) -> bool:
@@ -301,4 +311,15 @@ def _died_here(info: dict[str, Any]) -> bool:
     machine = _machine()
     if not machine["boot"] or any(info.get(key) != value for key, value in machine.items()):
         return False
-    return _started(int(info["pid"])) != str(info["started"])
+    pid, began = int(info["pid"]), info["started"]
+    started = _started(pid)
+    if started is not None and began is not None:
+        return started != str(began)
+    # Gone, or hidden: where /proc is mounted with `hidepid`, those of other users are.
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass
+    return False  # it is there: its beat decides

@@ -30,7 +30,7 @@ import secrets
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
@@ -376,9 +376,16 @@ class Ledger:
 
     def forgive(self, ids: Collection[str]) -> None:
         """Mark trials so that their failures up to now no longer count, and they run again."""
+        if not ids:
+            return
+        noted = self.failures(ids, columns=["trial_id", "at"]).sort_by("at").to_pylist()
+        last = {row["trial_id"]: row["at"] for row in noted}
         for trial_id in ids:
+            at = datetime.now(UTC)
+            if trial_id in last:  # by the clock of its node, which may be ahead of ours
+                at = max(at, last[trial_id] + timedelta(microseconds=1))
             row = {"trial_id": trial_id, "attempt": new_attempt(), "cause": "retried"}
-            self.fail({**row, "at": datetime.now(UTC)})
+            self.fail({**row, "at": at})
 
     def failures(
         self,
@@ -389,6 +396,23 @@ class Ledger:
     ) -> pa.Table:
         """All failed attempts, by trial and then time; arguments and errors as `trials`."""
         return self._read(FAILURES, ids, columns, strict=strict)
+
+    def last_failures(self, ids: Collection[str] | None = None) -> dict[str, dict[str, Any]]:
+        """Trial -> cause, exception and message of its last failure, unless it was forgiven since.
+
+        Raises:
+            LedgerError: As `failures`.
+        """
+        names = ["trial_id", "cause", "exception", "message", "at"]
+        # By time, not by the names of attempts: a mark of `sweep retry` is named in its own way.
+        rows = self.failures(ids, columns=names).sort_by("at").to_pylist()
+        last: dict[str, dict[str, Any]] = {}
+        for row in rows:
+            if row["cause"] not in MARKS:
+                last[row["trial_id"]] = row
+            elif row["cause"] == "retried":
+                last.pop(row["trial_id"], None)
+        return last
 
     def append_curve(
         self, trial_id: str, attempt: str, segment: int, rows: Sequence[Mapping[str, Any]]
@@ -464,9 +488,17 @@ class Ledger:
 
         A ledger of the first release has states of running trials in the place of their ends.
         """
-        for name in (_blob("states", trial_id), *reversed(self._saved(trial_id))):
-            if (data := self._storage.get(name)) is not None:
-                yield data
+        before: list[str] = []
+        while True:
+            names, found = self._saved(trial_id), False
+            for name in (_blob("states", trial_id), *reversed(names)):
+                if (data := self._storage.get(name)) is not None:
+                    found = True
+                    yield data
+            # All that was listed is gone: somebody saved a further one, or the end, meanwhile.
+            if found or names == before:
+                return
+            before = names
 
     def drop_state(self, trial_id: str) -> None:
         """Forget what a trial resumes from, and its end."""
@@ -589,17 +621,31 @@ class Ledger:
         except (ValueError, AttributeError):
             return {}
 
+    def others(self, sweep: str) -> set[str]:
+        """The trials that other sweeps' last runs noted."""
+        notes = (re.fullmatch(r"cache/sweep-(.+)\.json", name) for name in self._list("cache"))
+        names = {note[1] for note in notes if note} - {sweep}
+        return {trial for name in names for trial in self.remembered(name)}
+
     def pause(self, sweep: str) -> None:
         """Ask whoever runs a sweep to stop; running trials save their states."""
-        self._storage.put(f"leases/paused/{sweep}.json", b"{}")
+        mark = {"token": secrets.token_hex(8)}
+        self._storage.put(f"leases/paused/{sweep}.json", json.dumps(mark).encode())
 
     def paused(self, sweep: str) -> bool:
         """Whether a sweep is to stop, or to stay stopped."""
-        return self._storage.get(f"leases/paused/{sweep}.json") is not None
+        return self.pause_mark(sweep) is not None
 
-    def resume(self, sweep: str) -> None:
-        """Let a sweep run again."""
-        self._storage.delete([f"leases/paused/{sweep}.json"])
+    def pause_mark(self, sweep: str) -> str | None:
+        """What tells the pause of a sweep from another one of it; None if it is not paused."""
+        data = self._storage.get(f"leases/paused/{sweep}.json")
+        # The first releases' marks are all alike.
+        return None if data is None else data.decode(errors="replace")
+
+    def resume(self, sweep: str, mark: str | None = None) -> None:
+        """Let a sweep run again; with a mark, only if nobody has asked for another pause since."""
+        if mark is None or self.pause_mark(sweep) == mark:
+            self._storage.delete([f"leases/paused/{sweep}.json"])
 
     def usage(self) -> dict[Kind, tuple[int, int]]:
         """Objects and bytes of each folder."""
@@ -918,7 +964,9 @@ class _Rows:
     @classmethod
     def from_file(cls, dataset: Dataset, source: str | pa.NativeFile) -> _Rows:
         """Back from `to_bytes`; raises whatever a file that is not one raises."""
-        file = pq.ParquetFile(source, memory_map=True, page_checksum_verification=True)
+        # Not mapped, which is no quicker: it is read for as long as the ledger is open, and where
+        # another client of NFS has replaced it, a page that is gone would end the process (SIGBUS).
+        file = pq.ParquetFile(source, page_checksum_verification=True)
         meta = file.metadata.metadata
         told = json.loads(meta[b"units"])
         stamps = dict(zip(told["names"], told["stamps"], strict=True))

@@ -44,8 +44,14 @@ SILENCE = (30.0, 300.0)
 """Seconds without a word after which a worker counts as hung: at least, and where nothing is said.
 A library that is being loaded may keep a process's threads from running."""
 
+MISSED = 3
+"""Beats that may be late or lost before anything is made of it."""
+
 STUCK_SECONDS = 10.0
 """Without a step, for a worker to say where it is."""
+
+TELL_ACTOR = 10
+"""Of so many beats one names the worker: the line may be lost with the first one."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,7 @@ class Beat:
     where: str | None = None
     """The line of code that it has been at for a while."""
     actor: ActorHandle[Any] | None = None
-    """The worker, in the first beat."""
+    """The worker, in the first beat and in some of the later ones."""
 
 
 class Line:
@@ -159,7 +165,7 @@ class Reports:
         self._thread = threading.Thread(target=self._send_now_and_then, daemon=True)
 
     def __enter__(self) -> Self:
-        self._send([], self._actor)
+        self._send([])
         self._thread.start()
         return self
 
@@ -210,22 +216,23 @@ class Reports:
                 events, self._latest = list(self._latest.values()), {}
             self._send(events)
 
-    def _send(self, events: list[Event], actor: ActorHandle[Any] | None = None) -> None:
+    def _send(self, events: list[Event]) -> None:
         pulse, now = self._pulse, time.monotonic()
+        number = next(self._numbers)
         beats = pulse.beats
         if beats != self._moved[0]:
             self._moved = (beats, now)
         stuck = now - self._moved[1] > STUCK_SECONDS
         beat = Beat(
             attempt=self._attempt,
-            number=next(self._numbers),
+            number=number,
             node=self.node,
             phase=pulse.phase,
             beats=beats,
             steps=dict(pulse.steps),
             unsaved=dict(pulse.unsaved),
             where=_where(self._training) if stuck else None,
-            actor=actor,
+            actor=None if number % TELL_ACTOR else self._actor,
         )
         self._line.report.remote(events, beat)
 
@@ -279,10 +286,16 @@ class Heard:
         self.at += seconds
         self.moved += seconds
 
-    def hung(self, limits: LimitsSpec, now: float) -> str | None:
-        """Why it counts as hung; None: it does not."""
+    def hung(self, limits: LimitsSpec, now: float, interval: float = 1.0) -> str | None:
+        """Why it counts as hung; None: it does not.
+
+        Args:
+            limits: Of the sweep file.
+            now: By the driver's clock.
+            interval: Seconds between two beats.
+        """
         own = limits.hang_seconds
-        silence = max(SILENCE[0], own or SILENCE[1])
+        silence = max(SILENCE[0], own or SILENCE[1], MISSED * interval)
         if now - self.at > silence:
             return f"its worker said nothing for {now - self.at:.0f} s"
         least = {
@@ -290,7 +303,8 @@ class Heard:
             "writing": limits.storage_seconds + (own or STEP_SECONDS),
         }
         allowed = least.get(self.beat.phase, own or max(STEP_SECONDS, SLOWEST * self.slowest))
-        if now - self.moved <= max(allowed, own or 0.0):
+        # A step is heard of with the next beat, and not before.
+        if now - self.moved <= max(allowed, own or 0.0) + MISSED * interval:
             return None
         where = f", at {self.beat.where}" if self.beat.where else ""
         return f"no step for {now - self.moved:.0f} s while {self.beat.phase}{where}"

@@ -353,13 +353,9 @@ def _failed(ledger: Ledger, ids: Collection[str]) -> dict[str, str]:
     # Trials whose last failure has to be mended first, and what it was.
     if not ids:
         return {}
-    columns = ["trial_id", "cause", "exception", "message", "at"]
-    # By time, and not by the names of attempts: a mark of `sweep retry` is named in its own way.
-    rows = ledger.failures(ids).sort_by("at").select(columns).to_pylist()
-    last = {row["trial_id"]: row for row in rows}
     return {
         name: f"{row['cause']}: {row['exception']}: {(row['message'] or '').partition(chr(10))[0]}"
-        for name, row in last.items()
+        for name, row in ledger.last_failures(ids).items()
         if row["cause"] in WAITS
     }
 

@@ -20,6 +20,7 @@ import logging
 import math
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -120,9 +121,12 @@ def tracking_uri(ledger: Ledger) -> str:
     """
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
         return uri
-    database = str(_home(ledger) / "mlflow.db")
+    return _sqlite(_home(ledger) / "mlflow.db")
+
+
+def _sqlite(database: Path) -> str:
     # SQLAlchemy decodes the path of a URI.
-    return "sqlite:///" + database.replace("%", "%25").replace("?", "%3F")
+    return "sqlite:///" + str(database).replace("%", "%25").replace("?", "%3F")
 
 
 def where(ledger: Ledger) -> str:
@@ -521,11 +525,32 @@ def _connect(ledger: Ledger) -> MlflowClient:
     with lease:
         import sqlalchemy
 
+        if _is_ours():
+            _make_tables(_home(ledger) / "mlflow.db")
         # MLflow asks a database that does not answer ten times, over two minutes; this asks once.
         engine = sqlalchemy.create_engine(uri)
         engine.connect().close()
         engine.dispose()
         return MlflowClient(uri, uri)
+
+
+def _make_tables(database: Path) -> None:
+    """MLflow's tables, in a file that gets its name once it is whole: where MLflow is killed half
+    way, it never completes what it finds.
+    """
+    if database.exists() and database.stat().st_size:
+        return
+    import sqlalchemy
+    from mlflow.store.db.utils import _initialize_tables
+
+    aside = database.with_suffix(".new")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    engine = sqlalchemy.create_engine(_sqlite(aside / database.name))
+    _initialize_tables(engine)  # type: ignore[no-untyped-call]
+    engine.dispose()
+    (aside / database.name).replace(database)
+    aside.rmdir()
 
 
 def _experiment(client: MlflowClient, sweep: str, ledger: Ledger) -> str:

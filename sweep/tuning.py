@@ -413,11 +413,12 @@ def record(sweep: Sweep, ledger: Ledger, *, rebuild: bool = False) -> int:
     if not sweep.studies:
         return 0
     place = where(sweep, ledger)
-    known = states(sweep, ledger)
     lease = ledger.lease(f"studies-{sweep.name}")
     if lease is None:
         return 0
     with lease:
+        # Not before: what others told of meanwhile would seem to contradict the ledger.
+        known = states(sweep, ledger)
         try:
             return _told(sweep, known, _storage(place), rebuild=rebuild)
         except Exception as error:  # of any kind: Optuna lets through SQLAlchemy's and the system's

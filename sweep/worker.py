@@ -1,9 +1,10 @@
 """What happens inside a worker: a pack is trained, and what comes of it is written to the ledger.
 
-The order of writing is what makes a kill harmless. While a trial trains, its state is saved before
-its curve, once a minute: a killed trial goes on from its state and writes the later steps of its
-curve again, and readers keep the last value of a step. When it ends, its backbone (if others need
-it), its state and its curve are written first and its row last: the row is what makes it done.
+The order of writing is what makes a kill harmless. While a trial trains, its curve is written
+before its state, once a minute: a killed trial goes on from its state and makes the later steps of
+its curve again, and readers keep the last value of a step; no step is behind a state and nowhere.
+When it ends, its backbone (if others need it), its curve and its state are written first and its
+row last: the row is what makes it done.
 While storage fails, trials train on, and those that have ended wait for it.
 
 Whatever goes wrong is given a cause, because the cause decides what happens next: `data` and `code`
@@ -342,6 +343,8 @@ class _Attempt:
                 stop = self.halted()
                 due = time.monotonic() - flushed >= self.job.limits.save_seconds
                 if stop:
+                    # Storage may have been away when a trial of the pack ended.
+                    self._insist(training, self._settle)
                     self._insist(training, self._save)
                     self._halt(stop)
                     return
@@ -434,11 +437,11 @@ class _Attempt:
         for index, state in training.states().items():
             trial = self.trials[index]
             name = trial.point.trial_id
+            self._write_curve(trial)
             self.ledger.save_state(
                 name, state.to_bytes(), step=state.step, attempt=self.job.attempt
             )
             trial.saved, self.pulse.unsaved[name] = trial.seconds, 0.0
-            self._write_curve(trial)
 
     def _write_curve(self, trial: Progress) -> None:
         if trial.rows:
@@ -476,9 +479,9 @@ class _Attempt:
             keeps = not {"attention", "attention:last", "feedforward"} & set(config.train)
         first = name in self.again or not self._theirs(name)
         if first:  # else the tensors are those of whoever wrote the row
+            self._write_curve(trial)
             if keeps:
                 self.ledger.put_state(name, outcome.state.to_bytes())
-            self._write_curve(trial)
             committed = self.ledger.commit(trial_row(trial, outcome, self.job))
             first = committed or name in self.again or not self._theirs(name)
             if not keeps:

@@ -249,6 +249,11 @@ PYTHON = f"""\
 #!/usr/bin/env bash
 # A stand-in for the cluster's Python: notes what it is asked for.
 if [[ $1 == -c ]]; then exec {sys.executable} "$@"; fi
+# Before it says that it is there.
+case $2 in
+  ray.scripts.scripts) trap 'echo "${{NODE}} ended" >>"$NOTES"; exit 0' TERM ;;
+  sweep) trap 'echo "driver stopped" >>"$NOTES"; exit 1' TERM ;;
+esac
 echo "${{NODE:-here}} $RAY_AUTH_MODE $*" >>"$NOTES"
 if [[ $1 == - ]]; then
   cat >/dev/null
@@ -257,12 +262,8 @@ if [[ $1 == - ]]; then
   fi
   exit 0
 fi
-if [[ $2 == ray.scripts.scripts ]]; then
-  trap 'echo "${{NODE}} ended" >>"$NOTES"; exit 0' TERM
-  while :; do sleep 0.05; done
-fi
+if [[ $2 == ray.scripts.scripts ]]; then while :; do sleep 0.05; done; fi
 [[ $(<"$RAY_AUTH_TOKEN_PATH") =~ ^[0-9a-f]{{64}}$ ]] || exit 5
-trap 'echo "driver stopped" >>"$NOTES"; exit 1' TERM
 if [[ $* == *wait.yaml* ]]; then while :; do sleep 0.05; done; fi
 exit 3
 """
@@ -299,7 +300,7 @@ def test_the_slurm_script_raises_a_cluster_runs_the_sweep_and_takes_it_down(
 ) -> None:
     command = ["bash", str(CLUSTER / "slurm.sh"), "a b.yaml", "--results", "/shared"]
 
-    done = subprocess.run(command, env=slurm, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=slurm, capture_output=True, text=True, timeout=600)
 
     assert done.returncode == 3, done.stderr
     notes = (tmp_path / "notes").read_text().splitlines()
@@ -322,12 +323,12 @@ def test_the_slurm_script_passes_the_end_of_its_time_on_to_the_driver(
     command = ["bash", str(CLUSTER / "slurm.sh"), "wait.yaml"]
     with subprocess.Popen(command, env=slurm, stderr=subprocess.PIPE) as script:
         notes = tmp_path / "notes"
-        for _ in range(600):
+        for _ in range(6000):
             if notes.exists() and "-m sweep" in notes.read_text():
                 break
             time.sleep(0.05)
         script.send_signal(signal.SIGTERM)
-        script.communicate(timeout=30)
+        script.communicate(timeout=600)
 
     assert script.returncode == 143
     assert "driver stopped" in notes.read_text()

@@ -117,14 +117,14 @@ def test_restarts_in_the_middle_of_a_mirror_lose_and_double_no_run(
     database, server = servers
     monkeypatch.setattr(tracking, "BACKOFF", 0.5)
     monkeypatch.setattr(tracking, "LONGEST_BACKOFF", 0.5)
-    shared.commit(0, 40)
+    shared.commit(0, 120)
     ended = threading.Event()
     faults = []
 
     def follow() -> None:
         mirror = tracking.Mirror(shared.sweep, shared.ledger)
         while not ended.wait(0.1):
-            if mirror.sync() < 40 and mirror._backoff:
+            if mirror.sync() < 120 and mirror._backoff:
                 faults.append(len(mirror._ended))
 
     thread = threading.Thread(target=follow)
@@ -134,8 +134,8 @@ def test_restarts_in_the_middle_of_a_mirror_lose_and_double_no_run(
             machine.wait("a few more runs", lambda: not ended.wait(1.5), 10)
             part.stop()
             part.start()
-        finished = time.monotonic() + 120
-        while database.runs(shared.sweep.name) != shared.once(40) and time.monotonic() < finished:
+        finished = time.monotonic() + 300
+        while database.runs(shared.sweep.name) != shared.once(120) and time.monotonic() < finished:
             time.sleep(0.5)
     finally:
         ended.set()
@@ -143,4 +143,4 @@ def test_restarts_in_the_middle_of_a_mirror_lose_and_double_no_run(
 
     tracking.catch_up(shared.sweep, shared.ledger)
     assert faults, "no restart came while the mirror wrote"
-    assert database.runs(shared.sweep.name) == shared.once(40)
+    assert database.runs(shared.sweep.name) == shared.once(120)

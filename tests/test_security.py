@@ -137,7 +137,7 @@ main()
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=600,
     )
 
     assert done.returncode == 2, done.stderr

@@ -125,16 +125,9 @@ def where_option(results: str) -> str:
 
 def last_causes(ledger: Ledger) -> dict[str, str]:
     """Why the last attempt failed, of each trial that is not done and was not forgiven."""
-    from sweep.ledger import MARKS
-
-    last: dict[str, str] = {}
-    for row in ledger.failures(columns=["trial_id", "cause", "at"]).sort_by("at").to_pylist():
-        if row["cause"] not in MARKS:
-            last[row["trial_id"]] = row["cause"]
-        elif row["cause"] == "retried":
-            last.pop(row["trial_id"], None)
     done = ledger.done()
-    return {trial: why for trial, why in last.items() if trial not in done}
+    last = ledger.last_failures()
+    return {trial: row["cause"] for trial, row in last.items() if trial not in done}
 
 
 def whole_id(prefix: str, known: Iterable[str], where: str) -> str:

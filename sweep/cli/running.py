@@ -119,8 +119,11 @@ def _tell_removed(sweep: Sweep, ledger: Ledger, *, prune: bool) -> None:
     """Name the trials that an earlier run of this sweep had and the file no longer has.
 
     Nothing becomes of them: their rows stay, and what is running goes on. With `prune` the states
-    of those that were not finished are dropped, and they are not named again.
+    of those that were not finished are dropped, and they are not named again. What other sweeps
+    have, too, keeps its states, and so does all as long as a driver runs.
     """
+    from sweep.driver import DRIVER
+
     before = ledger.remembered(sweep.name)
     now = {point.trial_id: point.label for point in sweep.all if not point.undecided}
     removed = {name: label for name, label in before.items() if name not in now}
@@ -128,9 +131,15 @@ def _tell_removed(sweep: Sweep, ledger: Ledger, *, prune: bool) -> None:
     for name, label in removed.items():
         what = "finished" if name in done else "unfinished"
         say(f"  no longer in the file: {label} ({name}, {what})")
-    if removed and prune:
-        ledger.remove("states", removed.keys() - done)
+    if prune and removed and ledger.holders(DRIVER):
+        say("  a run is under way; --prune forgets them once it has ended")
+        prune = False
+    elif removed and prune:
+        shared = (removed.keys() - done) & ledger.others(sweep.name)
+        ledger.remove("states", removed.keys() - done - shared)
         say(f"  {count(len(removed), 'trial')} forgotten; rows of finished ones stay")
+        if shared:
+            say(f"  {len(shared):,} of them: other sweeps have them too, so their states stay")
     elif removed:
         say("  nothing becomes of them; --prune forgets them, and drops unfinished ones' states")
     ledger.remember(sweep.name, now if prune else removed | now)

@@ -18,7 +18,7 @@ from sweep.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from sweep.ledger import Kind
+    from sweep.ledger import Kind, Ledger
 
 
 @app.command(epilog="Example: sweep gc experiments/quickstart.yaml")
@@ -31,7 +31,6 @@ def gc(
     results: Results = "results",
 ) -> None:
     """Say what takes disk, and remove what nothing needs, after asking. Results always stay."""
-    from sweep.driver import DRIVER
     from sweep.ledger import Ledger
     from sweep.planning import plan as make_plan
 
@@ -58,8 +57,7 @@ def gc(
         offers.append(("states", (ledger.states() & finished) - kept, lost))
     elif ledger.backbones() or ledger.states():
         say("name sweep files to learn which states and backbones their trials no longer need")
-    if ledger.holders(DRIVER):
-        raise UserError(f"{ledger.uri}: a run is under way; nothing is removed until it has ended")
+    _idle(ledger)
     # A claim is worth as much as the lease of its driver.
     if claims := ledger.remove("leases", {"trials"}):
         say(f"{count(claims, 'claim')} of runs that were killed removed")
@@ -71,7 +69,15 @@ def gc(
         if not yes and not sys.stdin.isatty():
             say(f"{question} --yes does")
         elif yes or typer.confirm(question, err=True):
+            _idle(ledger)  # a run may have started while nobody answered
             say(f"{count(ledger.remove(kind, ids), 'object')} of {kind} removed")
+
+
+def _idle(ledger: Ledger) -> None:
+    from sweep.driver import DRIVER
+
+    if ledger.holders(DRIVER):
+        raise UserError(f"{ledger.uri}: a run is under way; nothing is removed until it has ended")
 
 
 @app.command(epilog="Example: sweep mirror experiments/quickstart.yaml --rebuild")

@@ -1,4 +1,4 @@
-"""What is to be true in the end: each trial committed once, with the figures of a quiet run."""
+"""What is to be true in the end: each trial once, with the figures and curve of a quiet run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 import threading
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -65,7 +65,7 @@ class Quiet:
         )
 
     def figures(self) -> dict[str, list[Any]]:
-        """Trial id -> figures."""
+        """Trial id -> figures, and the curve."""
         assert self._process.wait(600) == 0
         return dict(json.loads(self._output.read_text()))
 
@@ -120,7 +120,7 @@ class Account:
     doubled: int
     """Trials with more than one row, or more than one run of MLflow's."""
     differ: int
-    """Trials whose figures are not those of the quiet run."""
+    """Trials whose figures or curves are not those of the quiet run."""
     again: int
     """Trials that more than one attempt trained to the end: work done twice."""
     failures: dict[str, int]
@@ -153,7 +153,10 @@ def settle(
     ids = [point.trial_id for point in sweep.all]
     rows = [row for row in ledger.trials().to_pylist() if row["trial_id"] in ids]
     found = Counter(row["trial_id"] for row in rows)
-    figures = {row["trial_id"]: [row[name] for name in FIGURES] for row in rows}
+    curves = _curves(ledger)
+    figures = {
+        row["trial_id"]: [*(row[name] for name in FIGURES), curves[row["trial_id"]]] for row in rows
+    }
     doubled = {trial for trial, number in found.items() if number > 1}
     lost = set(ids) - found.keys()
     if watch is not None:
@@ -173,6 +176,15 @@ def settle(
         ),
         failures=Counter(note["cause"] for note in notes if note["cause"] not in MARKS),
     )
+
+
+def _curves(ledger: Ledger) -> dict[str, list[list[Any]]]:
+    """Trial -> split, step, loss and accuracy of each point."""
+    curves: dict[str, list[list[Any]]] = defaultdict(list)
+    for point in ledger.curves().to_pylist():
+        values = [point[name] for name in ("split", "step", "loss", "accuracy")]
+        curves[point["trial_id"]].append(values)
+    return {trial: sorted(curve) for trial, curve in curves.items()}
 
 
 def _ends(ledger: Ledger) -> dict[str, set[str]]:

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from tests.chaos import machine
 from tests.chaos.cluster import Cluster, Driver, Node, send
 from tests.servers import MlflowServer, Postgres
@@ -41,18 +43,21 @@ class Scene:
         """Let time pass, as much as the seed says."""
         time.sleep(self.rng.uniform(least, most))
 
-    def until_training(self) -> None:
-        """Wait until a worker is at it; a driver that ended meanwhile is started again."""
+    def until_training(self) -> list[psutil.Process]:
+        """Wait until workers are at it; a driver that ended meanwhile is started again."""
+        found: list[psutil.Process] = []
 
         def training() -> bool:
             assert not self.driver.tend(), "the sweep ended before all had happened to it"
-            return bool(self.cluster.training())
+            found[:] = self.cluster.training()
+            return bool(found)
 
         machine.wait("a trial trains", training, 300, every=0.5)
+        return found
 
 
 def kill_a_worker(scene: Scene) -> None:
-    send([scene.rng.choice(scene.cluster.training())], signal.SIGKILL)
+    send([scene.rng.choice(scene.until_training())], signal.SIGKILL)
 
 
 def kill_a_node(scene: Scene) -> None:
@@ -91,7 +96,7 @@ def cut_off_a_node(scene: Scene) -> None:
 
 
 def stop_a_worker_past_its_lease(scene: Scene) -> None:
-    worker = [scene.rng.choice(scene.cluster.training())]
+    worker = [scene.rng.choice(scene.until_training())]
     send(worker, signal.SIGSTOP)
     time.sleep(LEASE + 5)
     send(worker, signal.SIGCONT)

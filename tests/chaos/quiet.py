@@ -25,7 +25,7 @@ FIGURES = (
 
 
 def main(file: str, output: str) -> None:
-    """Train all, and write trial id -> figures."""
+    """Train all, and write trial id -> figures, and then the curve."""
     torch.set_num_threads(1)
     sweep = load(file)
     found = {}
@@ -33,13 +33,12 @@ def main(file: str, output: str) -> None:
         for point in (*sweep.pretrainings, *sweep.points):
             parent = {point.parent: Path(folder, point.parent)} if point.parent else {}
             training = fpt.train([point.config], backbones=parent, log_every=LOG_EVERY)
-            for _ in training:
-                pass
+            curve = sorted([r.split, r.step, r.loss, r.accuracy] for r in training)
             outcome = training.outcomes[0]
             if point in sweep.pretrainings:
                 Path(folder, point.trial_id).write_bytes(training.backbone(0))
             figures = vars(outcome) | {"steps_trained": outcome.steps}
-            found[point.trial_id] = [figures[name] for name in FIGURES]
+            found[point.trial_id] = [*(figures[name] for name in FIGURES), curve]
     Path(output).write_text(json.dumps(found))
 
 

@@ -65,10 +65,9 @@ def test_trials_go_on_elsewhere_soon(tell: Callable[[str], None]) -> None:
         try:
             driver.start()
 
-            def training() -> list[Node]:
+            def training() -> Node | None:
                 assert not driver.tend(), "it ended too soon"
-                by_node = [(node, cluster.training([node])) for node in cluster.workers]
-                return [node for node, found in by_node if found]
+                return next((n for n in cluster.workers if cluster.training([n])), None)
 
             machine.wait("a backbone", lambda: needed <= ledger.done(), 300)
             pace.set(2.0)
@@ -77,8 +76,12 @@ def test_trials_go_on_elsewhere_soon(tell: Callable[[str], None]) -> None:
             def a_node_that_trains() -> Node:
                 # With a state behind it, so that going on is more than starting again.
                 left = users - ledger.done()
-                machine.wait("states", lambda: left & ledger.states() and training(), 300)
-                return training()[0]
+                node = None
+                while node is None:
+                    machine.wait("a state", lambda: left & ledger.states(), 300)
+                    machine.wait("a trial trains", training, 300)
+                    node = training()
+                return node
 
             killed = a_node_that_trains()
             cluster.kill(killed)

@@ -39,7 +39,8 @@ with ledger.lease(f"driver-{number}") as lease:
         elif claims.take([trial]):
             if trial not in ledger.done():
                 time.sleep(0.02)
-                print(trial, ledger.commit(trial_row(left.pop(trial), attempt=f"a{number}")))
+                committed = ledger.commit(trial_row(left.pop(trial), attempt=f"a{number}"))
+                sys.stdout.write(f"{trial} {committed}\n")  # at once: it may be killed
             claims.release([trial])
         else:
             time.sleep(0.01)

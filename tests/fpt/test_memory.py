@@ -73,7 +73,7 @@ def test_four_workers_hold_the_weights_of_gpt2_base_once(tmp_path: Path) -> None
             assert worker.stdout is not None
             assert worker.stdout.readline() == "ready\n"
         for worker in workers:  # all of them have touched every page by now
-            output, _ = worker.communicate("go\n", timeout=60)
+            output, _ = worker.communicate("go\n", timeout=600)
             figures.append([int(part) for part in output.split()])
     finally:
         for worker in workers:

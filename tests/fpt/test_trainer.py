@@ -253,6 +253,15 @@ def test_a_huge_learning_rate_is_an_outcome_and_no_exception(trial: Any) -> None
     assert outcome.steps < 50
 
 
+def test_the_end_of_a_plateau_is_an_end(trial: Any) -> None:
+    config = trial(learning_rate=1e-12, steps=200, stop={"patience": 2, "tolerance": 1e-3})
+    outcome = finish(train([config]))
+
+    assert_same(
+        finish(train([config], state=[State.from_bytes(outcome.state.to_bytes())])), outcome
+    )
+
+
 def test_a_plateau_stops_a_trial_that_no_longer_improves(trial: Any) -> None:
     outcome = finish(
         train([trial(learning_rate=1e-12, steps=200, stop={"patience": 2, "tolerance": 1e-3})])

@@ -395,6 +395,21 @@ def test_what_others_train_is_asked_for_a_few_at_a_time_and_on_as_long_as_it_is_
     assert [name(agenda.next()) for _ in range(11)] == [*"4567890123", None]
 
 
+def test_what_others_train_is_told_while_it_changes() -> None:
+    agenda, _ = agenda_of(Stub("a"), Stub("b"), Stub("c"), claim=lambda ids: ())
+    assert agenda.next() is None
+
+    class Changing(list[Any]):
+        def __getitem__(self, index: Any) -> Any:
+            # As the main thread does, between two looks of the one that asks.
+            agenda._elsewhere.rotate()
+            return super().__getitem__(index)
+
+    agenda._packs = Changing(agenda._packs)
+
+    assert agenda.elsewhere == ("a", "b", "c")
+
+
 def test_what_is_no_quicker_in_packs_is_no_longer_packed() -> None:
     measured: set[tuple[str]] = set()
     looks = 0
@@ -420,6 +435,25 @@ def test_what_is_no_quicker_in_packs_is_no_longer_packed() -> None:
     assert trained == ["a3", "b2 b3", "a6", "b4 b5", "a4", "a5", "a7", "a8"]
     assert looks == 2
     assert not [event for event in events if event.kind == "message"]
+
+
+def test_who_failed_does_not_tell_whether_packs_help() -> None:
+    looks: list[None] = []
+
+    def no_quicker() -> set[tuple[str]]:
+        looks.append(None)
+        return set()
+
+    a = [tuple(Stub(f"a{3 * i + j}") for j in range(3)) for i in range(2)]
+    agenda, _ = agenda_of(*a, no_quicker=no_quicker)
+    first = agenda.next()
+    assert first is not None
+
+    one, *others = (Result(point.trial_id, "done") for point in first.points)
+    agenda.ended(first.attempt, [replace(one, status="failed", cause="data"), *others])
+    assert not looks
+    end(agenda, agenda.next())
+    assert len(looks) == 1
 
 
 def test_what_was_too_much_for_the_memory_is_cut_before_it_is_tried_again() -> None:

@@ -477,6 +477,27 @@ def test_gc_removes_the_claims_of_killed_runs(ledger: Ledger, file: Path, comman
     assert not list(Path(ledger.uri).glob("leases/trials/*"))
 
 
+def test_gc_asks_for_runs_again_once_it_was_answered(
+    ledger: Ledger, file: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command("plan", file)  # makes the cache
+    before = ledger.usage()
+    before.pop("leases")
+
+    def answered(question: str, *, err: bool) -> bool:
+        assert ledger.lease("driver-meanwhile") is not None
+        return True
+
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr("typer.confirm", answered)
+
+    result = command("gc", file)
+
+    assert result.code == 2
+    assert "a run is under way; nothing is removed until it has ended" in result.err
+    assert before.items() <= ledger.usage().items()
+
+
 def test_gc_keeps_what_the_files_need(ledger: Ledger, file: Path, command: Command) -> None:
     done = load(file).points[0].trial_id
     heir = TINY.replace("pretraining: [random]", f"pretraining: ['trial:{done}']")

@@ -1,9 +1,13 @@
-"""Where a driver is while nodes unpack a job's working directory under it."""
+"""What may happen under a driver: its folder is made anew, its parent ends."""
 
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
+import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,3 +57,47 @@ def test_a_folder_that_does_not_come_back_is_told(
 
     with pytest.raises(ClusterError, match=f"^{gone}: this process's working folder was removed"):
         stay()
+
+
+ORPHAN = """
+import os, socket, sys, time
+from pathlib import Path
+from sweep.connection import connected
+
+while os.getppid() == int(sys.argv[1]):
+    time.sleep(0.05)
+with connected(None, 1, Path(sys.argv[2])):
+    import ray
+
+    ray.get(ray.remote(lambda: None).remote())
+    for number in map(int, os.listdir("/proc/self/fd")):
+        try:
+            with socket.socket(fileno=os.dup(number)) as one:
+                if one.family == socket.AF_UNIX and str(one.getpeername()).endswith("/raylet"):
+                    one.shutdown(socket.SHUT_RDWR)
+                    print("cut", flush=True)
+        except OSError:
+            pass  # no socket, or one that has no other end
+print("parent", os.getppid(), flush=True)
+"""
+
+
+@pytest.mark.ray
+def test_a_driver_whose_parent_has_ended_ends_by_itself(tmp_path: Path) -> None:
+    code, said = tmp_path / "orphan.py", tmp_path / "said"
+    code.write_text(ORPHAN)
+    said.touch()
+    scratch = Path(tempfile.mkdtemp(prefix="fpt-"))  # a socket's path has to be short
+    # What a shell does for `nohup ... &` before it is closed.
+    start = f'"{sys.executable}" "{code}" $$ "{scratch}" >"{said}" 2>&1 &'
+    subprocess.run(["sh", "-c", start], check=True)
+    until = time.monotonic() + 120
+    while "parent" not in said.read_text() and time.monotonic() < until:
+        time.sleep(0.2)
+    shutil.rmtree(scratch, ignore_errors=True)
+
+    *_, cut, last = said.read_text().splitlines()
+
+    if last.split()[1] != "1":
+        pytest.skip("another process than the first one takes in orphans here")
+    assert (cut, last) == ("cut", "parent 1")

@@ -172,6 +172,58 @@ def test_a_process_with_the_pid_of_a_dead_holder_is_not_the_holder(tmp_path: Pat
     assert taken is not None
 
 
+@pytest.mark.parametrize(
+    ("unseen", "answer", "held"),
+    [
+        (FileNotFoundError, PermissionError, True),  # hidepid=2, of another user
+        (PermissionError, PermissionError, True),  # hidepid=1
+        (OSError, None, True),  # our own, and no more files may be opened
+        (FileNotFoundError, ProcessLookupError, False),
+    ],
+)
+def test_a_holder_that_cannot_be_seen_is_held_to_its_beat(
+    tmp_path: Path,
+    unseen: type[OSError],
+    answer: type[OSError] | None,
+    held: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    storage, clock = open_storage(tmp_path), Clock()
+    assert Leases(storage).acquire("driver", ttl=30) is not None
+    path = tmp_path / "leases/driver/1.json"
+    info = json.loads(path.read_text())
+    path.write_text(json.dumps(info | {"pid": 77}))
+    read = Path.read_text
+
+    def hidden(path: Path, *arguments: Any) -> str:
+        if path == Path("/proc/77/stat"):
+            raise unseen
+        return read(path, *arguments)
+
+    def kill(pid: int, number: int) -> None:
+        assert (pid, number) == (77, 0)
+        if answer is not None:
+            raise answer
+
+    monkeypatch.setattr(Path, "read_text", hidden)
+    monkeypatch.setattr("os.kill", kill)
+    watcher = Leases(storage, clock)
+
+    assert (watcher.holder("driver") is not None) == held
+    clock.now += 30
+    assert watcher.holder("driver") is None
+
+
+def test_a_holder_that_could_not_see_itself_is_held_to_its_beat(tmp_path: Path) -> None:
+    storage = open_storage(tmp_path)
+    assert Leases(storage).acquire("driver") is not None
+    path = tmp_path / "leases/driver/1.json"
+    info = json.loads(path.read_text())
+    path.write_text(json.dumps(info | {"started": None}))
+
+    assert Leases(storage).acquire("driver") is None
+
+
 @pytest.mark.parametrize("part", ["host", "boot", "pids"])
 def test_a_pid_of_elsewhere_says_nothing(tmp_path: Path, part: str) -> None:
     storage = open_storage(tmp_path)
@@ -239,16 +291,19 @@ def test_a_slow_watcher_does_not_take_what_others_took_meanwhile(
 
 @pytest.mark.usefixtures("elsewhere")
 def test_the_heartbeat_keeps_a_lease_for_as_long_as_the_block_runs(tmp_path: Path) -> None:
-    storage = open_storage(tmp_path)
-    watcher = Leases(storage)
-    lease = Leases(storage).acquire("driver", ttl=1.0)
+    storage, clock = open_storage(tmp_path), Clock()
+    watcher = Leases(storage, clock)
+    lease = Leases(storage, clock).acquire("driver", ttl=1.0)
     assert lease is not None
 
     with lease:
-        until = time.monotonic() + 2.5
-        while time.monotonic() < until:
+        for _ in range(5):
             assert watcher.acquire("driver") is None
-            time.sleep(0.05)
+            beat = storage.get("leases/driver/1.beat")
+            clock.now += 0.4
+            while storage.get("leases/driver/1.beat") == beat:
+                time.sleep(0.01)
+        assert watcher.acquire("driver") is None
         assert lease.held
 
     assert watcher.acquire("driver") is not None
@@ -361,6 +416,42 @@ def test_what_storage_kept_us_from_letting_go_of_is_let_go_of_the_next_time(
     mine.release(TRIALS[2:])
 
     assert theirs.take(TRIALS) == set(TRIALS[1:])
+
+
+def test_what_went_although_its_deletion_was_told_to_have_failed_is_claimed_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = Ledger(tmp_path)
+    gone = ledger.lease("driver-gone")
+    one, other = ledger.lease("driver-one"), ledger.lease("driver-other")
+    assert gone is not None
+    assert one is not None
+    assert other is not None
+    ledger.claims(gone).take(TRIALS)
+    gone.release()
+    mine, theirs = ledger.claims(one), ledger.claims(other)
+    assert mine.take(TRIALS) == set(TRIALS)  # each with the second number
+    delete = mine._storage.delete
+
+    def half_way(paths: Iterable[str]) -> None:
+        for path in paths:
+            if TRIALS[0] in path or path.endswith("-1.json"):
+                delete([path])
+        raise StorageError("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mine._storage, "delete", half_way)
+        with pytest.raises(StorageError, match="away"):
+            mine.release(TRIALS)
+    assert theirs.take(TRIALS[:2]) == set(TRIALS[:2])
+
+    assert mine.take(TRIALS) == {TRIALS[2]}
+    mine.release([])  # what is left to delete, and nothing of theirs
+    assert mine.take(TRIALS[:2]) == set()
+    assert theirs.take(TRIALS) == set(TRIALS[:2])
+    mine.release(TRIALS)
+    theirs.release(TRIALS)
+    assert not list(Path(ledger.uri).glob("leases/trials/*"))
 
 
 def test_a_holder_says_what_it_wants_to_be_known(tmp_path: Path) -> None:

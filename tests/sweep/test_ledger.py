@@ -616,6 +616,20 @@ def test_a_page_of_the_cache_that_is_damaged_costs_time_alone(
     assert getattr(Ledger(tmp_path), name)() == expected
 
 
+def test_a_cache_that_goes_while_it_is_open_costs_time_alone(tmp_path: Path) -> None:
+    fill(Ledger(tmp_path), range(40))
+    cache = tmp_path / "cache/trials.parquet"
+    expected = Ledger(tmp_path).trials()
+    reader = Ledger(tmp_path)
+    assert reader.trials(columns=["seed"]).num_rows == 40
+
+    # Of a mapped file, a page that is gone ends the process: on NFS once another has replaced it.
+    assert str(cache) not in Path("/proc/self/maps").read_text()
+    os.truncate(cache, 100)
+
+    assert reader.trials() == expected
+
+
 def test_a_snapshot_stays_as_it_was(place: str) -> None:
     ledger = Ledger(place)
     fill(ledger, range(3))
@@ -754,6 +768,43 @@ def test_failures_are_kept_by_attempt_and_forgiven_by_a_mark(place: str) -> None
     assert ledger.done() == set()
 
 
+def test_failures_of_a_clock_that_is_ahead_are_forgiven(place: str) -> None:
+    ledger = Ledger(place)
+    ahead = datetime.now(UTC) + timedelta(minutes=10)
+    ledger.fail(failure(1, attempt="a1", at=ahead))
+    ledger.fail(failure(1, attempt="a2", at=ahead - timedelta(minutes=5)))
+    ledger.fail(failure(2))
+
+    before = datetime.now(UTC)
+    ledger.forgive([trial(number) for number in range(4)])
+
+    assert ledger.last_failures([trial(number) for number in range(4)]) == {}
+    marks = [one for one in ledger.failures().to_pylist() if one["cause"] == "retried"]
+    assert [one["trial_id"] for one in marks] == [trial(number) for number in range(4)]
+    assert marks[1]["at"] == ahead + timedelta(microseconds=1)
+    for one in (marks[0], *marks[2:]):
+        assert before <= one["at"] <= datetime.now(UTC)
+    ledger.fail(failure(1, attempt="a3", cause="data", at=ahead + timedelta(minutes=1)))
+    assert ledger.last_failures([trial(1)])[trial(1)]["cause"] == "data"
+
+
+def test_a_mark_of_work_done_twice_is_no_last_failure(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    for number, causes in enumerate(
+        [("code", "doubled"), ("code", "worker", "doubled"), ("code", "retried", "doubled")]
+    ):
+        for minute, cause in enumerate(causes):
+            at = NOW + timedelta(minutes=minute)
+            ledger.fail(failure(number, attempt=f"a{minute}", cause=cause, at=at))
+
+    last = ledger.last_failures([trial(number) for number in range(4)])
+
+    assert {name: one["cause"] for name, one in last.items()} == {
+        trial(0): "code",
+        trial(1): "worker",
+    }
+
+
 def test_a_failure_says_its_cause(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cause is 'bad luck'"):
         Ledger(tmp_path).fail(failure(cause="bad luck"))
@@ -806,6 +857,41 @@ def test_the_furthest_state_counts_whoever_wrote_it_and_whenever(place: str) -> 
     assert list(ledger.saved_states(name)) == [b"the end", b"of one that comes very late"]
     ledger.drop_state(name)
     assert ledger.states() == set()
+
+
+@pytest.mark.parametrize("how", ["further", "end", "dropped"])
+def test_states_that_go_between_their_listing_and_their_reading(
+    place: str, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger, late = Ledger(place), Ledger(place)
+    name = trial(1)
+    ledger.save_state(name, b"at 10", step=10, attempt="a")
+    get = ledger._storage.get
+    others: dict[str, Callable[[], None]] = {
+        "further": lambda: late.save_state(name, b"at 20", step=20, attempt="b"),
+        "end": lambda: late.put_state(name, b"the end"),
+        "dropped": lambda: late.drop_state(name),
+    }
+
+    def got(name: str) -> bytes | None:
+        data = get(name)
+        if how in others:  # the first that is looked for, the end, is not there yet
+            others.pop(how)()
+        return data
+
+    monkeypatch.setattr(ledger._storage, "get", got)
+
+    found = {"further": [b"at 20"], "end": [b"the end"], "dropped": []}
+    assert list(ledger.saved_states(name)) == found[how]
+    assert how not in others
+
+
+def test_a_state_that_is_listed_and_never_there_is_not_waited_for(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    (tmp_path / f"states/{trial(1)}").mkdir(parents=True)
+    ledger._saved = lambda trial_id: [f"states/{trial_id}/none"]  # type: ignore[method-assign]
+
+    assert ledger.get_state(trial(1)) is None
 
 
 def test_a_pause_stands_until_it_is_taken_back_and_is_of_one_sweep(place: str) -> None:

@@ -5,14 +5,25 @@ from __future__ import annotations
 import asyncio
 import itertools
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from sweep.agenda import Event
-from sweep.line import PREPARE_SECONDS, SLOWEST, STEP_SECONDS, Beat, Heard, Line
+from sweep.line import (
+    MISSED,
+    PREPARE_SECONDS,
+    SLOWEST,
+    STEP_SECONDS,
+    TELL_ACTOR,
+    Beat,
+    Heard,
+    Line,
+    Reports,
+)
 from sweep.schema import LimitsSpec
-
+from sweep.worker import Pulse
 
 NUMBERS = itertools.count()
 
@@ -108,6 +119,18 @@ def test_a_driver_that_stood_still_blames_nobody() -> None:
     assert one.hung(LimitsSpec(hang_seconds=20), now + 10_000) is None
 
 
+@pytest.mark.parametrize("interval", [10.0, 30.0, 100.0])
+def test_of_many_workers_each_one_is_heard_of_seldom(interval: float) -> None:
+    limits = LimitsSpec(hang_seconds=5)
+    one, now = heard(seconds=1000, every=interval)
+
+    late = now + (MISSED - 0.5) * interval
+    assert one.hung(limits, late, interval) is None
+    one.take(replace(one.beat, number=next(NUMBERS)), late)  # a word, and no step with it
+    assert one.hung(limits, late, interval) is None
+    assert one.hung(limits, late + (MISSED + 1) * interval, interval) is not None
+
+
 def test_where_it_hangs_is_told() -> None:
     one, now = heard(seconds=10)
     one.take(beat(10, where="Stream.read (data.py:12)"), now + 15)
@@ -162,3 +185,27 @@ def test_a_beat_that_was_overtaken_takes_nothing_back() -> None:
     one.take(late, 11.0)
 
     assert (one.beat, one.at, one.moved) == (last, 10.0, 10.0)
+
+
+def test_who_it_is_a_worker_says_again_since_the_line_may_be_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    context = SimpleNamespace(get_node_id=lambda: "node", current_actor="the worker")
+    monkeypatch.setattr("ray.get_runtime_context", lambda: context)
+    sent: list[Beat] = []
+    report = SimpleNamespace(remote=lambda events, beat: sent.append(beat))
+    line: Any = SimpleNamespace(report=report)
+    reports = Reports(line, 1000.0, "a1", Pulse())
+    with reports:
+        for _ in range(TELL_ACTOR):
+            reports._send([])
+    first, *later = sent
+    actor: Any = "the worker"
+
+    one = Heard.first(later[0], 0.0)  # the first one was taken by a line that died
+    assert one.actor is None
+    for beat in later[1:]:
+        one.take(beat, 1.0)
+
+    assert (first.actor, one.actor) == (actor, actor)
+    assert len([beat for beat in sent if beat.actor]) == 2

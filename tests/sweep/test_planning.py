@@ -183,6 +183,31 @@ def test_the_last_failure_counts_and_forgiveness_ends_it(sweep: Sweep, ledger: L
     assert statuses(plan(sweep, ledger))[RANDOM[0]] == "done"
 
 
+def test_a_retry_outdoes_a_clock_that_is_ahead(sweep: Sweep, ledger: Ledger) -> None:
+    point = named(sweep, RANDOM[0])
+    ahead = dt.datetime.now(dt.UTC) + dt.timedelta(minutes=10)
+    ledger.fail(failure_row(point, at=ahead))
+    assert statuses(plan(sweep, ledger))[RANDOM[0]] == "failed"
+
+    ledger.forgive([point.trial_id])
+
+    assert statuses(plan(sweep, ledger))[RANDOM[0]] == "missing"
+
+
+def test_a_mark_of_work_done_twice_lets_nothing_run(sweep: Sweep, ledger: Ledger) -> None:
+    # An attempt found a row of somebody else's, and that row was lost since.
+    point = named(sweep, RANDOM[0])
+    later = STARTED + dt.timedelta(minutes=1)
+    ledger.fail(failure_row(point, attempt="a1", cause="code"))
+    ledger.fail(failure_row(point, attempt="a2", cause="doubled", at=later))
+
+    planned = plan(sweep, ledger)
+
+    assert statuses(planned)[RANDOM[0]] == "failed"
+    assert planned.why[point.trial_id] == "code: OverflowError: too large"
+    assert RANDOM[0] not in to_run(planned)
+
+
 def test_what_needs_a_trial_that_will_not_run_is_blocked_for_good(
     sweep: Sweep, ledger: Ledger
 ) -> None:

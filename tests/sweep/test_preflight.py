@@ -254,7 +254,7 @@ class Nodes:
     def sweep(self, *arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "sweep", *map(str, arguments)]
         done = subprocess.run(
-            command, env=self.environment, capture_output=True, text=True, timeout=200, **options
+            command, env=self.environment, capture_output=True, text=True, timeout=600, **options
         )
         # Whatever is asked of it, and whatever it answers.
         assert self.token not in done.stdout + done.stderr
@@ -330,7 +330,7 @@ def test_a_node_that_cannot_write_stops_a_run_and_one_that_can_makes_it_a_job(
         else:
             pytest.fail("".join([*told, follower.communicate()[1]]))
         assert nodes.sweep("stop", file, "--address", nodes.dashboard).returncode == 0
-        rest, ended = follower.communicate(timeout=100)
+        rest, ended = follower.communicate(timeout=600)
     assert ended.endswith(": stopped\n"), rest + ended
     states = list(results.glob("states/*"))
     assert states, rest

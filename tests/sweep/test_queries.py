@@ -176,7 +176,7 @@ def test_the_command(asked: Sweep) -> None:
     def command(*words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "sweep", "query", *words, "--results", "results"],
-            capture_output=True, text=True, cwd=folder, timeout=120,
+            capture_output=True, text=True, cwd=folder, timeout=600,
         )  # fmt: skip
 
     cells = ('SELECT "column", "values" FROM cells', "--sweep", "asked.yaml")

@@ -348,7 +348,7 @@ def browse(chromium: str, folder: Path, *arguments: str) -> str:
             "--hide-scrollbars",
             f"--user-data-dir={folder / 'browser'}", "--virtual-time-budget=5000", *arguments,
         ],
-        capture_output=True, text=True, timeout=120, check=True,
+        capture_output=True, text=True, timeout=600, check=True,
     )  # fmt: skip
     return done.stdout
 

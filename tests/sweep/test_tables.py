@@ -185,6 +185,19 @@ def test_a_failure_that_waits_for_nobody_is_a_missing_trial(make: Make, cause: s
     assert cell.counts["missing"] == 3
 
 
+def test_a_mark_of_work_done_twice_hides_no_failure(make: Make) -> None:
+    sweep, ledger = make(PAPER)
+    point = sweep.points[0]
+    ledger.fail(failure_row(point, attempt="a1"))
+    later = failure_row(point)["at"].replace(year=2027)
+    ledger.fail(failure_row(point, attempt="a2", cause="doubled", at=later))
+
+    cell = build(sweep, ledger).cells["language", "bit-xor", "test_accuracy"]
+
+    assert cell.failures == ("code, OverflowError",)
+    assert cell.counts["failed"] == 1
+
+
 def test_a_done_trial_did_not_fail(make: Make) -> None:
     sweep, ledger = make(PAPER)
     commit(sweep, ledger, lambda point: {} if point is sweep.points[0] else None)

@@ -137,7 +137,7 @@ def content(uri: str) -> dict[str, Any]:
 def python(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True, timeout=600,
     )  # fmt: skip
 
 
@@ -211,6 +211,35 @@ def test_a_backbone_of_the_sweeps_own_is_called_by_its_name(place: Path) -> None
     assert found[pretraining.trial_id].info.run_name == "own"
     assert found[taught.trial_id].data.params["pretraining"] == "own"
     assert found[taught.trial_id].data.tags["pretraining"] == "own"
+
+
+def test_a_kill_while_mlflow_makes_its_tables_does_no_harm(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def half_way(engine: Any) -> None:
+        initialise(engine)
+        with engine.begin() as connection:
+            connection.exec_driver_sql("DROP TABLE alembic_version")
+        raise Killed
+
+    from mlflow.store.db import utils
+
+    sweep, ledger = opened(place)
+    database = place / "results" / "mlflow.db"
+    database.unlink()
+    initialise = utils._initialize_tables
+    with monkeypatch.context() as patch:
+        patch.setattr(utils, "_initialize_tables", half_way)
+        with pytest.raises(Killed):
+            Mirror(sweep, ledger).prepare()
+    assert not database.exists()
+
+    assert Mirror(sweep, ledger).prepare()
+    assert parent_of(tracking.tracking_uri(ledger)).info.status == "RUNNING"
+    assert not database.with_suffix(".new").exists()
 
 
 def test_the_mirror_follows_a_sweep_and_then_rests(
@@ -400,7 +429,7 @@ def test_processes_at_once_over_a_database_that_is_not_there_yet(place: Path) ->
         )
         for name in ("rates.yaml", "rates.yaml", "other.yaml")
     ]  # fmt: skip
-    said = [process.communicate(timeout=120)[1] for process in processes]
+    said = [process.communicate(timeout=600)[1] for process in processes]
     uri = tracking.tracking_uri(ledger)
 
     assert said == ["", "", ""]
@@ -677,7 +706,7 @@ def user_interface(place: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
             yield ui, page.removeprefix("rates: ")
         finally:
             ui.terminate()
-            ui.wait(30)
+            ui.wait(300)
 
 
 @pytest.mark.slow
@@ -688,10 +717,10 @@ def test_the_ui_serves_until_it_is_interrupted_and_leaves_no_process(
     Mirror(*opened(place)).prepare()
     with user_interface(place) as (ui, page):
         served = psutil.Process(ui.pid).children(recursive=True)
-        with urllib.request.urlopen(page, timeout=20) as reply:
+        with urllib.request.urlopen(page, timeout=120) as reply:
             assert b"MLflow" in reply.read()
         ui.send_signal(signal_)
-        assert ui.wait(30) == 0
+        assert ui.wait(300) == 0
     assert served
     eventually(lambda: not any(process.is_running() for process in served), 10)
 
@@ -713,7 +742,7 @@ def test_a_browser_shows_the_sweep_folded_over_its_trials(place: Path, tmp_path:
                 f"--user-data-dir={tmp_path / 'browser'}", "--virtual-time-budget=25000",
                 "--window-size=1500,1100", "--dump-dom", page,
             ],
-            capture_output=True, text=True, timeout=120,
+            capture_output=True, text=True, timeout=600,
         ).stdout  # fmt: skip
 
     assert "9 matching runs" in re.sub("<[^>]*>", "", shown)

@@ -697,6 +697,31 @@ def test_optuna_is_told_each_rate_once(tmp_path: Path) -> None:
         assert study.best_params == {"learning_rate": 1e-1}
 
 
+def test_what_others_tell_meanwhile_contradicts_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import optuna
+
+    sweep = tuned(tmp_path)
+    ledger, other = Ledger(tmp_path / "results"), Ledger(tmp_path / "results")
+    commit(ledger, sweep.tunings[:2], validation_accuracy=0.5)
+    lease, told = ledger.lease, []
+
+    def after_others(name: str) -> Any:
+        commit(other, sweep.tunings[2:], validation_accuracy=0.75)
+        told.append(tuning.record(sweep, other))
+        return lease(name)
+
+    def deleted(**_: Any) -> None:
+        raise AssertionError("a study was deleted")
+
+    monkeypatch.setattr(ledger, "lease", after_others)
+    monkeypatch.setattr(optuna, "delete_study", deleted)
+
+    assert tuning.record(sweep, ledger) == 0
+    assert told == [8]
+
+
 def damage_nothing(journal: Path) -> None:
     pass
 

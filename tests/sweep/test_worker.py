@@ -1,9 +1,10 @@
-"""A pack from its job to the ledger, with a stand-in for the trainer: no Ray, no torch."""
+"""A pack from its job to the ledger, mostly with a stand-in for the trainer: no Ray."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ import pytest
 
 from fpt.config import TrialConfig
 from fpt.content import DataError
+from fpt.spec import JSON
 from sweep import worker
 from sweep.ledger import Ledger, LedgerError, new_attempt
 from sweep.schema import LimitsSpec
@@ -278,7 +280,7 @@ def test_where_not_even_a_failure_can_be_written_both_reasons_are_told(
     assert "disk is full" in (result.message or "")
 
 
-def test_stopping_saves_the_state_before_the_curve(
+def test_stopping_saves_the_curve_before_the_state(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order = []
@@ -302,10 +304,76 @@ def test_stopping_saves_the_state_before_the_curve(
 
     assert (result.status, result.cause) == ("failed", "interrupted")
     assert steps == [10, 20]
-    assert order == ["state", "curve"]
+    assert order == ["curve", "state"]
     assert ledger.get_state(trial.trial_id) == b"state at 20"
     assert ledger.curves([trial.trial_id]).column("step").to_pylist() == [10, 20]
     assert ledger.failures().column("cause").to_pylist() == ["interrupted"]
+
+
+class Killed(BaseException):
+    """What no code catches."""
+
+
+@pytest.mark.parametrize(
+    ("method", "nth"),
+    [
+        ("append_curve", 1), ("save_state", 1), ("save_state", 2),
+        ("append_curve", 5), ("put_state", 1), ("commit", 1),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("fields", [{}, {"stop": {"patience": 1}, "learning_rate": 1e-2}])
+def test_wherever_it_is_killed_a_trial_has_the_same_figures_and_its_whole_curve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, nth: int, fields: JSON
+) -> None:
+    trial = point(2, steps=80, batch_size=8, evaluation={"every": 20}, **fields)
+    whole, ledger = Ledger(tmp_path / "whole"), Ledger(tmp_path / "killed")
+    write, calls = getattr(Ledger, method), itertools.count(1)
+
+    def killed_after_the_nth(self: Ledger, *arguments: Any, **options: Any) -> None:
+        write(self, *arguments, **options)
+        if next(calls) == nth:
+            raise Killed
+
+    def attempt(ledger: Ledger) -> None:
+        run(ledger, job(trial, limits=ALWAYS), worker.train_on_this_core)
+
+    attempt(whole)
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, method, killed_after_the_nth)
+        with pytest.raises(Killed):
+            attempt(ledger)
+    attempt(ledger)
+
+    figures = ["trial_id", "stopped", "steps_trained", "best_step", "test_loss", "test_accuracy"]
+    curve = ["step", "split", "loss", "accuracy", "examples"]
+    assert ledger.trials(columns=figures) == whole.trials(columns=figures)
+    assert ledger.curves().select(curve) == whole.curves().select(curve)
+    assert whole.trials().column("stopped").to_pylist() == ["plateau" if fields else "steps"]
+
+
+def test_a_trial_that_ended_while_storage_was_away_is_not_interrupted(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit, calls = Ledger.commit, itertools.count()
+
+    def away_at_first(self: Ledger, row: JSON) -> bool:
+        if not next(calls):
+            raise StorageError("no answer")
+        return commit(self, row)
+
+    monkeypatch.setattr(Ledger, "commit", away_at_first)
+    trial = point()
+    steps: list[int] = []
+
+    result = run(
+        ledger,
+        job(trial),
+        on_record=lambda point, record: steps.append(record.step),
+        halted=lambda: "interrupted" if len(steps) == 3 else None,
+    )
+
+    assert (result.status, ledger.done()) == ("done", {trial.trial_id})
+    assert ledger.failures().num_rows == 0
 
 
 def test_a_running_trial_is_saved_every_so_often(ledger: Ledger) -> None:
