@@ -545,7 +545,8 @@ class Turns:
         self.line = FakeLine()
         monkeypatch.setattr("ray.wait", lambda refs, timeout: (refs if self.line.said else [], []))
         monkeypatch.setattr("ray.get", lambda line: ("line", [], line.said.pop(0)))
-        monkeypatch.setattr(driver.time, "monotonic", lambda: self.now)
+        # The module's clock, and not that of other threads.
+        monkeypatch.setattr(driver, "time", SimpleNamespace(monotonic=lambda: self.now))
         self.now = 1000.0
         self.events: list[Event] = []
         self.interrupts = driver._Interrupts()
@@ -648,7 +649,8 @@ def test_a_signal_amid_any_wait_ends_it_and_the_second_one_kills(
 ) -> None:
     ledger: Any = SimpleNamespace(lease=lambda name: None, holder=lambda name: None)
     # What the wait of a lock is interrupted by must not wait for this lock.
-    monkeypatch.setattr(driver.time, "sleep", lambda seconds: signal.raise_signal(signal.SIGTERM))
+    end = lambda seconds: signal.raise_signal(signal.SIGTERM)  # noqa: E731
+    monkeypatch.setattr(driver, "time", SimpleNamespace(monotonic=time.monotonic, sleep=end))
 
     with driver._Interrupts() as interrupts:
         found = driver._driver_lease(ledger, "driver-here", interrupts, lambda event: None)
