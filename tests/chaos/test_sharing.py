@@ -40,7 +40,7 @@ with ledger.lease(f"driver-{number}") as lease:
             if trial not in ledger.done():
                 time.sleep(0.02)
                 committed = ledger.commit(trial_row(left.pop(trial), attempt=f"a{number}"))
-                sys.stdout.write(f"{trial} {committed}\n")  # at once: it may be killed
+                sys.stdout.write(f"{trial} {committed}\\n")  # at once: it may be killed
             claims.release([trial])
         else:
             time.sleep(0.01)
