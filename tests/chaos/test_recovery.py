@@ -20,6 +20,8 @@ KILL, PARTITION = 20.0, 30.0
 """Seconds that it may take on a machine with nothing else to do."""
 SLACK = 6.0
 """Times as long on one that is busy: most of it is the start of a process that imports torch."""
+SETTLED = 5.0
+"""Seconds without another process that begins to train, for all to have begun."""
 HEALED = 30.0
 """Seconds after which a node that was cut off is back."""
 
@@ -27,6 +29,13 @@ HEALED = 30.0
 def marks(cluster: Cluster) -> set[int]:
     """The processes that have trained: the task leaves a mark of each (see `paced`)."""
     return {int(path.suffix[1:]) for path in cluster.pace.file.parent.glob("pace.*")}
+
+
+def settled(cluster: Cluster) -> bool:
+    """Whether nobody has begun for a while: who begins after an accident does so because of it."""
+    before = marks(cluster)
+    time.sleep(SETTLED)
+    return marks(cluster) == before
 
 
 def until_another_trains(cluster: Cluster, lost: Node, patience: float) -> float:
@@ -75,10 +84,10 @@ def test_trials_go_on_elsewhere_soon(tell: Callable[[str], None]) -> None:
 
             def a_node_that_trains() -> Node:
                 # With a state behind it, so that going on is more than starting again.
-                left = users - ledger.done()
+                machine.wait("a state", lambda: (users - ledger.done()) & ledger.states(), 300)
+                machine.wait("the others have begun", lambda: settled(cluster), 300)
                 node = None
                 while node is None:
-                    machine.wait("a state", lambda: left & ledger.states(), 300)
                     machine.wait("a trial trains", training, 300)
                     node = training()
                 return node
