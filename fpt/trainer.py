@@ -156,6 +156,14 @@ class _Member:
     def trained(self) -> dict[str, torch.nn.Parameter]:
         return {n: p for n, p in self.parameters.items() if p.requires_grad}
 
+    @property
+    def over(self) -> Literal["steps", "plateau"] | None:
+        """Why its training has ended, by its figures; None: it goes on."""
+        stop = self.trial.stop
+        if self.figures.step >= self.trial.steps:
+            return "steps"
+        return "plateau" if stop is not None and self.figures.stale >= stop.patience else None
+
     def rate(self) -> float:
         """The learning rate of the step to come."""
         done, total = self.figures.step, self.trial.steps
@@ -312,12 +320,9 @@ class Training(Iterator[Record]):
 
     def _advance(self) -> None:
         """Train one step, and whatever is due after it."""
-        for member in list(self._live):  # one may be of a trial that had already ended
-            figures, stop = member.figures, member.trial.stop
-            if figures.step >= member.trial.steps:
-                self._end(member, "steps")
-            elif stop is not None and figures.stale >= stop.patience:
-                self._end(member, "plateau")
+        for member in list(self._live):
+            if (why := member.over) is not None:
+                self._end(member, why)  # a state of a trial that had already ended
         if not self._live:
             return
         self._train_step()
@@ -610,10 +615,8 @@ class Training(Iterator[Record]):
             figures.lowest_loss, figures.stale = loss, 0
         else:
             figures.stale += 1
-        if figures.step == trial.steps:
-            self._end(member, "steps")
-        elif stop is not None and figures.stale >= stop.patience:
-            self._end(member, "plateau")
+        if (why := member.over) is not None:
+            self._end(member, why)
         elif figures.best_step == figures.step:
             # The tensors move on with the next step.
             member.best = {n: p.detach().clone() for n, p in member.trained.items()}

@@ -831,7 +831,7 @@ class _Run:
             return True
         if self._quiet_at is None or now <= self._quiet_at:
             return False
-        return not any(heard.beat.beats or heard.beat.steps for heard in self.heard.values())
+        return not any(heard.beat.beats for heard in self.heard.values())
 
     def _stop_if_due(self, now: float) -> None:
         limit = self.sweep.spec.limits.storage_seconds

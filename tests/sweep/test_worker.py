@@ -280,6 +280,18 @@ def test_where_not_even_a_failure_can_be_written_both_reasons_are_told(
     assert "disk is full" in (result.message or "")
 
 
+def stopped(ledger: Ledger, trial: Point, *, after: int) -> tuple[Result, list[int]]:
+    """Run a trial that is to stop once it has made so many records; also returns their steps."""
+    steps: list[int] = []
+    result = run(
+        ledger,
+        job(trial),
+        on_record=lambda point, record: steps.append(record.step),
+        halted=lambda: "interrupted" if len(steps) == after else None,
+    )
+    return result, steps
+
+
 def test_stopping_saves_the_curve_before_the_state(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -293,14 +305,8 @@ def test_stopping_saves_the_curve_before_the_state(
     monkeypatch.setattr(Ledger, "save_state", saving)
     monkeypatch.setattr(Ledger, "append_curve", lambda *a: (order.append("curve"), append(*a))[1])
     trial = point()
-    steps: list[int] = []
 
-    result = run(
-        ledger,
-        job(trial),
-        on_record=lambda point, record: steps.append(record.step),
-        halted=lambda: "interrupted" if len(steps) == 2 else None,
-    )
+    result, steps = stopped(ledger, trial, after=2)
 
     assert (result.status, result.cause) == ("failed", "interrupted")
     assert steps == [10, 20]
@@ -363,14 +369,8 @@ def test_a_trial_that_ended_while_storage_was_away_is_not_interrupted(
 
     monkeypatch.setattr(Ledger, "commit", away_at_first)
     trial = point()
-    steps: list[int] = []
 
-    result = run(
-        ledger,
-        job(trial),
-        on_record=lambda point, record: steps.append(record.step),
-        halted=lambda: "interrupted" if len(steps) == 3 else None,
-    )
+    result, _ = stopped(ledger, trial, after=3)
 
     assert (result.status, ledger.done()) == ("done", {trial.trial_id})
     assert ledger.failures().num_rows == 0
