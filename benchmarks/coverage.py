@@ -19,8 +19,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from sweep.claims import ACCURACY_STEP, COVERAGE
-from sweep.stats import LEVEL, holm, interquartile_mean, paired
+from sweep.analysis.claims import ACCURACY_STEP, COVERAGE
+from sweep.analysis.stats import LEVEL, holm, interquartile_mean, paired
 
 Array = NDArray[np.float64]
 Draw = Callable[[np.random.Generator, tuple[int, ...]], Array]

@@ -31,10 +31,10 @@ from typing import Any
 import torch
 from scipy.special import stdtr
 
-from fpt import numerics
+from fpt import precision
 from fpt.config import TrialConfig
 from fpt.trainer import train
-from sweep.stats import t_interval
+from sweep.analysis.stats import t_interval
 
 MARGIN = 2.0
 """Points of accuracy between which a difference of means counts as none."""
@@ -102,7 +102,7 @@ def accuracies(backbone: str, task: str, numerics: str, seeds: Sequence[int]) ->
     """Test accuracy of each seed, in per cent."""
     fields = BACKBONES[backbone] | {
         "task": TASKS[task],
-        "numerics": numerics,
+        "numerics": precision,
         "learning_rate": 1e-3,
         "dropout": 0,
         "evaluation": {"every": BACKBONES[backbone]["steps"]},
@@ -126,7 +126,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--only", default="", help="regular expression: studies to do")
     options = parser.parse_args()
-    if problem := numerics.refusal("bf16"):
+    if problem := precision.refusal("bf16"):
         raise SystemExit(problem)
     torch.set_num_threads(1)
     seeds = range(options.seeds)

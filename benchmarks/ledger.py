@@ -32,8 +32,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sweep.ledger import CURVES, TRIALS, Dataset
-from sweep.trials import IDENTITY_VERSION, Point, load
+from sweep.ledger.ledger import CURVES, TRIALS, Dataset
+from sweep.sweepfile.trials import IDENTITY_VERSION, Point, load
 
 POINTS = 50
 """Points of a trial's curve, in two pieces."""

@@ -20,10 +20,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from sweep import tracking
-from sweep.ledger import Ledger
-from sweep.tracking import Mirror
-from sweep.trials import Point, Sweep, load
+from sweep.ledger.ledger import Ledger
+from sweep.mirrors import mlflow_runs
+from sweep.mirrors.mlflow_runs import Mirror
+from sweep.sweepfile.trials import Point, Sweep, load
 
 SWEEP = """\
 sweep: mirror-benchmark
@@ -133,7 +133,7 @@ def one_by_one(ledger: Ledger, trials: list[str]) -> None:
     """Write runs as MLflow's own callbacks do: a call a value."""
     from mlflow import MlflowClient
 
-    client = MlflowClient(tracking.tracking_uri(ledger))
+    client = MlflowClient(mlflow_runs.tracking_uri(ledger))
     location = Path(ledger.uri, "one-by-one").as_uri()
     experiment = client.create_experiment("one-by-one", artifact_location=location)
     curves: dict[str, list[dict[str, Any]]] = {trial: [] for trial in trials}
@@ -141,11 +141,11 @@ def one_by_one(ledger: Ledger, trials: list[str]) -> None:
         curves[record["trial_id"]].append(record)
     for trial in ledger.trials(trials).to_pylist():
         run = client.create_run(experiment).info.run_id
-        for name in tracking.PARAMETERS:
+        for name in mlflow_runs.PARAMETERS:
             client.log_param(run, name, trial[name])
-        for name in tracking.TAGS:
+        for name in mlflow_runs.TAGS:
             client.set_tag(run, name, trial[name])
-        for name in tracking.METRICS:
+        for name in mlflow_runs.METRICS:
             client.log_metric(run, name, trial[name])
         for record in curves[trial["trial_id"]]:
             for name in ("loss", "accuracy"):

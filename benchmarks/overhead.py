@@ -92,10 +92,10 @@ def main(trials: int) -> None:
     """Measure and print."""
     from ray.cluster_utils import Cluster
 
-    from sweep.driver import run
-    from sweep.ledger import Ledger
-    from sweep.tracking import Mirror
-    from sweep.trials import load
+    from sweep.execution.driver import run
+    from sweep.ledger.ledger import Ledger
+    from sweep.mirrors.mlflow_runs import Mirror
+    from sweep.sweepfile.trials import load
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": os.cpu_count()})
     with tempfile.TemporaryDirectory(prefix="overhead-") as name:

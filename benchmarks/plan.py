@@ -46,7 +46,7 @@ table: {{rows: pretraining, columns: task}}
 
 def seconds_to_plan(trials: int) -> tuple[float, float]:
     """The best of a few plans of a file, in this process, of an empty ledger: wall, CPU."""
-    from sweep.planning import plan
+    from sweep.planning.plan import plan
 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "large.yaml"

@@ -32,7 +32,7 @@ def drive(address: str, trials: int, folder: Path) -> None:
     """Run a sweep in this process and print seconds and bytes."""
     from ray import cloudpickle
 
-    from sweep.driver import run
+    from sweep.execution.driver import run
 
     cloudpickle.register_pickle_by_value(overhead)  # workers cannot import it
     file = folder / "scale.yaml"

@@ -43,7 +43,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 from transformers import GPT2Config, GPT2Model
 
-from fpt import members, numerics, streams, trainer
+from fpt import pack_layers, precision, random_streams, trainer
 from fpt.config import TrialConfig
 from fpt.tasks import TASKS
 from fpt.tasks.base import Batch, ProtocolName, Shape, Splits, Stored, Task
@@ -84,7 +84,7 @@ class Row:
     pack: int
     backbone: dict[str, Any]
     dropout: float = 0.0
-    numerics: numerics.Numerics = "fp32"
+    precision: precision.Numerics = "fp32"
     steps: int = 1
     """Steps of a rival's turn."""
 
@@ -107,7 +107,7 @@ class Row:
         """A trial's examples, drawn now and handed out for ever."""
         train = self.task.splits("sound").train
         return itertools.cycle(
-            [train.batch(trial.seed, streams.TRAINING, n, self.batch) for n in range(DRAWN)]
+            [train.batch(trial.seed, random_streams.TRAINING, n, self.batch) for n in range(DRAWN)]
         )
 
 
@@ -329,7 +329,7 @@ KINDS = {
 RANGES = {
     "clipping, Adam": (trainer.Training, "_update"),
     "examples": (trainer.Training, "_batches"),
-    "dropout masks": (members.Dropout, "mask"),
+    "dropout masks": (pack_layers.Dropout, "mask"),
 }
 """Kind -> a method of ours whose whole time counts as that kind."""
 
@@ -432,7 +432,7 @@ def main() -> None:
     print(f"torch {torch.__version__}, one thread; load {os.getloadavg()[0]:.1f} on", end=" ")
     print(f"{os.cpu_count()} cores; CPU time per trial-step, median of {rounds} rounds [range]")
     for row in wanted:
-        reason = numerics.refusal(row.numerics)
+        reason = precision.refusal(row.numerics)
         if reason is None:
             timing = measure(row, rounds)
             show(timing)

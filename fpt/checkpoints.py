@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fpt.backbones import weights
 from fpt.config import TrialConfig
-from fpt.content import DataError
+from fpt.files import DataError
 from fpt.model import Model, build_model
 from fpt.spec import JSON
 

@@ -35,8 +35,8 @@ from fpt.backbones.sources import (
     sizes_of,
     weights_identity,
 )
-from fpt.extension import imported
-from fpt.numerics import Numerics
+from fpt.plugins import imported
+from fpt.precision import Numerics
 from fpt.spec import JSON, Spec
 from fpt.tasks import TASKS, Task
 from fpt.tasks.base import ProtocolName

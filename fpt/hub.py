@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from fpt.content import DataError
+from fpt.files import DataError
 
 Kind = Literal["model", "dataset"]
 """What a repository on the Hub is."""

@@ -19,10 +19,10 @@ from transformers.initialization import no_init_weights
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 from transformers.pytorch_utils import Conv1D
 
-from fpt import groups, streams
+from fpt import groups, random_streams
 from fpt.backbones import Group, weights
 from fpt.config import TrialConfig
-from fpt.members import (
+from fpt.pack_layers import (
     Dropout,
     MemberEmbedding,
     MemberLayer,
@@ -96,7 +96,7 @@ class Model(nn.Module):
             setattr(module, leaf, nn.Parameter(value, requires_grad=False))
 
     def _put_members_in(self, packs: bool) -> None:
-        """Swap dropout modules for those of `fpt.members`; where trials can share the backbone,
+        """Swap dropout modules for those of `fpt.pack_layers`; where trials can share the backbone,
         norms, positions and products too.
         """
         members = self.members
@@ -146,7 +146,9 @@ class Model(nn.Module):
         """A member's position table: rows beyond the pretrained ones are its own draw."""
         missing = self.shape.tokens - table.shape[0]
         self.drawn_positions = missing * table.shape[1]
-        rows = weights.normal(seed, streams.INITIALISATION, "position", (missing, table.shape[1]))
+        rows = weights.normal(
+            seed, random_streams.INITIALISATION, "position", (missing, table.shape[1])
+        )
         return torch.cat([table.detach(), rows * weights.DEVIATION])
 
     def _add_own_layers(self) -> None:
@@ -156,7 +158,7 @@ class Model(nn.Module):
         if shape.embedded:
             tables = [
                 weights.normal(
-                    t.seed, streams.INITIALISATION, "input.weight", (shape.inputs, width)
+                    t.seed, random_streams.INITIALISATION, "input.weight", (shape.inputs, width)
                 )
                 * t.embedding_deviation
                 for t in self.trials
@@ -299,7 +301,9 @@ class Model(nn.Module):
         layers, site = self.trials[0].backbone.layers, 1 if self.training else 2
 
         def draw(k: int, rows: int) -> np.ndarray:
-            draws = streams.generator(members.seeds[k], streams.HIDDEN, steps[k], site=site)
+            draws = random_streams.generator(
+                members.seeds[k], random_streams.HIDDEN, steps[k], site=site
+            )
             return draws.standard_normal((rows, layers, 2, width), dtype=np.float32)
 
         draws = [
@@ -359,7 +363,9 @@ def check_packable(trials: Sequence[TrialConfig]) -> None:
 def _orthogonal(seed: int, shape: tuple[int, int]) -> Tensor:
     """Orthogonal rows or columns (Saxe et al., arXiv 1312.6120), with the public code's gain."""
     rows, columns = shape
-    draws = streams.generator(seed, streams.INITIALISATION, site=weights.site("input.weight"))
+    draws = random_streams.generator(
+        seed, random_streams.INITIALISATION, site=weights.site("input.weight")
+    )
     flat = draws.standard_normal((max(shape), min(shape)))
     q, r = np.linalg.qr(flat)
     q *= np.sign(np.diag(r))  # makes the draw uniform over orthogonal matrices
@@ -369,6 +375,6 @@ def _orthogonal(seed: int, shape: tuple[int, int]) -> Tensor:
 
 def _uniform(seed: int, name: str, shape: tuple[int, ...], fan_in: int) -> Tensor:
     """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): PyTorch's default for a linear layer."""
-    draws = streams.generator(seed, streams.INITIALISATION, site=weights.site(name))
+    draws = random_streams.generator(seed, random_streams.INITIALISATION, site=weights.site(name))
     bound = fan_in**-0.5
     return torch.from_numpy(draws.uniform(-bound, bound, shape).astype(np.float32))

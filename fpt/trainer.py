@@ -24,13 +24,13 @@ import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 from torch import Tensor
 
-from fpt import groups, streams
+from fpt import groups, random_streams
 from fpt.backbones import weights as backbone_weights
 from fpt.checkpoints import Figures, State
 from fpt.config import OptimizerConfig, TrialConfig
-from fpt.content import DataError
+from fpt.files import DataError
 from fpt.model import Model, Weights, build_model
-from fpt.numerics import refusal
+from fpt.precision import refusal
 from fpt.tasks.base import FIXED_SET_SEED, Batch, Splits, Stored
 
 EVALUATION_TOKENS = 8192
@@ -397,7 +397,9 @@ class Training(Iterator[Record]):
             assert features is not None
             train, trial = self._splits.train, member.trial
             assert isinstance(train, Stored)
-            index = train.index(trial.seed, streams.TRAINING, member.figures.step, trial.batch_size)
+            index = train.index(
+                trial.seed, random_streams.TRAINING, member.figures.step, trial.batch_size
+            )
             read.append(features.take(index[cut], self._chunk))
         return self.model.head(torch.cat(read))
 
@@ -485,7 +487,9 @@ class Training(Iterator[Record]):
     def _batch(self, member: _Member, step: int) -> Batch:
         trial = member.trial
         if member.own_batches is None:
-            return self._splits.train.batch(trial.seed, streams.TRAINING, step, trial.batch_size)
+            return self._splits.train.batch(
+                trial.seed, random_streams.TRAINING, step, trial.batch_size
+            )
         try:
             given = next(member.own_batches)
         except StopIteration:
@@ -593,7 +597,9 @@ class Training(Iterator[Record]):
             loss, accuracy = self._measure(
                 member,
                 (
-                    self._splits.test.batch(trial.seed, streams.EVALUATION, n, trial.batch_size)
+                    self._splits.test.batch(
+                        trial.seed, random_streams.EVALUATION, n, trial.batch_size
+                    )
                     for n in range(first, first + batches)
                 ),
             )
@@ -630,7 +636,8 @@ class Training(Iterator[Record]):
             return train.first(size).chunks(self._chunk)
         sizes = [min(self._chunk, size - start) for start in range(0, size, self._chunk)]
         return (
-            train.batch(FIXED_SET_SEED, streams.TRAINING, n, rows) for n, rows in enumerate(sizes)
+            train.batch(FIXED_SET_SEED, random_streams.TRAINING, n, rows)
+            for n, rows in enumerate(sizes)
         )
 
     @property

@@ -13,13 +13,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sweep.claims import load_claims
-    from sweep.driver import run
-    from sweep.frames import load_curves, load_trials
-    from sweep.planning import plan
-    from sweep.queries import query
-    from sweep.tables import load_table
-    from sweep.trials import load
+    from sweep.analysis.claims import load_claims
+    from sweep.analysis.frames import load_curves, load_trials
+    from sweep.analysis.queries import query
+    from sweep.analysis.tables import load_table
+    from sweep.execution.driver import run
+    from sweep.planning.plan import plan
+    from sweep.sweepfile.trials import load
 
 __all__ = [
     "__version__",
@@ -34,14 +34,14 @@ __all__ = [
 ]
 
 _HOME = {
-    "load": "sweep.trials",
-    "load_claims": "sweep.claims",
-    "load_curves": "sweep.frames",
-    "load_table": "sweep.tables",
-    "load_trials": "sweep.frames",
-    "plan": "sweep.planning",
-    "query": "sweep.queries",
-    "run": "sweep.driver",
+    "load": "sweep.sweepfile.trials",
+    "load_claims": "sweep.analysis.claims",
+    "load_curves": "sweep.analysis.frames",
+    "load_table": "sweep.analysis.tables",
+    "load_trials": "sweep.analysis.frames",
+    "plan": "sweep.planning.plan",
+    "query": "sweep.analysis.queries",
+    "run": "sweep.execution.driver",
 }
 
 

@@ -9,8 +9,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from sweep.claims import COVERAGE
-from sweep.stats import LEVEL, t_interval
+from sweep.analysis.claims import COVERAGE
+from sweep.analysis.stats import LEVEL, t_interval
 
 ROOT = Path(__file__).parents[1]
 SWEEPS = 4_000

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from nbclient import NotebookClient
 
-from sweep.ledger import Ledger
+from sweep.ledger.ledger import Ledger
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "examples/results.ipynb"

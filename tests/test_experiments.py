@@ -11,12 +11,12 @@ from typer.testing import CliRunner
 
 import sweep
 from fpt import TrialConfig
-from fpt.costs import training_flops
-from sweep.cells import Cell, grid
+from fpt.flops import training_flops
+from fpt.published import ACCURACY, references
+from sweep.analysis.cells import Cell, grid
 from sweep.cli import app
-from sweep.ledger import Ledger
-from sweep.published import ACCURACY, references
-from sweep.trials import Sweep, load
+from sweep.ledger.ledger import Ledger
+from sweep.sweepfile.trials import Sweep, load
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "experiments").rglob("*.yaml"))

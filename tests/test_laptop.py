@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 
 import sweep
 from fpt.spec import JSON
-from sweep.trials import Sweep, load
+from sweep.sweepfile.trials import Sweep, load
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "experiments/laptop").glob("*.yaml"))

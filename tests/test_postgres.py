@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from sweep import tracking
-from sweep.ledger import Ledger
-from sweep.trials import Sweep, load
+from sweep.ledger.ledger import Ledger
+from sweep.mirrors import mlflow_runs
+from sweep.sweepfile.trials import Sweep, load
 from tests.chaos import machine
 from tests.servers import MlflowServer, Postgres, free_port
 from tests.support import trial_row
@@ -87,7 +87,7 @@ def test_restarts_of_either_lose_and_double_no_run(
     database, server = servers
     name = shared.sweep.name
     shared.commit(0, 5)
-    mirror = tracking.Mirror(shared.sweep, shared.ledger)
+    mirror = mlflow_runs.Mirror(shared.sweep, shared.ledger)
     assert mirror.prepare()
     assert mirror.sync() == 5
     assert database.runs(name) == shared.once(5)
@@ -95,19 +95,19 @@ def test_restarts_of_either_lose_and_double_no_run(
     for number, part in enumerate((database, server), start=1):
         part.stop()
         shared.commit(5 * number, 5 * number + 5)
-        with caplog.at_level(logging.WARNING, "sweep.tracking"):
-            assert tracking.Mirror(shared.sweep, shared.ledger).sync() == 0
+        with caplog.at_level(logging.WARNING, "sweep.mirrors.mlflow_runs"):
+            assert mlflow_runs.Mirror(shared.sweep, shared.ledger).sync() == 0
         assert "no result is lost" in caplog.text
         caplog.clear()
-        with pytest.raises(tracking.MirrorError):
-            tracking.catch_up(shared.sweep, shared.ledger)
+        with pytest.raises(mlflow_runs.MirrorError):
+            mlflow_runs.catch_up(shared.sweep, shared.ledger)
         part.start()
         # The one that was there all along, with connections of before the restart.
         assert mirror.sync() == 5
         assert database.runs(name) == shared.once(5 * number + 5)
 
-    assert tracking.catch_up(shared.sweep, shared.ledger) == 0
-    assert tracking.rebuild(shared.sweep, shared.ledger) == 15
+    assert mlflow_runs.catch_up(shared.sweep, shared.ledger) == 0
+    assert mlflow_runs.rebuild(shared.sweep, shared.ledger) == 15
     assert database.runs(name) == shared.once(15)
 
 
@@ -115,14 +115,14 @@ def test_restarts_in_the_middle_of_a_mirror_lose_and_double_no_run(
     shared: Shared, servers: tuple[Postgres, MlflowServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     database, server = servers
-    monkeypatch.setattr(tracking, "BACKOFF", 0.5)
-    monkeypatch.setattr(tracking, "LONGEST_BACKOFF", 0.5)
+    monkeypatch.setattr(mlflow_runs, "BACKOFF", 0.5)
+    monkeypatch.setattr(mlflow_runs, "LONGEST_BACKOFF", 0.5)
     shared.commit(0, 120)
     ended = threading.Event()
     faults = []
 
     def follow() -> None:
-        mirror = tracking.Mirror(shared.sweep, shared.ledger)
+        mirror = mlflow_runs.Mirror(shared.sweep, shared.ledger)
         while not ended.wait(0.1):
             if mirror.sync() < 120 and mirror._backoff:
                 faults.append(len(mirror._ended))
@@ -141,6 +141,6 @@ def test_restarts_in_the_middle_of_a_mirror_lose_and_double_no_run(
         ended.set()
         thread.join()
 
-    tracking.catch_up(shared.sweep, shared.ledger)
+    mlflow_runs.catch_up(shared.sweep, shared.ledger)
     assert faults, "no restart came while the mirror wrote"
     assert database.runs(shared.sweep.name) == shared.once(120)

@@ -182,7 +182,7 @@ def test_every_target_that_readme_names_is_in_the_makefile() -> None:
 
 
 def test_readmes_sweep_file_is_valid(tmp_path: Path) -> None:
-    from sweep.trials import load
+    from sweep.sweepfile.trials import load
 
     block, tune, own = blocks("yaml")
     file = tmp_path / "readme.yaml"
@@ -198,7 +198,7 @@ def test_readmes_sweep_file_is_valid(tmp_path: Path) -> None:
 
 
 def test_readmes_commands_for_clusters_are_commands() -> None:
-    # The slow tests of sweep.cluster run them.
+    # The slow tests of sweep.cluster.submission run them.
     from typer.main import get_command
 
     from sweep.cli import app
@@ -265,7 +265,7 @@ def test_every_command_is_in_readme() -> None:
 
 
 def test_shipped_sweep_files_are_valid(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sweep.trials import load
+    from sweep.sweepfile.trials import load
 
     # Data of a file's own is named by its digest: to plan, it need not be there.
     monkeypatch.setenv("FPT_SWEEP_DATA", "/nowhere")

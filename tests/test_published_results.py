@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import sweep
-from sweep.ledger import Ledger
+from sweep.ledger.ledger import Ledger
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = sorted(folder for folder in (ROOT / "results/published").iterdir() if folder.is_dir())

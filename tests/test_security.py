@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sweep import connection
+from sweep.cluster import connection
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted([*(ROOT / "fpt").rglob("*.py"), *(ROOT / "sweep").rglob("*.py")])
@@ -19,7 +19,7 @@ MODULES = sorted([*(ROOT / "fpt").rglob("*.py"), *(ROOT / "sweep").rglob("*.py")
 UNPICKLED = {
     # Tune's own file of an error: written in this process, a moment before, into a folder that is
     # this run's own and that only this user can open (tempfile.mkdtemp); never from the ledger.
-    "sweep/driver.py": {"cloudpickle.load"},
+    "sweep/execution/driver.py": {"cloudpickle.load"},
 }
 """Where something is unpickled all the same, and why that is no hole."""
 
@@ -146,8 +146,8 @@ main()
 
 
 def test_servers_that_we_start_listen_on_loopback() -> None:
-    from sweep.ledger import Ledger
-    from sweep.tracking import ui_command
+    from sweep.ledger.ledger import Ledger
+    from sweep.mirrors.mlflow_runs import ui_command
 
     command = ui_command(Ledger("results"))
 

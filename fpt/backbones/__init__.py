@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from fpt.extension import imported
+from fpt.plugins import imported
 
 Group = Literal[
     "input", "output", "norm", "position", "attention", "feedforward", "recurrent", "token", "head"

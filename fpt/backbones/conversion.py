@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fpt.content import DataError, cache_folder, content_digest
+from fpt.files import DataError, cache_folder, content_digest
 
 
 def one_safetensors(files: list[Path]) -> Path:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from fpt.config import BackboneConfig
 
 ATTENTION = "fpt_members"
-"""The name under which `fpt.members` registers its attention with transformers."""
+"""The name under which `fpt.pack_layers` registers its attention with transformers."""
 
 ReadOut = Callable[[Tensor], Tensor]
 """(R, T, ...) -> (R, P, ...), the positions that are read out. A backbone with `reads_out` computes

@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 
 from fpt import hub
-from fpt.content import DataError, content_digest
+from fpt.files import DataError, content_digest
 
 LANGUAGE, IMAGE, STATISTICS, LAYER_STATISTICS, RANDOM, TRIAL = (
     "language", "image", "statistics", "layer-statistics", "random", "trial:"

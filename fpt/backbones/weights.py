@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from fpt import streams
+from fpt import random_streams
 from fpt.backbones.conversion import one_safetensors
 from fpt.backbones.sources import (
     HUB,
@@ -33,8 +33,8 @@ from fpt.backbones.sources import (
     weight_files,
 )
 from fpt.backbones.statistics import kind_of
-from fpt.content import DataError
-from fpt.extension import imported
+from fpt.files import DataError
+from fpt.plugins import imported
 
 if TYPE_CHECKING:
     from fpt.backbones import Backbone
@@ -55,7 +55,7 @@ def site(name: str) -> int:
 
 def normal(seed: int, stream: int, name: str, shape: tuple[int, ...]) -> Tensor:
     """Standard normal numbers in float32, a function of (seed, stream, name)."""
-    draws = streams.generator(seed, stream, site=site(name))
+    draws = random_streams.generator(seed, stream, site=site(name))
     return torch.from_numpy(draws.standard_normal(shape, dtype=np.float32))
 
 
@@ -115,7 +115,7 @@ def _redrawn(trial: TrialConfig, read: Mapping[str, Tensor]) -> dict[str, Tensor
         mean, deviation = float(values.mean()), float(values.std(correction=0))
         for name in names:
             shape = tuple(read[name].shape)
-            drawn[name] = normal(seed, streams.STATISTICS, name, shape) * deviation + mean
+            drawn[name] = normal(seed, random_streams.STATISTICS, name, shape) * deviation + mean
     return drawn
 
 
@@ -135,7 +135,11 @@ def _random(trial: TrialConfig, shapes: Mapping[str, tuple[int, ...]]) -> dict[s
     drawn: dict[str, Tensor] = {}
     for name, shape in shapes.items():
         if draw is not None:
-            own = draw(name, shape, streams.generator(seed, streams.BACKBONE, site=site(name)))
+            own = draw(
+                name,
+                shape,
+                random_streams.generator(seed, random_streams.BACKBONE, site=site(name)),
+            )
             if own is not None:
                 drawn[name] = torch.from_numpy(np.asarray(own, dtype=np.float32))
                 continue
@@ -145,7 +149,7 @@ def _random(trial: TrialConfig, shapes: Mapping[str, tuple[int, ...]]) -> dict[s
         deviation = DEVIATION
         if scaled and re.search(row.residual_outputs, name):
             deviation /= (2 * trial.backbone.layers) ** 0.5
-        drawn[name] = normal(seed, streams.BACKBONE, name, shape) * deviation
+        drawn[name] = normal(seed, random_streams.BACKBONE, name, shape) * deviation
     return drawn
 
 

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, Protocol
 import numpy as np
 from pydantic import model_validator
 
-from fpt import streams
+from fpt import random_streams
 from fpt.hub import HubData
 from fpt.spec import JSON, Spec
 
@@ -83,7 +83,7 @@ class Source(Protocol):
     """Where the batches of a split come from: a pure function of (seed, step)."""
 
     def batch(self, seed: int, stream: int, step: int, size: int) -> Batch:
-        """The batch of `size` examples of one step of one stream (see `fpt.streams`)."""
+        """The batch of `size` examples of one step of one stream (see `fpt.random_streams`)."""
         ...
 
 
@@ -96,7 +96,7 @@ class Generated:
 
     def batch(self, seed: int, stream: int, step: int, size: int) -> Batch:
         """A fresh batch, the same for the same arguments."""
-        return self.draw(streams.generator(seed, stream, step), size)
+        return self.draw(random_streams.generator(seed, stream, step), size)
 
 
 @dataclass(frozen=True)
@@ -129,8 +129,10 @@ class Stored:
         """Examples [step * size, (step + 1) * size) of an endless run of shuffled epochs."""
         index = self.index(seed, stream, step, size)
         # Random batches of a test set (protocol paper) are not augmented.
-        training = stream == streams.TRAINING
-        rng = streams.generator(seed, streams.AUGMENTATION, step) if training else None
+        training = stream == random_streams.TRAINING
+        rng = (
+            random_streams.generator(seed, random_streams.AUGMENTATION, step) if training else None
+        )
         return self._handed_out(rng, self.examples.take(index))
 
     def plain(self, index: np.ndarray) -> Batch:
@@ -139,7 +141,7 @@ class Stored:
 
     def first(self, size: int) -> Stored:
         """At most `size` of the examples, those that a fixed shuffle puts first."""
-        order = epoch_order(FIXED_SET_SEED, streams.SPLIT, 0, len(self.examples))
+        order = epoch_order(FIXED_SET_SEED, random_streams.SPLIT, 0, len(self.examples))
         return Stored(self.examples.take(np.sort(order[:size])), self.transform, self.augments)
 
     def chunks(self, size: int) -> Iterator[Batch]:
@@ -165,7 +167,7 @@ class Stored:
 def epoch_order(seed: int, stream: int, epoch: int, n: int) -> np.ndarray:
     """(n,) int32: the order in which an epoch visits n examples. Not to be written into."""
     # Site 1 keeps an epoch's order apart from what the stream draws in a step (site 0).
-    return streams.generator(seed, stream, epoch, site=1).permutation(n).astype(np.int32)
+    return random_streams.generator(seed, stream, epoch, site=1).permutation(n).astype(np.int32)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from fpt import streams
+from fpt import random_streams
 from fpt.spec import JSON
 from fpt.tasks.base import (
     FIXED_SET_SEED,
@@ -50,7 +50,7 @@ class BitTask(Task):
 
     def _fixed(self, number: int) -> Stored:
         # 0: the validation set, 1: the test set.
-        rng = streams.generator(FIXED_SET_SEED, streams.SPLIT, number)
+        rng = random_streams.generator(FIXED_SET_SEED, random_streams.SPLIT, number)
         return Stored(self.draw(rng, self._size))
 
 

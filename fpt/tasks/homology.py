@@ -20,8 +20,8 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from fpt import streams
-from fpt.content import DataError, content_digest
+from fpt import random_streams
+from fpt.files import DataError, content_digest
 from fpt.hub import HubData
 from fpt.spec import JSON, DataPath
 from fpt.tasks import pickles
@@ -189,7 +189,7 @@ class Bucketed:
         Raises:
             DataError: If there may be no such batch.
         """
-        if stream == streams.EVALUATION:
+        if stream == random_streams.EVALUATION:
             size *= self.EVALUATED
         size = min(size, len(self.examples))
         count = self._batches(size)
@@ -237,7 +237,7 @@ def _epoch(
     batches = order[np.lexsort((lengths[order], bucket))].reshape(-1, size)
     kept = batches[lengths[batches[:, -1]] <= source.examples.inputs.shape[1]]
     # Buckets are alike, so that mixing all batches is as good as mixing each bucket's.
-    return streams.generator(seed, stream, epoch, site=2).permutation(kept)[:count]
+    return random_streams.generator(seed, stream, epoch, site=2).permutation(kept)[:count]
 
 
 @functools.lru_cache(maxsize=2)

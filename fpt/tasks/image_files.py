@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from fpt.content import DataError, content_digest
+from fpt.files import DataError, content_digest
 from fpt.tasks import pickles
 
 IDX = tuple(

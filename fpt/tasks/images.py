@@ -18,8 +18,8 @@ from typing import ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from fpt import streams
-from fpt.content import DataError
+from fpt import random_streams
+from fpt.files import DataError
 from fpt.hub import HubData
 from fpt.spec import JSON, DataPath
 from fpt.tasks.base import (
@@ -153,7 +153,9 @@ def stratified(labels: np.ndarray, size: int) -> np.ndarray:
     shares, remainders = np.divmod(counts * size, len(labels))
     # What rounding down leaves goes to the classes that it took most from.
     shares[np.argsort(-remainders, kind="stable")[: size - shares.sum()]] += 1
-    shuffled = streams.generator(FIXED_SET_SEED, streams.SPLIT).permutation(len(labels))
+    shuffled = random_streams.generator(FIXED_SET_SEED, random_streams.SPLIT).permutation(
+        len(labels)
+    )
     chosen = np.zeros(len(labels), dtype=bool)
     for label, share in zip(classes, shares, strict=True):
         chosen[shuffled[labels[shuffled] == label][:share]] = True

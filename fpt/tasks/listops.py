@@ -30,8 +30,8 @@ from typing import Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from fpt import streams
-from fpt.content import DataError, cache_folder, content_digest
+from fpt import random_streams
+from fpt.files import DataError, cache_folder, content_digest
 from fpt.spec import JSON, DataPath
 from fpt.tasks.base import (
     FIXED_SET_SEED,
@@ -296,7 +296,7 @@ def _grown(task: ListOps) -> list[Example]:
     found: dict[bytes, int] = {}
     counts: list[int] = []
     while len(found) < asked:
-        rng = streams.generator(FIXED_SET_SEED, streams.SPLIT, step=len(counts))
+        rng = random_streams.generator(FIXED_SET_SEED, random_streams.SPLIT, step=len(counts))
         found.update(_written(_grow(rng, task, roots)))
         counts.append(len(found))
         if len(counts) > patience and counts[-1] - counts[-1 - patience] < patience * roots / 1000:
@@ -308,7 +308,9 @@ def _grown(task: ListOps) -> list[Example]:
             )
     examples = list(found.items())[:asked]
     # Short trees repeat, so that those found first are rather the short ones: hence another order.
-    order = streams.generator(FIXED_SET_SEED, streams.SPLIT, site=1).permutation(asked)
+    order = random_streams.generator(FIXED_SET_SEED, random_streams.SPLIT, site=1).permutation(
+        asked
+    )
     return [examples[i] for i in order]
 
 

@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from fpt.content import DataError, content_digest
+from fpt.files import DataError, content_digest
 from fpt.spec import JSON, DataPath
 from fpt.tasks.base import (
     Baseline,

@@ -48,13 +48,13 @@ def main() -> None:
 
 def _mistakes() -> tuple[type[Exception], ...]:
     """What a user, a disk or a missing data set did, as opposed to a bug of ours."""
-    from fpt.content import DataError
-    from sweep.driver import ClusterError
-    from sweep.ledger import LedgerError
-    from sweep.queries import QueryError
-    from sweep.schema import SweepFileError
-    from sweep.tracking import MirrorError
-    from sweep.tuning import StudiesError
+    from fpt.files import DataError
+    from sweep.analysis.queries import QueryError
+    from sweep.execution.driver import ClusterError
+    from sweep.ledger.ledger import LedgerError
+    from sweep.mirrors.mlflow_runs import MirrorError
+    from sweep.planning.tuning import StudiesError
+    from sweep.sweepfile.schema import SweepFileError
 
     return (
         ClusterError,

@@ -23,9 +23,9 @@ from sweep.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from sweep.archive import CellChange, Difference
-    from sweep.ledger import Ledger
-    from sweep.tracing import Member, Trace
+    from sweep.analysis.tracing import Member, Trace
+    from sweep.exchange.diff import CellChange, Difference
+    from sweep.ledger.ledger import Ledger
 
 Into = Annotated[
     str, typer.Option("--into", metavar="RESULTS", help="A folder, s3://, gs://, az://.")
@@ -44,9 +44,9 @@ def trace(
     as_json: AsJson = False,
 ) -> None:
     """Show what is behind a figure: its trials, configs, origin, cost, and how to run it again."""
-    from sweep.ledger import Ledger
-    from sweep.tracing import trace as follow
-    from sweep.trials import load
+    from sweep.analysis.tracing import trace as follow
+    from sweep.ledger.ledger import Ledger
+    from sweep.sweepfile.trials import load
 
     found = follow(load(file), Ledger(results), row, column, metric)
     if as_json:
@@ -56,8 +56,8 @@ def trace(
 
 
 def _show_trace(found: Trace) -> None:
-    from sweep.progress import span
-    from sweep.tracing import common
+    from sweep.analysis.tracing import common
+    from sweep.cli.progress import span
 
     cell = found.cell
     place = " / ".join(filter(None, (cell.row, cell.column, cell.metric)))
@@ -112,7 +112,7 @@ def _show_trace(found: Trace) -> None:
 
 
 def _line(one: Member) -> Iterable[str]:
-    from sweep.progress import span
+    from sweep.cli.progress import span
 
     row = one.row or {}
     yield one.point.trial_id
@@ -143,9 +143,9 @@ def diff(
     as_json: AsJson = False,
 ) -> None:
     """Say what another ledger has otherwise: cells, verdicts, trials. Exits 0 if nothing."""
-    from sweep.archive import diff as compare
-    from sweep.bundle import opened
-    from sweep.trials import load
+    from sweep.exchange.bundle import opened
+    from sweep.exchange.diff import diff as compare
+    from sweep.sweepfile.trials import load
 
     sweep = load(file)
     part = sweep.only(only or ())
@@ -203,9 +203,9 @@ def export(
     results: Results = "results",
 ) -> None:
     """Put a sweep, its part of the ledger and its tables into one file, to be given away."""
-    from sweep.bundle import export as write
-    from sweep.ledger import Ledger
-    from sweep.trials import load
+    from sweep.exchange.bundle import export as write
+    from sweep.ledger.ledger import Ledger
+    from sweep.sweepfile.trials import load
 
     bundle = write(load(file), Ledger(results), output, states=states)
     say(
@@ -230,7 +230,7 @@ def merge(
     as_json: AsJson = False,
 ) -> None:
     """Unite ledgers. One trial with two outcomes is refused before anything is written."""
-    from sweep.merging import merge as unite
+    from sweep.exchange.merging import merge as unite
 
     _idle(into)
     merged = unite(ledgers, into, prefer_first=prefer_first)
@@ -259,7 +259,7 @@ def upgrade(
     as_json: AsJson = False,
 ) -> None:
     """Write an older ledger anew in the schema of today. The old one stays as it is."""
-    from sweep.merging import upgrade as renew
+    from sweep.exchange.merging import upgrade as renew
 
     _idle(into)
     done = renew(old, into)
@@ -275,8 +275,8 @@ def upgrade(
 
 
 def _idle(into: str) -> None:
-    from sweep.driver import DRIVER
-    from sweep.ledger import Ledger
+    from sweep.execution.driver import DRIVER
+    from sweep.ledger.ledger import Ledger
 
     ledger: Ledger = Ledger(into)
     if ledger.holders(DRIVER):

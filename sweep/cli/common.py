@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from sweep.ledger import Ledger
-    from sweep.trials import Sweep
+    from sweep.ledger.ledger import Ledger
+    from sweep.sweepfile.trials import Sweep
 
 app = typer.Typer(
     name="sweep",
@@ -88,7 +88,7 @@ def show_json(value: Any) -> None:
 @contextmanager
 def writing(output: Path) -> Iterator[None]:
     """Around what writes to `--output`: where it cannot, the user is told so in a line."""
-    from sweep.telling import unwritable
+    from sweep.ledger.errors import unwritable
 
     try:
         yield

@@ -27,8 +27,8 @@ from sweep.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from sweep.planning import Plan
-    from sweep.pricing import Quote
+    from sweep.planning.estimates import Quote
+    from sweep.planning.plan import Plan
 
 LISTED = 100
 """Trials that `plan` lists for people; `--json` lists all."""
@@ -39,8 +39,8 @@ def validate(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Sweep files.")],
 ) -> None:
     """Check sweep files, and tell every problem of each."""
-    from sweep.schema import SweepFileError
-    from sweep.trials import load
+    from sweep.sweepfile.schema import SweepFileError
+    from sweep.sweepfile.trials import load
 
     problems = 0
     for file in files:
@@ -65,10 +65,10 @@ def plan(
     file: File, only: Only = None, results: Results = "results", as_json: AsJson = False
 ) -> None:
     """Say what a run would do: what is done, missing, blocked, failed or stale."""
-    from sweep.ledger import Ledger
-    from sweep.planning import plan as make_plan
-    from sweep.pricing import quote
-    from sweep.tuning import notes
+    from sweep.ledger.ledger import Ledger
+    from sweep.planning.estimates import quote
+    from sweep.planning.plan import plan as make_plan
+    from sweep.planning.tuning import notes
 
     planned = make_plan(file, results, only=only or ())
     if as_json:
@@ -106,7 +106,7 @@ def plan(
 
 def _price(price: Quote) -> Iterable[str]:
     """What it will cost, with what that rests on."""
-    from sweep.progress import span
+    from sweep.cli.progress import span
 
     what = "GPU" if price.device == "cuda" else "core"
     memory = f"{price.memory / 1e9:.1f} GB a worker, " if price.memory else ""
@@ -126,7 +126,7 @@ def _packs(planned: Plan) -> Iterable[str]:
     """What trains side by side, and what that saves."""
     if not planned.packs:
         return
-    from sweep.packing import sizes
+    from sweep.planning.packing import sizes
 
     of = [
         f"{number:,} alone" if members == 1 else f"{number:,} of {members}"
@@ -158,8 +158,8 @@ def fetch(
 ) -> None:
     """Bring models and data here ahead of a run, checked, and pin their commits in FILE's lock."""
     from fpt.hub import cache
-    from sweep.fetching import fetch as bring
-    from sweep.fetching import megabytes
+    from sweep.sweepfile.fetching import fetch as bring
+    from sweep.sweepfile.fetching import megabytes
 
     summary = bring(files, update=update, console=Console(stderr=True))
     parts = [f"{count(summary.good, 'source')} here"]
@@ -171,9 +171,9 @@ def fetch(
     raise typer.Exit(summary.exit_code)
 
 
-@app.command(epilog="Example: sweep schema > sweep.schema.json")
+@app.command(epilog="Example: sweep schema > sweep.sweepfile.schema.json")
 def schema() -> None:
     """Print the JSON Schema of sweep files, for editors that complete and check."""
-    from sweep.schema import json_schema
+    from sweep.sweepfile.schema import json_schema
 
     show_json(json_schema())

@@ -14,7 +14,7 @@ from sweep.cli.common import File, Results, UserError, app, count, say
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
-    from sweep.cluster import Job
+    from sweep.cluster.submission import Job
 
 Address = Annotated[
     str,
@@ -57,7 +57,7 @@ def submit(
     ] = False,
 ) -> None:
     """Run a sweep as a job on a Ray cluster. The same again finds the job that runs."""
-    from sweep import cluster
+    from sweep.cluster import submission
 
     if "://" not in results and not Path(results).is_absolute():
         raise UserError(
@@ -65,12 +65,12 @@ def submit(
             "one that all its nodes share, or s3://, gs://, az://"
         )
     variables = dict(_variable(one) for one in env or ())
-    sent = cluster.parcel(file, allow_code=allow_code, package=with_package)
+    sent = submission.parcel(file, allow_code=allow_code, package=with_package)
     for note in sent.notes:
         say(note)
-    client = cluster.connect(address)
+    client = submission.connect(address)
     options = ["--no-mirror"] if no_mirror else []
-    job, new = cluster.submit(
+    job, new = submission.submit(
         client, sent, results, variables=variables, options=options, python=python
     )
     if new:
@@ -93,23 +93,23 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Until the job ends.")] = False,
 ) -> None:
     """Print what a job has printed."""
-    from sweep import cluster
+    from sweep.cluster import submission
 
-    client = cluster.connect(address)
+    client = submission.connect(address)
     job = _job(client, which)
     if follow:
         raise typer.Exit(_follow(client, job))
-    typer.echo(cluster.logs(client, job), nl=False)
+    typer.echo(submission.logs(client, job), nl=False)
 
 
 @app.command(epilog="Example: sweep stop experiments/quickstart.yaml --address http://HEAD:8265")
 def stop(which: Which, address: Address) -> None:
     """End a job: running trials save their states, and the next job goes on from them."""
-    from sweep import cluster
+    from sweep.cluster import submission
 
-    client = cluster.connect(address)
+    client = submission.connect(address)
     job = _job(client, which)
-    if job.running and cluster.stop(client, job):
+    if job.running and submission.stop(client, job):
         say(f"{job.id}: stopping; running trials save their states")
     else:
         say(f"{job.id}: has ended already ({job.status.lower()})")
@@ -124,19 +124,20 @@ def _variable(text: str) -> tuple[str, str]:
 
 def _job(client: JobSubmissionClient, which: str) -> Job:
     """The job that a sweep file or an id stands for."""
-    from sweep import cluster, schema
+    from sweep.cluster import submission
+    from sweep.sweepfile import schema
 
     if Path(which).is_file():
-        return cluster.find(client, which, sweep=schema.load(which).sweep)
-    return cluster.find(client, which)
+        return submission.find(client, which, sweep=schema.load(which).sweep)
+    return submission.find(client, which)
 
 
 def _follow(client: JobSubmissionClient, job: Job) -> int:
     """Show a job's output until it ends; returns its exit code."""
-    from sweep import cluster
+    from sweep.cluster import submission
 
     try:
-        ended = cluster.follow(client, job, lambda text: typer.echo(text, nl=False))
+        ended = submission.follow(client, job, lambda text: typer.echo(text, nl=False))
     except KeyboardInterrupt:
         say(f"\n{job.id}: goes on; `sweep stop {job.id}` ends it")
         return 1

@@ -24,8 +24,8 @@ from sweep.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from sweep.ledger import Ledger
-    from sweep.trials import Point
+    from sweep.ledger.ledger import Ledger
+    from sweep.sweepfile.trials import Point
 
 
 @app.command(epilog="Example: sweep attention experiments/quickstart.yaml -o figures")
@@ -40,11 +40,11 @@ def attention(
     results: Results = "results",
 ) -> None:
     """Draw the attention maps of finished trials on the bit tasks: PDF, SVG and PNG each."""
-    from fpt.content import DataError
-    from sweep.figures import draw_attention
-    from sweep.ledger import Ledger
-    from sweep.trials import load
-    from sweep.tuning import resolve
+    from fpt.files import DataError
+    from sweep.analysis.figures import draw_attention
+    from sweep.ledger.ledger import Ledger
+    from sweep.planning.tuning import resolve
+    from sweep.sweepfile.trials import load
 
     ledger = Ledger(results)
     sweep = resolve(load(file), ledger)
@@ -79,7 +79,7 @@ def _drawable(
     points: Iterable[Point], ledger: Ledger, file: Path
 ) -> tuple[list[Point], list[str], Counter[str]]:
     """The trials whose maps can be drawn; those that miss something; why others never can be."""
-    from sweep.figures import undrawable
+    from sweep.analysis.figures import undrawable
 
     done, kept = ledger.done(), ledger.states()
     drawable: list[Point] = []
@@ -108,9 +108,9 @@ def weights(file: File, results: Results = "results", as_json: AsJson = False) -
 
     A drawn backbone is the draw of the first trial that has it.
     """
-    from fpt.content import DataError
-    from sweep.ledger import Ledger, LedgerError
-    from sweep.trials import load
+    from fpt.files import DataError
+    from sweep.ledger.ledger import Ledger, LedgerError
+    from sweep.sweepfile.trials import load
 
     ledger = Ledger(results)
     backbones: dict[object, list[Point]] = {}

@@ -50,7 +50,7 @@ def query(
     results: Results = "results",
 ) -> None:
     """Ask the ledger in SQL: tables trials, curves, failures, and cells of a sweep file."""
-    from sweep.queries import arrow
+    from sweep.analysis.queries import arrow
 
     if form is Format.parquet and output is None:
         raise UserError("--format parquet: no text for a terminal; name a file: --output PATH")

@@ -33,9 +33,9 @@ def report(
     results: Results = "results",
 ) -> None:
     """Write one page of everything: table, claims, figures, cost, failures, provenance."""
-    from sweep.ledger import Ledger
-    from sweep.report import render
-    from sweep.trials import load
+    from sweep.analysis.report import render
+    from sweep.ledger.ledger import Ledger
+    from sweep.sweepfile.trials import load
 
     page = render(load(file), Ledger(results), results=results)
     with writing(output):
@@ -55,9 +55,9 @@ def figures(
     results: Results = "results",
 ) -> None:
     """Draw what the sweep has figures for, as PDF, SVG and PNG, and say why not what it has not."""
-    from sweep.figures import draw, gather, save
-    from sweep.ledger import Ledger
-    from sweep.trials import load
+    from sweep.analysis.figures import draw, gather, save
+    from sweep.ledger.ledger import Ledger
+    from sweep.sweepfile.trials import load
 
     material = gather(load(file), Ledger(results).snapshot())
     drawn = 0

@@ -24,7 +24,7 @@ from sweep.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from sweep.ledger import Ledger
+    from sweep.ledger.ledger import Ledger
 
 TAIL = 12
 """Records of a curve that `show` prints."""
@@ -63,9 +63,9 @@ def table(
     as_json: AsJson = False,
 ) -> None:
     """Print the sweep's table, with what there is so far."""
-    from sweep.ledger import Ledger
-    from sweep.tables import build
-    from sweep.trials import load
+    from sweep.analysis.tables import build
+    from sweep.ledger.ledger import Ledger
+    from sweep.sweepfile.trials import load
 
     built = build(load(file), Ledger(results))
     if as_json:
@@ -94,9 +94,9 @@ def claims(
     as_json: AsJson = False,
 ) -> None:
     """Judge the sweep's claims, with what there is so far, and say what more would decide them."""
-    from sweep.claims import judge
-    from sweep.ledger import Ledger
-    from sweep.trials import load
+    from sweep.analysis.claims import judge
+    from sweep.ledger.ledger import Ledger
+    from sweep.sweepfile.trials import load
 
     sweep = load(file)
     judged = judge(sweep, Ledger(results))
@@ -132,7 +132,7 @@ def show(
     results: Results = "results",
 ) -> None:
     """Show a trial: config, figures, the end of its curve, provenance, failures."""
-    from sweep.ledger import MARKS, Ledger
+    from sweep.ledger.ledger import MARKS, Ledger
 
     ledger = Ledger(results)
     # Marks (may run again, done twice) are rows among the failures, and none to show.

@@ -31,9 +31,9 @@ from sweep.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from sweep.ledger import Ledger
-    from sweep.planning import Plan
-    from sweep.trials import Point, Sweep
+    from sweep.ledger.ledger import Ledger
+    from sweep.planning.plan import Plan
+    from sweep.sweepfile.trials import Point, Sweep
 
 
 def _some_time(hours: float | None) -> float | None:
@@ -71,8 +71,8 @@ def run(
     ] = False,
 ) -> None:
     """Train what is missing. The same command again goes on where this one stopped."""
-    from sweep.ledger import Ledger
-    from sweep.planning import plan as make_plan
+    from sweep.ledger.ledger import Ledger
+    from sweep.planning.plan import plan as make_plan
 
     planned = make_plan(file, results, stale=stale, only=only or ())
     sweep = planned.sweep
@@ -85,8 +85,8 @@ def run(
     if not only:
         _tell_removed(sweep, Ledger(results), prune=prune)
 
-    from sweep.driver import run as drive
-    from sweep.progress import View, span
+    from sweep.cli.progress import View, span
+    from sweep.execution.driver import run as drive
 
     steps = {p.trial_id: p.config.steps for pack in planned.packs for p in pack.points}
     steps |= {p.trial_id: p.config.steps for p in sweep.undecided}
@@ -122,7 +122,7 @@ def _tell_removed(sweep: Sweep, ledger: Ledger, *, prune: bool) -> None:
     of those that were not finished are dropped, and they are not named again. What other sweeps
     have, too, keeps its states, and so does all as long as a driver runs.
     """
-    from sweep.driver import DRIVER
+    from sweep.execution.driver import DRIVER
 
     before = ledger.remembered(sweep.name)
     now = {point.trial_id: point.label for point in sweep.all if not point.undecided}
@@ -166,9 +166,9 @@ def _next_steps(
 @app.command(epilog="Example: sweep pause experiments/quickstart.yaml")
 def pause(file: File, results: Results = "results") -> None:
     """Ask whoever runs a sweep to stop. Running trials save their states; `sweep run` goes on."""
-    from sweep.driver import DRIVER
-    from sweep.ledger import Ledger
-    from sweep.trials import load
+    from sweep.execution.driver import DRIVER
+    from sweep.ledger.ledger import Ledger
+    from sweep.sweepfile.trials import load
 
     sweep, ledger = load(file), Ledger(results, write=True)
     ledger.pause(sweep.name)
@@ -187,8 +187,8 @@ def retry(
     results: Results = "results",
 ) -> None:
     """Let failed trials run again, after what failed them was mended."""
-    from sweep.ledger import Ledger
-    from sweep.planning import plan as make_plan
+    from sweep.ledger.ledger import Ledger
+    from sweep.planning.plan import plan as make_plan
 
     if unknown := set(cause or ()) - {"code", "data"}:
         raise UserError(
@@ -219,9 +219,9 @@ def debug(
     results: Results = "results",
 ) -> None:
     """Train one trial in this process, without Ray, so that a debugger works. Nothing is kept."""
-    from sweep.ledger import Ledger
-    from sweep.trials import load
-    from sweep.tuning import resolve
+    from sweep.ledger.ledger import Ledger
+    from sweep.planning.tuning import resolve
+    from sweep.sweepfile.trials import load
 
     point = _pick(resolve(load(file), Ledger(results)), only)
     if point.undecided:
@@ -237,7 +237,7 @@ def debug(
         backbones[point.parent] = Ledger(results).backbone_file(point.parent)
     say(f"{point.trial_id} {point.label}: {count(config.steps, 'step')}; nothing is kept")
 
-    from sweep.worker import train_on_this_core
+    from sweep.execution.worker import train_on_this_core
 
     training = train_on_this_core([config], backbones=backbones, log_every=1)
     for record in training:
@@ -267,10 +267,10 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """Say how far a sweep is, or, without a file, what the ledger holds."""
-    from sweep import pricing
-    from sweep.accounting import spent, spent_on
-    from sweep.driver import DRIVER
-    from sweep.ledger import Ledger
+    from sweep.analysis.accounting import spent, spent_on
+    from sweep.execution.driver import DRIVER
+    from sweep.ledger.ledger import Ledger
+    from sweep.planning import estimates
 
     ledger = Ledger(results)
     drivers = ledger.holders(DRIVER)
@@ -280,7 +280,7 @@ def status(
         "drivers": drivers,
     }
     if file is not None:
-        from sweep.planning import plan as make_plan
+        from sweep.planning.plan import plan as make_plan
 
         planned = make_plan(file, ledger)
         said |= {"sweep": planned.sweep.name, "trials": planned.counts()}
@@ -290,7 +290,7 @@ def status(
         causes = last_causes(ledger)
         said["failures"] = Counter(causes[name] for name in unfinished & causes.keys())
         said["spent"] = asdict(spent(planned.sweep, ledger))
-        if (compared := pricing.compare(planned.sweep, ledger)) is not None:
+        if (compared := estimates.compare(planned.sweep, ledger)) is not None:
             said["quote"] = asdict(compared)
         said["paused"] = ledger.paused(planned.sweep.name)
         said["labels"] = {point.trial_id: point.label for point in planned.sweep.all}
@@ -302,9 +302,9 @@ def status(
         said["failures"] = Counter(last_causes(ledger).values())
         said["spent"] = asdict(spent_on(None, ledger))
     if address is not None:
-        from sweep import cluster
+        from sweep.cluster import submission
 
-        said["jobs"] = cluster.jobs(cluster.connect(address), said.get("sweep"))
+        said["jobs"] = submission.jobs(submission.connect(address), said.get("sweep"))
     if as_json:
         show_json(said)
         return
@@ -329,7 +329,7 @@ def _quote_line(quote: Mapping[str, Any]) -> str:
 
 def _spent_lines(spent: Mapping[str, Any]) -> Iterable[str]:
     """Where the time went."""
-    from sweep.progress import span
+    from sweep.cli.progress import span
 
     if spent["seconds"]:
         yield f"trained for {span(spent['seconds'])} in all"
@@ -346,7 +346,7 @@ def _driver_lines(
     driver: Mapping[str, Any], labels: Mapping[str, str], retry: Mapping[str, int | None]
 ) -> Iterable[str]:
     """What a driver does and what it waits for, by its last heartbeat."""
-    from sweep.progress import span
+    from sweep.cli.progress import span
 
     yield f"a driver runs on {driver['host']} (process {driver['pid']}), since {driver['since']}"
     note = driver.get("note") or {}

@@ -13,7 +13,7 @@ from rich.table import Table as Grid
 from sweep.cli.common import AsJson, File, Results, UserError, app, count, say, show_json
 
 if TYPE_CHECKING:
-    from sweep.tuning import State, Try
+    from sweep.planning.tuning import State, Try
 
 
 @app.command(epilog="Example: sweep studies experiments/laptop/r1-tuned.yaml")
@@ -26,10 +26,10 @@ def studies(
     as_json: AsJson = False,
 ) -> None:
     """Say which learning rate each cell of a sweep with `tune:` takes, and by what figures."""
-    from sweep import tuning
-    from sweep.ledger import Ledger
-    from sweep.telling import without_password
-    from sweep.trials import load
+    from sweep.ledger.errors import without_password
+    from sweep.ledger.ledger import Ledger
+    from sweep.planning import tuning
+    from sweep.sweepfile.trials import load
 
     sweep, ledger = load(file), Ledger(results)
     if not sweep.studies:

@@ -18,7 +18,7 @@ from sweep.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from sweep.ledger import Kind, Ledger
+    from sweep.ledger.ledger import Kind, Ledger
 
 
 @app.command(epilog="Example: sweep gc experiments/quickstart.yaml")
@@ -31,8 +31,8 @@ def gc(
     results: Results = "results",
 ) -> None:
     """Say what takes disk, and remove what nothing needs, after asking. Results always stay."""
-    from sweep.ledger import Ledger
-    from sweep.planning import plan as make_plan
+    from sweep.ledger.ledger import Ledger
+    from sweep.planning.plan import plan as make_plan
 
     ledger = Ledger(results)
     plans = [make_plan(file, ledger) for file in files or ()]
@@ -74,7 +74,7 @@ def gc(
 
 
 def _idle(ledger: Ledger) -> None:
-    from sweep.driver import DRIVER
+    from sweep.execution.driver import DRIVER
 
     if ledger.holders(DRIVER):
         raise UserError(f"{ledger.uri}: a run is under way; nothing is removed until it has ended")
@@ -89,13 +89,13 @@ def mirror(
     results: Results = "results",
 ) -> None:
     """Copy finished trials to MLflow: what a run left out, or everything."""
-    from sweep import tracking
-    from sweep.ledger import Ledger
-    from sweep.trials import load
+    from sweep.ledger.ledger import Ledger
+    from sweep.mirrors import mlflow_runs
+    from sweep.sweepfile.trials import load
 
     sweep, ledger = load(file), Ledger(results)
-    number = (tracking.rebuild if rebuild else tracking.catch_up)(sweep, ledger)
-    say(f"{tracking.where(ledger)}: {count(number, 'trial')} mirrored")
+    number = (mlflow_runs.rebuild if rebuild else mlflow_runs.catch_up)(sweep, ledger)
+    say(f"{mlflow_runs.where(ledger)}: {count(number, 'trial')} mirrored")
 
 
 @app.command(epilog="Example: sweep ui --port 5001")
@@ -104,7 +104,7 @@ def ui(
     results: Results = "results",
 ) -> None:
     """Serve the MLflow UI on this ledger's runs, on this machine alone. Ctrl-C ends it."""
-    from sweep.ledger import Ledger
-    from sweep.tracking import serve_ui
+    from sweep.ledger.ledger import Ledger
+    from sweep.mirrors.mlflow_runs import serve_ui
 
     serve_ui(Ledger(results), port, ready=typer.echo)

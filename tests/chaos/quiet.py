@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 import fpt
-from sweep.trials import load
-from sweep.worker import LOG_EVERY
+from sweep.execution.worker import LOG_EVERY
+from sweep.sweepfile.trials import load
 
 FIGURES = (
     "outcome", "stopped", "steps_trained", "best_step", "train_loss", "train_accuracy",

@@ -9,8 +9,8 @@ from functools import partial
 
 import pytest
 
-from sweep.ledger import Ledger
-from sweep.trials import load
+from sweep.ledger.ledger import Ledger
+from sweep.sweepfile.trials import load
 from tests.chaos import account, machine
 from tests.chaos.cluster import Cluster, Driver, Pace
 from tests.servers import Ceph, Moto

@@ -8,9 +8,9 @@ from contextlib import ExitStack
 
 import pytest
 
-from sweep.ledger import Ledger
-from sweep.trials import load
-from sweep.worker import LOG_EVERY
+from sweep.execution.worker import LOG_EVERY
+from sweep.ledger.ledger import Ledger
+from sweep.sweepfile.trials import load
 from tests.chaos import account, machine
 from tests.chaos.cluster import Cluster, Driver, Node, Pace
 

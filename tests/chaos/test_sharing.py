@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from sweep.ledger import Ledger
-from sweep.trials import load
+from sweep.ledger.ledger import Ledger
+from sweep.sweepfile.trials import load
 from tests.chaos import account, machine
 from tests.chaos.cluster import Cluster, Driver, Pace
 
@@ -23,8 +23,8 @@ PROCESSES, TRIALS = 10, 200
 
 LEASER = """
 import random, sys, time
-from sweep.ledger import Ledger
-from sweep.trials import load
+from sweep.ledger.ledger import Ledger
+from sweep.sweepfile.trials import load
 from tests.support import trial_row
 
 file, results, number = sys.argv[1:]

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from fpt.config import TRAINABLE, TrialConfig
-from fpt.content import DataError
+from fpt.files import DataError
 
 BASE: dict[str, Any] = {
     "task": "bit-xor",

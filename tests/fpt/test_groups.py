@@ -13,13 +13,13 @@ from transformers import (
     LongformerModel,
 )
 
-from fpt import groups, members
+from fpt import groups, pack_layers
 from fpt.backbones import BACKBONES, NOTHING
 from fpt.backbones.weights import module_class
 from fpt.config import TRAINABLE, BackboneConfig
 from tests.support import TABLE
 
-assert members.ATTENTION  # transformers' models ask for what this module registers
+assert pack_layers.ATTENTION  # transformers' models ask for what this module registers
 
 
 def three(name: str) -> BackboneConfig:

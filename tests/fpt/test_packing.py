@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from fpt import streams
+from fpt import random_streams
 from fpt.config import TrialConfig
 from fpt.packing import pack_key, packs
 from fpt.tasks.base import Batch
@@ -71,7 +71,7 @@ def examples(trial: TrialConfig, steps: int) -> Iterator[Batch]:
     """The batches that a trial would draw by itself, and after so many an error."""
     source = trial.task.splits(trial.protocol).train
     for step in range(steps):
-        yield source.batch(trial.seed, streams.TRAINING, step, trial.batch_size)
+        yield source.batch(trial.seed, random_streams.TRAINING, step, trial.batch_size)
     raise BrokenDataError(f"after step {steps}")
 
 

@@ -14,10 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from fpt import streams
+from fpt import random_streams
 from fpt.backbones import BACKBONES
 from fpt.checkpoints import State, load_model
-from fpt.content import DataError
+from fpt.files import DataError
 from fpt.model import Model, build_model
 from fpt.trainer import Outcome, Record, Training, train
 from tests.support import PACKED, TABLE, small
@@ -228,12 +228,12 @@ def test_a_diverged_member_leaves_with_its_last_good_figures_and_the_others_go_o
     def poisoned(upto: int) -> Any:
         task = bad.task
         for step in itertools.count():
-            batch = task.splits("sound").train.batch(1, streams.TRAINING, step, 4)
+            batch = task.splits("sound").train.batch(1, random_streams.TRAINING, step, 4)
             yield replace(batch, inputs=batch.inputs * (np.nan if step >= upto else 1))
 
     def clean() -> Any:
         for step in itertools.count():
-            yield good.task.splits("sound").train.batch(0, streams.TRAINING, step, 4)
+            yield good.task.splits("sound").train.batch(0, random_streams.TRAINING, step, 4)
 
     pack = train([good, bad], batches=[clean(), poisoned(15)])
     list(pack)
@@ -310,7 +310,9 @@ def test_records_count_examples_and_steps(trial: Any) -> None:
 
 def test_batches_of_the_caller_are_trained_on(trial: Any) -> None:
     one = trial(steps=5, dropout=0.0)
-    drawn = [one.task.splits("sound").train.batch(0, streams.TRAINING, s, 4) for s in range(5)]
+    drawn = [
+        one.task.splits("sound").train.batch(0, random_streams.TRAINING, s, 4) for s in range(5)
+    ]
 
     own = train([one], batches=[[(b.inputs, b.targets) for b in drawn]])
 
@@ -333,7 +335,7 @@ def test_batches_of_the_caller_that_do_not_fit_are_refused(
     change: Any, what: str, trial: Any
 ) -> None:
     one = trial(steps=1)
-    batch = one.task.splits("sound").train.batch(0, streams.TRAINING, 0, 4)
+    batch = one.task.splits("sound").train.batch(0, random_streams.TRAINING, 0, 4)
     with pytest.raises(ValueError, match=what):
         list(train([one], batches=[[replace(batch, **change)]]))
 
@@ -341,7 +343,7 @@ def test_batches_of_the_caller_that_do_not_fit_are_refused(
 def test_a_loss_by_hand_equals_the_record(trial: Any) -> None:
     """One step of Adam at a rate that moves nothing: the loss is that of the initial model."""
     one = trial(steps=1, dropout=0.0, learning_rate=1e-30)
-    batch = one.task.splits("sound").train.batch(0, streams.TRAINING, 0, 4)
+    batch = one.task.splits("sound").train.batch(0, random_streams.TRAINING, 0, 4)
     with torch.no_grad():
         logits = build_model([one]).eval()(torch.from_numpy(batch.inputs)).double()
     picked = logits.log_softmax(-1).gather(-1, torch.from_numpy(batch.targets)[..., None])

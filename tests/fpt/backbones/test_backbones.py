@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from fpt import streams
+from fpt import random_streams
 from fpt.backbones import AUTO, BACKBONES, NOTHING, row
 from fpt.backbones.weights import module_class, to_bytes
 from fpt.config import BackboneConfig, TrialConfig
-from fpt.content import DataError
+from fpt.files import DataError
 from fpt.model import Model, build_model
 from fpt.trainer import train
 from tests.support import PACKED, TABLE, small
@@ -191,7 +191,9 @@ def hidden_states(model: Model, x: Tensor) -> Tensor:
 
 def test_hidden_states_are_drawn_anew_at_every_step_and_can_be_given(trial: Any) -> None:
     one = trial(backbone=small("lstm-paper"), dropout=0.0, steps=3)
-    batches = [one.task.splits("sound").train.batch(0, streams.TRAINING, s, 4) for s in range(3)]
+    batches = [
+        one.task.splits("sound").train.batch(0, random_streams.TRAINING, s, 4) for s in range(3)
+    ]
     hidden = np.random.default_rng(0).normal(size=(4, 2, 2, 32)).astype(np.float32)
 
     def losses(state: Any) -> list[float]:

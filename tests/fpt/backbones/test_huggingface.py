@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from fpt.backbones import BACKBONES
-from fpt.content import DataError
+from fpt.files import DataError
 from fpt.model import Model, build_model
 from fpt.trainer import train
 from tests.support import small

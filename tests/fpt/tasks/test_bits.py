@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from fpt import streams
+from fpt import random_streams
 from fpt.tasks.base import Stored
 from fpt.tasks.bits import BitMemory, BitXor
 
 
 def rng(seed: int = 0) -> np.random.Generator:
-    return streams.generator(seed, streams.TRAINING)
+    return random_streams.generator(seed, random_streams.TRAINING)
 
 
 @given(bits=st.integers(1, 12), seed=st.integers(0, 99))

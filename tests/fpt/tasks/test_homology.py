@@ -16,8 +16,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fpt import TrialConfig, build_model, streams
-from fpt.content import DataError
+from fpt import TrialConfig, build_model, random_streams
+from fpt.files import DataError
 from fpt.hub import HubData
 from fpt.tasks import homology
 from fpt.tasks.base import Batch, Stored
@@ -204,7 +204,7 @@ def test_an_epoch_has_the_batches_of_a_walk_through_it(
 ) -> None:
     source = bucketed(lengths, tokens=12)
     size = min(size, len(lengths))
-    order = homology.epoch_order(seed, streams.TRAINING, epoch, len(lengths)).tolist()
+    order = homology.epoch_order(seed, random_streams.TRAINING, epoch, len(lengths)).tolist()
     theirs = {tuple(b) for b in walk(source, order[: len(order) // size * size], size)}
     try:
         count = source._batches(size)
@@ -213,7 +213,7 @@ def test_an_epoch_has_the_batches_of_a_walk_through_it(
         assert len(theirs) <= -(-len(lengths) // (100 * size))
         return
     ours = [
-        source.batch(seed, streams.TRAINING, epoch * count + n, size).targets[:, 0].tolist()
+        source.batch(seed, random_streams.TRAINING, epoch * count + n, size).targets[:, 0].tolist()
         for n in range(count)
     ]
 
@@ -225,7 +225,7 @@ def test_an_epoch_has_the_batches_of_a_walk_through_it(
 def test_padding_counts_up_to_the_longest_of_the_batch() -> None:
     source = bucketed([3, 4, 5, 6, 9, 10, 20, 30], tokens=12)
     for step in range(30):
-        batch = source.batch(2, streams.TRAINING, step, 2)
+        batch = source.batch(2, random_streams.TRAINING, step, 2)
         own = (batch.inputs > 0).sum(1)
         assert batch.lengths is not None
         assert batch.lengths.tolist() == [own.max()] * 2
@@ -236,29 +236,32 @@ def test_padding_counts_up_to_the_longest_of_the_batch() -> None:
 def test_evaluation_batches_are_four_times_as_large() -> None:
     source = bucketed([5] * 100, tokens=12)
 
-    assert len(source.batch(0, streams.EVALUATION, 0, 8)) == 32
-    assert len(source.batch(0, streams.EVALUATION, 0, 30)) == 100
-    assert len(source.batch(0, streams.TRAINING, 0, 8)) == 8
+    assert len(source.batch(0, random_streams.EVALUATION, 0, 8)) == 32
+    assert len(source.batch(0, random_streams.EVALUATION, 0, 30)) == 100
+    assert len(source.batch(0, random_streams.TRAINING, 0, 8)) == 8
 
 
 def test_epochs_differ_and_late_steps_are_no_walk() -> None:
     source = bucketed(list(range(3, 13)) * 20, tokens=11)
     count = source._batches(4)
     first, second = (
-        [source.batch(1, streams.TRAINING, epoch * count + n, 4).targets.tolist() for n in range(9)]
+        [
+            source.batch(1, random_streams.TRAINING, epoch * count + n, 4).targets.tolist()
+            for n in range(9)
+        ]
         for epoch in range(2)
     )
 
     assert first != second
-    assert len(source.batch(1, streams.TRAINING, 10**12, 4)) == 4
+    assert len(source.batch(1, random_streams.TRAINING, 10**12, 4)) == 4
 
 
 def test_batches_that_may_all_be_dropped_are_refused() -> None:
     source = bucketed([30, 5, 5, 5], tokens=12)
 
-    assert source.batch(0, streams.TRAINING, 5, 2).lengths is not None
+    assert source.batch(0, random_streams.TRAINING, 5, 2).lengths is not None
     with pytest.raises(DataError, match=r"1 of 4 sequences have more than 12 tokens.* batch of 4"):
-        source.batch(0, streams.TRAINING, 0, 4)
+        source.batch(0, random_streams.TRAINING, 0, 4)
 
 
 @pytest.mark.parametrize("backbone", ["gpt2", "bert"])
@@ -276,7 +279,7 @@ def test_masking_behind_the_longest_is_a_shorter_tensor(
         seed=0,
     )
     model = build_model([trial]).eval()
-    batch = own.splits("paper").train.batch(0, streams.TRAINING, 1, 3)
+    batch = own.splits("paper").train.batch(0, random_streams.TRAINING, 1, 3)
     assert batch.lengths is not None
     longest = int(batch.lengths[0])
     assert longest < own.tokens

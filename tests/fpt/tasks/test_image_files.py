@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fpt.content import DataError
+from fpt.files import DataError
 from fpt.tasks.image_files import BATCHES, IDX, find_images
 
 Write = Callable[..., Path]

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
 
-from fpt import streams
-from fpt.content import DataError
+from fpt import random_streams
+from fpt.files import DataError
 from fpt.hub import HubData, is_fixed
 from fpt.tasks import images
 from fpt.tasks.base import Batch, Stored
@@ -163,8 +163,8 @@ def test_only_training_images_are_augmented(
     folder = write_npz(tmp_path)
     plain, moving = task(folder=folder, augment=False), task(folder=folder)
     sources = [one.splits("paper").train for one in (plain, moving)]
-    training = [source.batch(1, streams.TRAINING, 5, 16) for source in sources]
-    evaluation = [source.batch(1, streams.EVALUATION, 5, 16) for source in sources]
+    training = [source.batch(1, random_streams.TRAINING, 5, 16) for source in sources]
+    evaluation = [source.batch(1, random_streams.EVALUATION, 5, 16) for source in sources]
 
     assert np.array_equal(evaluation[0].inputs, evaluation[1].inputs)
     assert not np.array_equal(training[0].inputs, training[1].inputs)

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from fpt import streams
-from fpt.content import DataError
+from fpt import random_streams
+from fpt.files import DataError
 from fpt.tasks import listops
 from fpt.tasks.base import Batch, Stored, majority_class
 from fpt.tasks.listops import CLOSE, MAX, MED, MIN, SM, ListOps, evaluate, parse
@@ -191,7 +191,7 @@ def test_trees_are_distributed_as_those_of_a_second_generator() -> None:
         tokens = parse(spell(tree, parentheses=False).encode())
         if 12 < len(tokens) < 70:
             theirs.append((len(tokens), len(widths_of(tree)), value_of(tree), tokens[0]))
-    levels = listops._grow(streams.generator(1, streams.SPLIT), task, 20_000)
+    levels = listops._grow(random_streams.generator(1, random_streams.SPLIT), task, 20_000)
     ours = [
         (len(tokens), len(widths_of(tree_of(iter(tokens)))), value, tokens[0])
         for tokens, value in listops._written(levels)

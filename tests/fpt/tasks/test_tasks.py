@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fpt import streams
+from fpt import random_streams
 from fpt.config import TrialConfig
 from fpt.tasks import TASKS, Task, homology, images, listops, text
 from fpt.tasks.base import Batch, Shape, Stored
@@ -74,7 +74,7 @@ def test_batches_have_the_shapes_and_types_promised(task: Task, protocol: Any) -
     shape, splits = task.shape(protocol), task.splits(protocol)
 
     for source in (splits.train, splits.test):
-        assert_fits(source.batch(1, streams.TRAINING, 3, 7), shape, 7)
+        assert_fits(source.batch(1, random_streams.TRAINING, 3, 7), shape, 7)
     for stored in (splits.validation, splits.test):
         if isinstance(stored, Stored):
             sizes = [len(chunk) for chunk in stored.chunks(32)]
@@ -86,14 +86,14 @@ def test_batches_have_the_shapes_and_types_promised(task: Task, protocol: Any) -
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_batch_is_a_function_of_seed_stream_and_step(task: Task, protocol: Any) -> None:
     source = task.splits(protocol).train
-    batch = source.batch(1, streams.TRAINING, 3, 16)
+    batch = source.batch(1, random_streams.TRAINING, 3, 16)
     forget()
     again = task.splits(protocol).train
 
-    assert equal(batch, again.batch(1, streams.TRAINING, 3, 16))
-    assert not equal(batch, again.batch(2, streams.TRAINING, 3, 16))
-    assert not equal(batch, again.batch(1, streams.EVALUATION, 3, 16))
-    assert not equal(batch, again.batch(1, streams.TRAINING, 4, 16))
+    assert equal(batch, again.batch(1, random_streams.TRAINING, 3, 16))
+    assert not equal(batch, again.batch(2, random_streams.TRAINING, 3, 16))
+    assert not equal(batch, again.batch(1, random_streams.EVALUATION, 3, 16))
+    assert not equal(batch, again.batch(1, random_streams.TRAINING, 4, 16))
 
 
 def test_evaluation_sets_are_the_same_for_every_trial(task: Task) -> None:
@@ -188,7 +188,7 @@ def test_the_numbers_of_a_version_do_not_change(
 ) -> None:
     splits = examples[name](tmp_path).splits("sound")
     assert isinstance(splits.test, Stored)
-    batches = [splits.train.batch(5, streams.TRAINING, 2, 64), *splits.test.chunks(50)]
+    batches = [splits.train.batch(5, random_streams.TRAINING, 2, 64), *splits.test.chunks(50)]
     digest = hashlib.sha256()
     for batch in batches:
         digest.update(batch.inputs.tobytes() + batch.targets.tobytes())

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from fpt import streams
-from fpt.content import DataError
+from fpt import random_streams
+from fpt.files import DataError
 from fpt.tasks.base import Stored
 from fpt.tasks.text import Text
 
@@ -40,7 +40,7 @@ def test_each_part_comes_from_its_place_in_each_file(tmp_path: Path) -> None:
     task = Text(path=folder, tokens=4)
     validation, test = held_out(task)
     train = task.splits("sound").train
-    seen = [train.batch(0, streams.TRAINING, step, 64).inputs for step in range(20)]
+    seen = [train.batch(0, random_streams.TRAINING, step, 64).inputs for step in range(20)]
 
     assert {chr(byte) for byte in np.unique(seen)} == {"a", "A"}
     assert {chr(byte) for byte in np.unique(validation.examples.inputs)} == {"b", "B"}
@@ -66,7 +66,7 @@ def test_targets_are_the_next_bytes(tmp_path: Path) -> None:
     text = bytes(range(256)) * 8
     task = Text(path=written(tmp_path, text=text), tokens=16)
     for batch in (
-        task.splits("sound").train.batch(0, streams.TRAINING, 0, 50),
+        task.splits("sound").train.batch(0, random_streams.TRAINING, 0, 50),
         *held_out(task)[0].chunks(3),
     ):
         assert np.array_equal(batch.targets, (batch.inputs + 1) % 256)
@@ -75,7 +75,7 @@ def test_targets_are_the_next_bytes(tmp_path: Path) -> None:
 def test_every_window_of_the_training_part_can_be_drawn(tmp_path: Path) -> None:
     # 0 to 19 train: the windows of 4 + 1 begin at 0 to 15.
     task = Text(path=written(tmp_path, text=bytes(range(40))), tokens=4, held_out=0.5)
-    batch = task.splits("sound").train.batch(0, streams.TRAINING, 0, 2_000)
+    batch = task.splits("sound").train.batch(0, random_streams.TRAINING, 0, 2_000)
 
     assert set(batch.inputs[:, 0].tolist()) == set(range(16))
 
@@ -143,7 +143,7 @@ class TestDigest:
         after = task.splits("sound")
 
         assert before.digest != after.digest
-        assert after.train.batch(0, streams.TRAINING, 0, 1).inputs[0, 0] == ord("y")
+        assert after.train.batch(0, random_streams.TRAINING, 0, 1).inputs[0, 0] == ord("y")
 
     def test_a_digest_is_64_hex_digits(self, tmp_path: Path) -> None:
         with pytest.raises(ValidationError, match="digest"):

@@ -1,0 +1,479 @@
+"""The layers that a pack needs: a layer a member where a trial's own parameters act, and the shared
+products in a form whose result for a row does not depend on the other rows.
+
+K members stand one after another along the batch: member k owns `rows[k]` sequences. A member's
+layer sees its own rows alone, in shapes that do not depend on the pack, so that on a CPU at one
+thread a member's numbers are the same bits whoever its neighbours are. A pack of one is the plain
+case. Shapes: R = sum of rows, T tokens, W width.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812  (torch's own convention)
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import sdpa_mask
+from transformers.models.t5.modeling_t5 import T5LayerNorm
+from transformers.pytorch_utils import Conv1D
+
+from fpt import random_streams
+from fpt.backbones.huggingface import ATTENTION
+from fpt.precision import Numerics
+
+ROW_MULTIPLE = 16
+"""Rows of a product are padded to a multiple of this. Below 16 rows MKL's sgemm sums in an order
+that depends on the number of rows."""
+
+_Rows = TypeVar("_Rows", Tensor, np.ndarray)
+
+
+@dataclass
+class Members:
+    """What the layers of a pack share while it runs."""
+
+    seeds: list[int]
+    """Seed of each member's dropout masks."""
+    dropout: list[float]
+    """Dropout probability of each member."""
+    rows: list[int]
+    """Sequences of each member in the batch at hand; 0 for a member that has left."""
+    steps: list[int] = field(default_factory=list)
+    """Step of each member, counted from 0."""
+    chunk: int = 0
+    """Number of the batch at hand within an evaluation."""
+    part: Sequence[tuple[int, int]] | None = None
+    """While a batch is trained on in parts: of each member, the first row of the part at hand, and
+    the rows of the whole batch. None: batches are whole."""
+    read_out: Callable[[Tensor], Tensor] | None = None
+    """Set while a backbone's last layer computes the positions alone that are read out: picks them,
+    (R, tokens, ...) -> (R, P, ...). Masks are drawn for all positions, and then picked."""
+    tokens: int = 0
+    """Of the forward pass at hand."""
+    uses: Counter[int] = field(default_factory=Counter)
+    """Site -> times that its dropout was used in the forward pass at hand."""
+    maps: list[Tensor] | None = None
+    """While this is a list, attention is computed eagerly and each layer's weights, (R, heads, T,
+    T), are added to it."""
+
+    def __post_init__(self) -> None:
+        self.steps = self.steps or [0] * len(self.seeds)
+
+    @property
+    def present(self) -> list[int]:
+        """The members that have rows in the batch at hand."""
+        return [k for k, rows in enumerate(self.rows) if rows]
+
+    def drawn(self, k: int, rows: int, draw: Callable[[int], _Rows]) -> _Rows:
+        """`draw(rows)` for member k: of a part, what the whole batch would draw for its rows."""
+        if self.part is None:
+            return draw(rows)
+        first, whole = self.part[k]
+        return draw(whole)[first : first + rows]
+
+    def pieces(self, x: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """(member, its rows of x) for every member present."""
+        present = self.present
+        # One split, and not a slice a member: the gradient of a slice is as large as x.
+        parts = [x] if len(present) == 1 else torch.split(x, [self.rows[k] for k in present])
+        yield from zip(present, parts, strict=True)
+
+    def apply(self, x: Tensor, layer: Callable[[int, Tensor], Tensor]) -> Tensor:
+        """`layer(member, its rows)` over all members, put together again along the rows."""
+        done = [layer(k, piece) for k, piece in self.pieces(x)]
+        return done[0] if len(done) == 1 else torch.cat(done)
+
+
+class MemberLayer(nn.Module):
+    """A layer with parameters of each member's own: parameter `p` of member k is named `p.k`."""
+
+    def __init__(self, members: Members, **parameters: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.members = members
+        for name, values in parameters.items():
+            setattr(self, name, nn.ParameterList([nn.Parameter(v) for v in values]))
+
+
+class MemberLinear(MemberLayer):
+    """A linear layer a member: (R, T, in) -> (R, T, out)."""
+
+    weight: nn.ParameterList
+    bias: nn.ParameterList
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply each member's layer to its rows."""
+        return self.members.apply(x, lambda k, rows: F.linear(rows, self.weight[k], self.bias[k]))
+
+
+class MemberEmbedding(MemberLayer):
+    """An embedding a member: (R, T) ids -> (R, T, W)."""
+
+    weight: nn.ParameterList
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Look up each member's rows in its own table."""
+        return self.members.apply(ids, lambda k, rows: F.embedding(rows, self.weight[k]))
+
+
+class MemberNorm(MemberLayer):
+    """A layer norm with gain and bias of each member's own: (R, T, W) -> (R, T, W)."""
+
+    weight: nn.ParameterList
+    bias: nn.ParameterList
+
+    def __init__(self, members: Members, norm: nn.LayerNorm) -> None:
+        copies = range(len(members.seeds))
+        super().__init__(
+            members,
+            weight=[norm.weight.detach().clone() for _ in copies],
+            bias=[norm.bias.detach().clone() for _ in copies],
+        )
+        self.eps = norm.eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise each row and apply its member's gain and bias."""
+        present = self.members.present
+        gains, biases = [self.weight[k] for k in present], [self.bias[k] for k in present]
+        if len(present) == 1:
+            return F.layer_norm(x, x.shape[-1:], gains[0], biases[0], self.eps)
+        sizes = [self.members.rows[k] for k in present]
+        out: Tensor = _Norms.apply(x, sizes, self.eps, *gains, *biases)  # type: ignore[no-untyped-call]
+        return out
+
+
+class _Norms(torch.autograd.Function):
+    """A layer norm a member as one node of the graph: torch's own kernels on each member's rows,
+    without what autograd does for each of them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, sizes: list[int], eps: float, *own: Tensor) -> Tensor:
+        """Gains of all members, then their biases, are in `own`."""
+        members = len(sizes)
+        done = [
+            torch.native_layer_norm(rows, x.shape[-1:], gain, bias, eps)
+            for rows, gain, bias in zip(
+                torch.split(x, sizes), own[:members], own[members:], strict=True
+            )
+        ]
+        outs, means, scales = zip(*done, strict=True)
+        ctx.save_for_backward(x, *own, *means, *scales)
+        ctx.sizes = sizes
+        return torch.cat(outs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        """Gradients of x, and of each member's gain and bias."""
+        x, *rest = ctx.saved_tensors
+        sizes, members = ctx.sizes, len(ctx.sizes)
+        gains, biases, means, scales = (rest[n * members : (n + 1) * members] for n in range(4))
+        backward = torch.ops.aten.native_layer_norm_backward
+        rows = torch.split(x, sizes)
+        gradients = torch.split(gradient.contiguous(), sizes)
+        done = [
+            backward(gradients[k], rows[k], x.shape[-1:], *own, [True, True, True])
+            for k, own in enumerate(zip(means, scales, gains, biases, strict=True))
+        ]
+        inputs, of_gains, of_biases = zip(*done, strict=True)
+        return (torch.cat(inputs), None, None, *of_gains, *of_biases)
+
+
+class MemberScale(MemberLayer):
+    """A root-mean-square norm with a gain of each member's own: (R, T, W) -> (R, T, W)."""
+
+    weight: nn.ParameterList
+
+    def __init__(self, members: Members, norm: T5LayerNorm) -> None:
+        super().__init__(members, weight=[norm.weight.detach().clone() for _ in members.seeds])
+        self.eps = norm.variance_epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale each row to a root mean square of 1 and apply its member's gain."""
+        scale = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.members.apply(x * scale, lambda k, rows: self.weight[k] * rows)
+
+
+class MemberPosition(MemberLayer):
+    """A position table a member, in place of a backbone's embedding of positions 0 … T-1."""
+
+    weight: nn.ParameterList
+
+    def forward(self, positions: Tensor) -> Tensor:
+        """(R, T, W) rows of each member's table. Of `positions`, which the backbone passes, only
+        their number counts, since a trial's sequences all begin at position 0.
+        """
+        tokens = positions.shape[-1]
+        tables = [
+            (table if len(table) == tokens else table[:tokens]).expand(rows, -1, -1)
+            for table, rows in zip(self.weight, self.members.rows, strict=True)
+            if rows
+        ]
+        return tables[0] if len(tables) == 1 else torch.cat(tables)
+
+
+class Dropout(nn.Module):
+    """Dropout whose mask is a pure function of (member's seed, step, site, use, element); the use
+    tells apart the calls of one module in one forward pass.
+
+    On a CPU the mask comes from numpy's Philox, 16 bits an element; on a GPU from the device's own
+    Philox, keyed alike: another mask, equally reproducible.
+    """
+
+    def __init__(self, members: Members, site: int) -> None:
+        super().__init__()
+        self.members = members
+        self.site = site
+
+    def active(self, k: int) -> bool:
+        """Whether member k drops anything now."""
+        return self.training and self.members.dropout[k] > 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Drop each member's elements with its own probability, and scale the rest up."""
+        present = [(k, rows) for k, rows in enumerate(self.members.rows) if rows]
+        if not any(self.active(k) for k, _ in present):
+            return x
+        use, read_out = self.use(), self.members.read_out
+        inside = x.shape[1:] if read_out is None else (self.members.tokens, *x.shape[2:])
+        # One product for all: times 1 a number stays what it is.
+        mask = self.masks([k for k, _ in present], inside, x.device, use)
+        return x * (mask if read_out is None else read_out(mask))
+
+    def use(self) -> int:
+        """The number of this use in the forward pass at hand, counted from 0."""
+        self.members.uses[self.site] += 1
+        return self.members.uses[self.site] - 1
+
+    def masks(
+        self, members: Sequence[int], inside: Sequence[int], device: torch.device, use: int
+    ) -> Tensor:
+        """(rows of the members, *inside): 0 where dropped, 1 / (1 - p) elsewhere, 1 of a member
+        that drops nothing; p is rounded to a multiple of 2**-16.
+        """
+        rows = [self.members.rows[k] for k in members]
+        if device.type != "cpu":
+            masks = [
+                self._on_device(k, (own, *inside), device, use)
+                for k, own in zip(members, rows, strict=True)
+            ]
+            return masks[0] if len(masks) == 1 else torch.cat(masks)
+        out = np.empty((sum(rows), *inside), np.float32)
+        ends = itertools.accumulate(rows)
+        for k, own, end in zip(members, rows, ends, strict=True):
+            piece = out[end - own : end]
+            if self.active(k):
+                threshold, scale = self._threshold(k)
+                kept = self._words(k, own, piece[0].size, use) >= threshold
+                np.multiply(kept.reshape(piece.shape), np.float32(scale), out=piece)
+            else:
+                piece.fill(1)
+        return torch.from_numpy(out)
+
+    def _threshold(self, k: int) -> tuple[int, float]:
+        """Of 16 random bits, what to keep from on; and by what to scale that up."""
+        threshold = round(self.members.dropout[k] * 65536)
+        return threshold, 65536 / (65536 - threshold)
+
+    def _stream(self, k: int, use: int) -> np.random.Philox:
+        seed, step = self.members.seeds[k], self.members.steps[k]
+        return random_streams.philox(seed, random_streams.DROPOUT, step, self.site + (use << 16))
+
+    def _words(self, k: int, rows: int, size: int, use: int) -> np.ndarray:
+        """(rows, size) random words of 16 bits."""
+
+        def draw(rows: int) -> np.ndarray:
+            words = self._stream(k, use).random_raw(-(-rows * size // 4)).view(np.uint16)
+            return words[: rows * size].reshape(rows, size)
+
+        return self.members.drawn(k, rows, draw)
+
+    def _on_device(self, k: int, shape: Sequence[int], device: torch.device, use: int) -> Tensor:
+        if not self.active(k):
+            return torch.ones(tuple(shape), device=device)
+        threshold, scale = self._threshold(k)
+
+        def draw(rows: int) -> Tensor:
+            key = int(self._stream(k, use).random_raw()) >> 1
+            draws = torch.Generator(device).manual_seed(key)
+            return torch.rand((rows, *shape[1:]), generator=draws, device=device)
+
+        return (self.members.drawn(k, shape[0], draw) >= threshold / 65536) * scale
+
+
+class SharedLinear(nn.Module):
+    """A product with weights that the pack shares: (…, in) -> (…, out), rows padded.
+
+    Takes the place of transformers' Conv1D and of torch's Linear; the parameters stay as they are.
+
+    In the class bf16, which is for frozen weights, both operands are rounded to bfloat16, forward
+    and for the gradient of x; the sums are in fp32, rounded once to bfloat16 and widened again; the
+    bias is added in fp32. The bits of a row may then depend on the number of rows. One copy of the
+    weights in bfloat16 serves both directions: measured on AMX, a prepacked one makes the step's
+    products 0 to 20 % faster, a transposed one none on balance; oneDNN's products of fp32 operands
+    by way of bfloat16, which would not round the sums, take 1.3 to 2 times as long as all of this.
+    """
+
+    def __init__(self, layer: nn.Linear | Conv1D, numerics: Numerics = "fp32") -> None:
+        super().__init__()
+        self.weight = layer.weight
+        self.bias = layer.bias
+        self.transposed = isinstance(layer, Conv1D)  # Conv1D holds (in, out)
+        self.numerics = numerics
+        self._rounded: tuple[Tensor, int, Tensor] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The affine map of the last dimension."""
+        weight = self.weight if self.numerics == "fp32" else self._bfloat16()
+        weight = weight if self.transposed else weight.t()
+        flat = x.reshape(-1, x.shape[-1]).to(weight.dtype)
+        rows = flat.shape[0]
+        if padding := -rows % ROW_MULTIPLE:
+            flat = F.pad(flat, (0, 0, 0, padding))
+        if self.numerics == "bf16":
+            out = (flat @ weight).float()
+            out = out if self.bias is None else out.add_(self.bias)
+        else:
+            out = flat @ weight if self.bias is None else torch.addmm(self.bias, flat, weight)
+        return (out[:rows] if padding else out).view(*x.shape[:-1], -1)
+
+    def _bfloat16(self) -> Tensor:
+        """The weights in bfloat16: made when first wanted, and anew should they be others by then.
+
+        What they were made of is held on to, so that its address stays its own; it is mapped from
+        a file as a rule.
+        """
+        weight = self.weight.detach()
+        if self._rounded is not None:
+            source, version, rounded = self._rounded
+            if (source.data_ptr(), version) == (weight.data_ptr(), weight._version):
+                return rounded
+        self._rounded = weight, weight._version, weight.bfloat16()
+        return self._rounded[2]
+
+
+class _Attention(torch.autograd.Function):
+    """Attention with its weights in the open, to be dropped or looked at, as one node of the graph:
+    what autograd would do, with fewer passes over (R, heads, T, T) numbers.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        bias: Tensor | None,
+        kept: Tensor | None,
+        scale: float,
+    ) -> tuple[Tensor, Tensor]:
+        """What is attended to, and the weights before any is dropped."""
+        scores = (query @ key.transpose(2, 3)).mul_(scale)
+        if bias is not None:
+            scores += bias
+        if mask is not None:
+            scores.masked_fill_(~mask, torch.finfo(scores.dtype).min)
+        weights = scores.softmax(-1)
+        used = weights if kept is None else torch.mul(weights, kept, out=scores)
+        ctx.save_for_backward(query, key, value, weights, used, kept)
+        ctx.scale = scale
+        ctx.mark_non_differentiable(weights)
+        return used @ value, weights
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Any, ...]:
+        """Gradients of queries, keys, values and the bias."""
+        query, key, value, weights, used, kept = ctx.saved_tensors
+        of_value = used.transpose(2, 3) @ gradient
+        of_weights = gradient @ value.transpose(2, 3)
+        if kept is not None:
+            of_weights.mul_(kept)
+        # A masked score has a weight of zero, and so no gradient.
+        of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
+        of_bias = of_scores.sum(0, keepdim=True) if ctx.needs_input_grad[4] else None
+        of_scores.mul_(ctx.scale)
+        of_query = of_scores @ key
+        of_key = (query.transpose(2, 3) @ of_scores).transpose(2, 3)
+        return of_query, of_key, of_value, None, of_bias, None, None
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    position_bias: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention for transformers' attention interface, with each member's own dropout masks.
+
+    Args:
+        module: The attention module; `fpt.model` has hung a `Dropout` on it as `member_dropout`.
+        query: (R, heads, T, width of a head); key and value alike.
+        key: See query.
+        value: See query.
+        attention_mask: (R, 1, T, T), True where a key may be attended to, or None.
+        scaling: Factor on the scores.
+        position_bias: (1, heads, T, T), added to the scores, or None.
+
+    Returns:
+        (R, T, heads, width of a head), and no weights.
+    """
+    dropout: Dropout = module.member_dropout  # type: ignore[assignment]
+    causal = bool(getattr(module, "is_causal", False)) and attention_mask is None
+    members = dropout.members
+    use = dropout.use()
+
+    # Neighbours that both drop, or both do not, are computed together: the form of a member's sums
+    # must not depend on what the others do.
+    runs = [(drops, list(ks)) for drops, ks in itertools.groupby(members.present, dropout.active)]
+    sizes = [sum(members.rows[k] for k in ks) for _, ks in runs]
+    masks = [None] * len(runs) if attention_mask is None else torch.split(attention_mask, sizes)
+    done = []
+    for (drops, ks), mask, queries, keys, values in zip(
+        runs, masks, *(torch.split(x, sizes) for x in (query, key, value)), strict=True
+    ):
+        if not drops and members.maps is None:
+            bias = mask
+            if position_bias is not None:
+                lowest = torch.finfo(position_bias.dtype).min
+                bias = position_bias if mask is None else position_bias.masked_fill(~mask, lowest)
+            done.append(
+                F.scaled_dot_product_attention(
+                    queries, keys, values, attn_mask=bias, is_causal=causal, scale=scaling
+                )
+            )
+            continue
+        scale = queries.shape[-1] ** -0.5 if scaling is None else scaling
+        if causal:
+            tokens = queries.shape[2]
+            mask = torch.ones(tokens, tokens, dtype=torch.bool, device=query.device).tril()
+        shape = (*queries.shape[1:3], keys.shape[2])
+        kept = dropout.masks(ks, shape, query.device, use) if drops else None
+        attended: Tensor
+        weights: Tensor
+        attended, weights = _Attention.apply(  # type: ignore[no-untyped-call]
+            queries, keys, values, mask, position_bias, kept, scale
+        )
+        if members.maps is not None:
+            members.maps.append(weights)
+        done.append(attended)
+    out = done[0] if len(done) == 1 else torch.cat(done)
+    return out.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(ATTENTION, attention)
+# Without a mask function of its own an attention is handed no mask at all, silently.
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)

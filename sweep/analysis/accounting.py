@@ -1,0 +1,72 @@
+"""Where the time of a sweep went: into figures, into attempts that came to nothing, or twice.
+
+A trial's row says how long it trained, over all its attempts. Each attempt that failed left a note
+of the training that no saved state held, which is lost; one that ended after somebody else's row
+was there left a note of work done twice.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from sweep.ledger.ledger import MARKS, Ledger
+from sweep.planning.tuning import resolve
+from sweep.sweepfile.trials import Sweep
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What trials have cost so far. Seconds are of training, shared out among a pack's members."""
+
+    trials: int
+    """That have a row."""
+    attempts: int
+    """All of them: those that gave the rows, those that failed, and those done twice."""
+    failed_attempts: int
+    seconds: float
+    """Behind the rows."""
+    lost: Mapping[str, float]
+    """Cause -> seconds of training that gave nothing. `doubled` is one of the causes."""
+    by_device: Mapping[str, float]
+    """`cpu` or `cuda` -> seconds behind the rows."""
+    doubled: int
+    """Trials that were finished more than once: a second row was refused."""
+
+
+def spent(sweep: Sweep, ledger: Ledger) -> Spent:
+    """Add up what a sweep's trials have cost.
+
+    Raises:
+        LedgerError: If the ledger cannot be read.
+    """
+    return spent_on([point.trial_id for point in resolve(sweep, ledger).all], ledger)
+
+
+def spent_on(ids: Collection[str] | None, ledger: Ledger) -> Spent:
+    """`spent`, of any trials; None: of all that the ledger knows."""
+    rows = ledger.trials(ids, columns=["device", "seconds"]).to_pylist()
+    by_device: dict[str, float] = defaultdict(float)
+    for row in rows:
+        by_device[row["device"] or "unknown"] += row["seconds"] or 0.0
+    lost: dict[str, float] = defaultdict(float)
+    failed = 0
+    twice: set[str] = set()
+    notes = ledger.failures(ids, columns=["trial_id", "cause", "lost"]).to_pylist()
+    for note in notes:
+        if note["lost"]:
+            lost[note["cause"]] += note["lost"]
+        if note["cause"] == "doubled":
+            twice.add(note["trial_id"])
+        failed += note["cause"] not in MARKS
+    again = sum(note["cause"] == "doubled" for note in notes)
+    return Spent(
+        trials=len(rows),
+        attempts=len(rows) + failed + again,
+        failed_attempts=failed,
+        seconds=sum(by_device.values()),
+        lost=dict(lost),
+        by_device=dict(by_device),
+        doubled=len(twice),
+    )

@@ -1,0 +1,203 @@
+"""What figures draw: the cells of a sweep, each in a panel, with the figures of its trials.
+
+The panels are the points of the table's columns, the series those of its rows: a figure shows what
+the table shows. A sweep without a table has a panel for each task.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fpt.config import TrialConfig
+from sweep.analysis.figures.style import SERIES
+from sweep.analysis.stats import Interval, t_interval
+from sweep.ledger.ledger import Ledger
+from sweep.planning.tuning import resolve
+from sweep.sweepfile.trials import Point, Sweep
+
+if TYPE_CHECKING:
+    from sweep.analysis.claims import Judged
+
+PANELS = 9
+"""Panels of a figure, at most."""
+
+SEEDS = 10
+"""Trials of a cell whose curves are read, at most."""
+
+_KEYS = ("trial_id", "split")
+_COLUMNS = (
+    "trial_id",
+    "outcome",
+    "test_accuracy",
+    "validation_accuracy",
+    "parameters",
+    "parameters_trained",
+    "baseline_accuracy",
+)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A cell of the sweep: one config over its seeds."""
+
+    panel: str
+    series: str
+    """What tells it from the other arms of its panel: labels."""
+    points: tuple[Point, ...]
+
+    @property
+    def name(self) -> str:
+        """Panel and series in one."""
+        return " / ".join(filter(None, (self.panel, self.series)))
+
+    @property
+    def config(self) -> TrialConfig:
+        """The config of the first of its trials."""
+        return self.points[0].config
+
+
+class Curves:
+    """The accuracies along the curves of some trials, read once."""
+
+    def __init__(self, ledger: Ledger, trials: Sequence[str]) -> None:
+        """Read the curves of trials, also of those that are still training."""
+        table = ledger.curves(trials, columns=["trial_id", "split", "step", "accuracy"])
+        self._step = table.column("step").to_numpy()
+        self._accuracy = table.column("accuracy").to_numpy()
+        self._runs: dict[tuple[str, str], slice] = {}
+        # Rows come by trial, then split, then step: where either changes a run begins.
+        names = [table.column(name).combine_chunks().dictionary_encode() for name in _KEYS]
+        codes = [name.indices.to_numpy(zero_copy_only=False) for name in names]
+        changes = np.logical_or.reduce([code[1:] != code[:-1] for code in codes])
+        bounds = [0, *(np.flatnonzero(changes) + 1).tolist(), table.num_rows]
+        words = [name.dictionary.to_pylist() for name in names]
+        for begin, end in itertools.pairwise(bounds):
+            if begin < end:
+                key = (words[0][codes[0][begin]], words[1][codes[1][begin]])
+                self._runs[key] = slice(begin, end)
+
+    def of(self, trial: str, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """The steps at which a trial has a finite accuracy, and these, as fractions."""
+        run = self._runs.get((trial, split), slice(0, 0))
+        finite = np.isfinite(self._accuracy[run])
+        return self._step[run][finite], self._accuracy[run][finite]
+
+
+@dataclass(frozen=True)
+class Material:
+    """A sweep with what the ledger has of its trials, as far as figures need it."""
+
+    sweep: Sweep
+    ledger: Ledger
+    across: str | None
+    """The axis whose points are the panels."""
+    along: tuple[str, ...]
+    """The other axes on which cells differ: their labels name the series."""
+    arms: tuple[Arm, ...] = ()
+    """In the order of the sweep file."""
+
+    def place(self, labels: Mapping[str, str]) -> tuple[str, str]:
+        """The panel and the series of a cell, by its labels."""
+        panel = labels.get(self.across, "") if self.across else ""
+        series = " / ".join(labels[axis] for axis in self.along if axis in labels)
+        return panel, series or self.sweep.name
+
+    @functools.cached_property
+    def rows(self) -> Mapping[str, Mapping[str, Any]]:
+        """Trial -> some columns of its row; a trial without a row has not ended."""
+        ids = [point.trial_id for arm in self.arms for point in arm.points]
+        table = self.ledger.trials(ids, columns=_COLUMNS)
+        return {row["trial_id"]: row for row in table.to_pylist()}
+
+    @functools.cached_property
+    def shown(self) -> tuple[Arm, ...]:
+        """The arms of the first panels and series, each with its first trials."""
+        panels = list(dict.fromkeys(arm.panel for arm in self.arms))[:PANELS]
+        series = list(dict.fromkeys(arm.series for arm in self.arms))[:SERIES]
+        return tuple(
+            replace(arm, points=arm.points[:SEEDS])
+            for arm in self.arms
+            if arm.panel in panels and arm.series in series
+        )
+
+    @functools.cached_property
+    def judged(self) -> Judged:
+        """The claims of the sweep, judged."""
+        from sweep.analysis.claims import judge
+
+        return judge(self.sweep, self.ledger)
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """What `shown` leaves out, in words."""
+        arms = len(self.arms) - len(self.shown)
+        seeds = sum(len(arm.points) > SEEDS for arm in self.arms)
+        notes = [f"{arms:,} of {len(self.arms):,} cells are left out"] if arms else []
+        return (*notes, *[f"of each cell the first {SEEDS} trials count"] * bool(seeds))
+
+    @functools.cached_property
+    def curves(self) -> Curves:
+        """The curves of `shown`."""
+        return Curves(self.ledger, [point.trial_id for arm in self.shown for point in arm.points])
+
+    def values(self, arm: Arm, metric: str) -> list[float]:
+        """The finite values of a metric that the trials of an arm have."""
+        found = (self.rows[p.trial_id][metric] for p in arm.points if p.trial_id in self.rows)
+        return [value for value in found if value is not None and math.isfinite(value)]
+
+    def interval(self, arm: Arm, metric: str) -> Interval | None:
+        """The mean of an accuracy over an arm's trials, per cent; None if none has one."""
+        values = self.values(arm, metric)
+        return t_interval([100 * value for value in values]) if values else None
+
+    def baseline(self, panel: str) -> float | None:
+        """The trivial baseline of a panel, per cent, if it has just one."""
+        found = {
+            value
+            for arm in self.arms
+            if arm.panel == panel
+            for value in self.values(arm, "baseline_accuracy")[:1]
+        }
+        return 100 * found.pop() if len(found) == 1 else None
+
+
+def gather(sweep: Sweep, ledger: Ledger) -> Material:
+    """The arms of a sweep; most of the ledger is read once something of it is asked for.
+
+    Raises:
+        LedgerError: If the ledger cannot be read.
+    """
+    sweep = resolve(sweep, ledger)
+    cells: dict[str, list[Point]] = {}
+    for point in sweep.points:
+        cells.setdefault(point.cell_id, []).append(point)
+    # An axis on which trials of one cell lie at different points is one of seeds, and one on which
+    # all cells lie at the same point tells nothing.
+    seeds = {
+        axis
+        for points in cells.values()
+        for axis in sweep.axes
+        if len({point.labels.get(axis) for point in points}) > 1
+    }
+    firsts = [points[0] for points in cells.values()]
+    telling = [
+        axis
+        for axis in sweep.axes
+        if axis not in seeds and len({point.labels.get(axis) for point in firsts}) > 1
+    ]
+    columns = None if sweep.table is None else sweep.table.columns
+    across = next((axis for axis in (columns, "task") if axis in telling), None)
+    material = Material(sweep, ledger, across, tuple(axis for axis in telling if axis != across))
+    return replace(
+        material,
+        arms=tuple(
+            Arm(*material.place(points[0].labels), tuple(points)) for points in cells.values()
+        ),
+    )

@@ -1,0 +1,297 @@
+"""A connection to Ray, a cluster or one of our own, and what of this environment goes along.
+
+Three kinds of variables reach workers, each in its own way, and no others do:
+
+- `WORKERS` say how a worker computes. They are the same everywhere.
+- `PASSED_ON` say where things are. They stand in the runtime environment of the run, which everyone
+  who can look at the cluster can read: no secret may be among them.
+- `ENTRUSTED` open things, or may hold a password. They are handed from the driver's memory to the
+  workers' (`sweep.execution.driver`), stand in no job's description and in no file, and a node's
+  own win.
+
+A job that is submitted takes none of the submitting machine's along: the cluster has its own.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import secrets
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from fpt import plugins
+
+WORKERS = {
+    # A core a worker.
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    # fp32 products whose bits do not depend on the number of threads.
+    "MKL_CBWR": "AUTO,STRICT",
+    # Relative paths of a sweep file mean what they mean to the driver.
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+}
+"""Environment variables of the workers."""
+
+PASSED_ON = ("HF_ENDPOINT", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_HOME", "FPT_SWEEP_CACHE")
+"""Variables that workers of another Ray get from the driver, where it has them; all jobs of a
+cluster can read them, so that no secret may be among them."""
+
+ENTRUSTED = re.compile(
+    r"HF_TOKEN|HUGGING_FACE_HUB_TOKEN|(HTTP|HTTPS|ALL|NO)_PROXY|(AWS|AZURE|GOOGLE)_[A-Z0-9_]+",
+    re.IGNORECASE,
+)
+"""Variables that open the Hub, the network or a bucket."""
+
+SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|PRIVATE|(^|_)KEY(_|$)", re.IGNORECASE)
+"""What the name of a variable that holds a secret contains."""
+
+QUIET = {
+    # Tune would write five files a trial, rewrite a file of its own over all trials every few
+    # seconds, catch Ctrl-C, and print tables and tracebacks.
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    # Ray would report usage, and advise on a future version of itself.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+"""Environment variables of the driver's process."""
+
+UNPACK_SECONDS = 30.0
+"""What a node may take to unpack a job's working directory."""
+
+AUTH = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+"""What Ray reads, and nobody else here, to open a cluster that asks for a token."""
+
+
+class ClusterError(Exception):
+    """A Ray cluster that cannot be used, or not so; the message says what to look at."""
+
+
+def reachable(address: str, what: str = "the HOST:PORT that `ray start --head` printed") -> None:
+    """Ask the address for a connection: Ray itself would go on trying for minutes.
+
+    Args:
+        address: HOST:PORT, with or without a scheme.
+        what: What should have been given.
+
+    Raises:
+        ClusterError: If nothing answers there.
+    """
+    host, _, port = re.sub(r"^[a-z]+://", "", address).rstrip("/").rpartition(":")
+    if not port.isdigit():
+        return  # "auto", which Ray resolves by itself
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, OverflowError) as error:
+        raise ClusterError(
+            f"--address {address}: no Ray answers there ({error}); give {what}, or leave it out to "
+            "use this machine"
+        ) from error
+
+
+def cluster_id(address: str) -> str | None:
+    """What a cluster calls itself, by whichever of its addresses it is asked; None: nothing.
+
+    Two clusters may have one address, in networks that know nothing of each other.
+
+    Raises:
+        ClusterError: If there is none at `address`, or one that does not let us in.
+    """
+    if address.startswith(("http://", "https://", "ray://")):
+        return None  # `connected` says what of it
+    reachable(address)
+    use_token()
+    outlive_parent()
+    import ray
+    from ray._private.services import canonicalize_bootstrap_address
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+
+    try:
+        found = canonicalize_bootstrap_address(address)
+        return None if found is None else str(GcsClient(address=found).cluster_id.hex())
+    except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+        raise _refused(address, error) from None
+
+
+@contextmanager
+def connected(address: str | None, max_concurrent: int | None, scratch: Path) -> Iterator[None]:
+    """A Ray to work with: the one at `address`, or one of our own that ends with this block.
+
+    Raises:
+        ClusterError: If there is none at `address`, or one that does not let us in.
+    """
+    address = address or os.environ.get("RAY_ADDRESS")
+    outlive_parent()
+    options: dict[str, Any]
+    if address is None:
+        # Its workers inherit this process's variables, and so may be started ahead of time, which
+        # Ray does not do for those that are given a runtime_env.
+        variables = QUIET | WORKERS | module_path()
+        options = {
+            "address": "local",
+            "num_cpus": max(len(os.sched_getaffinity(0)), max_concurrent or 1),
+            "include_dashboard": False,
+            "object_store_memory": 100 * 1024**2,
+            "_temp_dir": str(scratch),
+        }
+        if not set(AUTH) & os.environ.keys():
+            # A Ray of one's own asks for a token, and would leave one in the home folder. Kept to
+            # the end of this process, since Ray reads it once.
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    else:
+        if address.startswith(("http://", "https://")):
+            raise ClusterError(
+                f"--address {address}: is a dashboard's; `sweep submit` takes it, a run the "
+                "HOST:PORT that `ray start --head` printed"
+            )
+        reachable(address)
+        use_token()
+        variables = QUIET
+        options = {"address": address, "runtime_env": {"env_vars": passed_on()}}
+    with environment(variables):
+        import ray
+
+        try:
+            ray.init(
+                **options,
+                namespace="fpt-sweep",
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+        except (ConnectionError, RuntimeError, ray.exceptions.AuthenticationError) as error:
+            if address is None:
+                raise
+            raise _refused(address, error) from None
+        logging.getLogger("ray").setLevel(logging.CRITICAL)
+        # Without this it prints what a node leaves when it dies, in dozens of lines.
+        ray._private.worker._worker_logs_enabled = False
+        stay()
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def stay() -> None:
+    """Go back to the working folder, if it was made anew under this process.
+
+    Nodes that share a folder for Ray's files unpack a job's working directory once each, over the
+    one that the driver is in; that is done once all of them have been asked. For a moment there is
+    none.
+
+    Raises:
+        ClusterError: If it does not come back.
+    """
+    deadline = time.monotonic() + UNPACK_SECONDS
+    while True:
+        try:
+            os.getcwd()
+            return
+        except FileNotFoundError:
+            if time.monotonic() > deadline:
+                what = "this process's working folder was removed"
+                raise ClusterError(f"{os.environ.get('PWD', 'PWD')}: {what}; run again") from None
+        with suppress(FileNotFoundError):
+            os.chdir(os.environ["PWD"])
+            continue
+        time.sleep(0.05)
+
+
+def use_token() -> None:
+    """Let Ray use a token that the environment names; without a mode it would leave it alone.
+
+    Kept to the end of this process, since Ray reads it once.
+    """
+    if set(AUTH) & os.environ.keys():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def outlive_parent() -> None:
+    """Let a process whose parent has ended (`nohup`, a container's init) close its connection.
+
+    Ray takes it for a worker, whose parent is its node: where a message finds the connection closed
+    it asks whether the node is alive, and without a process id it asks for the parent. It would
+    then end this process without a word.
+
+    Kept to the end of this process, since Ray reads it once; a job has its node's.
+    """
+    os.environ.setdefault("RAY_RAYLET_PID", str(os.getpid()))
+
+
+def _refused(address: str, error: Exception) -> ClusterError:
+    # Ray's own words are many lines, and name what they were given.
+    text = str(error)
+    if "uthenticat" in text:
+        why = asks_for_token()
+    elif "Version mismatch" in text:
+        found = [" ".join(pair) for pair in re.findall(r"(Ray|Python): *([\w.+]+)", text)]
+        half = len(found) // 2  # the cluster's first
+        there, here = ", ".join(found[:half]), ", ".join(found[half:])
+        why = f"it runs {there}, this process {here}; install the same releases on both"
+    else:
+        why = (text.splitlines() or [type(error).__name__])[0]
+    return ClusterError(f"--address {address}: no way in: {why}")
+
+
+def asks_for_token() -> str:
+    """What to do about a cluster that asks for a token."""
+    return (
+        "it asks for a token, or refuses the one that it got; set RAY_AUTH_MODE=token and "
+        "RAY_AUTH_TOKEN_PATH=FILE (or RAY_AUTH_TOKEN) to the cluster's own, here as on its nodes"
+    )
+
+
+def passed_on() -> dict[str, str]:
+    """The runtime environment's variables, for workers of another Ray."""
+    variables = WORKERS | {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    # Inside a job Ray adds these to the job's own, and refuses what stands in both.
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    own = (job.get("runtime_env") or {}).get("env_vars") or {}
+    return {k: v for k, v in (variables | module_path()).items() if k not in own}
+
+
+def entrusted() -> dict[str, str]:
+    """What the driver hands to workers of another Ray, from memory to memory."""
+    return {name: value for name, value in os.environ.items() if ENTRUSTED.fullmatch(name)}
+
+
+def is_secret(name: str, value: str) -> bool:
+    """Whether a variable may hold a secret: by its name, or an address with a password in it."""
+    if SECRET.search(name):
+        return True
+    try:
+        return "://" in value and urlsplit(value).password is not None
+    except ValueError:
+        return True
+
+
+def module_path() -> dict[str, str]:
+    """Where workers find classes that a sweep file names."""
+    own = [*plugins.FOLDERS, *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {"PYTHONPATH": os.pathsep.join(own)} if own else {}
+
+
+@contextmanager
+def environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables for as long as the block lasts."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

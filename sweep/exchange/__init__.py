@@ -1,0 +1,1 @@
+"""Ledgers beside one another: bundles, merging and comparing."""

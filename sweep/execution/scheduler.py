@@ -1,0 +1,425 @@
+"""What a run still has to do, and what comes next: dependencies, retries, when to give up.
+
+Nothing of Ray is here. The driver asks for the next job and tells what came of each; whatever a
+person may want to know of that is emitted as an event.
+
+Where a pack fails as a whole, nobody knows which of its trials is to blame. It is cut in halves,
+and these again, until the one that fails is alone: only then is it held against it. The others go
+on from their states, in smaller packs. A worker may die of what is no trial's fault, so that its
+pack is tried again as it is, unless it has died at the same place before.
+
+What the first packs of a kind of trials show holds for the others: if one was too much for the
+memory, they are cut before they start; if they were no quicker, the rest goes alone.
+
+How often a trial is tried again is the sweep file's to say (`retry`), cause by cause. One that runs
+out of memory by itself is tried at the end, with nothing beside it, each batch in more parts.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal
+
+from sweep.execution.worker import Job, Result
+from sweep.ledger.ledger import WAITS, new_attempt
+from sweep.planning.packing import ENOUGH, kind_of
+from sweep.sweepfile.trials import Point
+
+if TYPE_CHECKING:
+    from sweep.planning.plan import Plan
+
+SAME_FAILURE = 5
+"""Configs that fail in the same way, with no success in between, for the sweep to stop early; of a
+sweep that has fewer, so many trials."""
+
+SAME_PLACE = (20, 0.1)
+"""Steps, and the part of all steps so far, between two places that count as the same: what is heard
+of a trial is a moment old."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that a person who watches may want to know."""
+
+    kind: Literal["trial_started", "record", "trial_done", "trial_failed", "waiting", "message"]
+    trial_id: str | None = None
+    label: str = ""
+    step: int | None = None
+    steps: int | None = None
+    """The most steps that the trial may take."""
+    split: str | None = None
+    loss: float | None = None
+    accuracy: float | None = None
+    message: str | None = None
+
+
+OnEvent = Callable[[Event], None]
+
+Claim = Callable[[Sequence[str]], Collection[str]]
+"""Told trial ids, says which of them are ours to train now; another driver has the others."""
+
+
+Follow = Callable[[str], "Plan | None"]
+"""Told the id of a trial that has ended, gives a plan of what has become known by it."""
+
+NoQuicker = Callable[[], Set[tuple[object, ...]]]
+"""Gives the kinds of trials that are by now measured to be no quicker in packs."""
+
+
+@dataclass(frozen=True)
+class _Todo:
+    """A pack, and what is known of earlier attempts at it in this run."""
+
+    points: tuple[Point, ...]
+    resources: Mapping[str, float]
+    extends: Mapping[str, str]
+    deaths: int = 0
+    """Workers that died of it, or of the larger pack that it is a part of."""
+    died_at: Mapping[str, int] = field(default_factory=dict)
+    """Trial id -> the step last heard of when the worker died."""
+    accumulation: int = 1
+    alone: bool = False
+    """To be tried when nothing else is left to do, with nothing beside it."""
+
+
+class Agenda:
+    """The packs of a plan, in the plan's order, each one once what it needs has ended well."""
+
+    def __init__(
+        self,
+        planned: Plan,
+        failures: Mapping[str, int],
+        emit: OnEvent,
+        *,
+        accumulation: Mapping[str, int] | None = None,
+        claim: Claim | None = None,
+        follow: Follow | None = None,
+        no_quicker: NoQuicker | None = None,
+    ) -> None:
+        """Take a plan.
+
+        Args:
+            planned: What is to be done.
+            failures: Trial id -> number of failed attempts in earlier runs.
+            emit: Who is told.
+            accumulation: Trial id -> parts of a batch, of those that were alone and out of memory
+                in earlier runs.
+            claim: Asked before trials are handed out. Default: all are ours.
+            follow: Called with the id of each trial that has ended with a row; gives a plan of the
+                trials that have become known by it, if there are any.
+            no_quicker: Called once enough trials of a kind have ended in packs; what it gives is
+                no longer packed. Default: nothing.
+        """
+        self.emit = emit
+        self.stopped: str | None = None
+        """Why nothing more is handed out; None as long as something may be."""
+        self.failed: dict[str, str] = {}
+        """Trial id -> why it failed, or will not be tried."""
+        self.running: dict[str, Job] = {}
+        """Attempt -> its job."""
+        self._keep_states = planned.sweep.keep.trained
+        self._keep_backbones = planned.sweep.keeps_backbones
+        self._attempts = Counter(failures)
+        self._retry = planned.sweep.spec.retry
+        self._limits = planned.sweep.spec.limits
+        self._claim: Claim = claim or (lambda ids: ids)
+        self._follow: Follow = follow or (lambda trial_id: None)
+        self._no_quicker: NoQuicker = no_quicker or frozenset
+        self._most: dict[tuple[object, ...], int] = {}
+        """Kind of trial -> the most of them in a pack, where packs have shown that."""
+        self._packed: Counter[tuple[object, ...]] = Counter()
+        """Kind of trial -> how many of them have ended in packs."""
+        self._tries: Counter[tuple[str, str]] = Counter()
+        """Trial id, cause -> failures in this run that are held against the trial."""
+        self._packs = [_Todo(p.points, p.resources, p.extends) for p in planned.packs]
+        cells = {point.cell_id for pack in self._packs for point in pack.points}
+        self._few = len(cells) < SAME_FAILURE
+        self._pack_of: dict[str, int] = {}
+        """Attempt -> its pack."""
+        self._open = {point.trial_id for pack in self._packs for point in pack.points}
+        """Trials that have not ended well yet."""
+        self._ready: list[int] = []
+        """A heap of packs, by their place in the plan."""
+        self._last: list[int] = []
+        """Those that are to be alone, in the order to try them."""
+        self._elsewhere: deque[int] = deque()
+        """Those that other drivers train."""
+        self._asked: set[int] = set()
+        """Those of them that are asked for anew."""
+        self._users: dict[str, set[int]] = defaultdict(set)
+        """Trial id -> the packs that wait for its backbone."""
+        self._alike: dict[tuple[str | None, str | None], set[str]] = defaultdict(set)
+        """Exception and message -> the configs (or trials) that it ended since the last success."""
+        for index, pack in enumerate(self._packs):
+            parts = max((accumulation or {}).get(p.trial_id, 1) for p in pack.points)
+            if parts > 1 and len(pack.points) == 1:
+                self._packs[index] = replace(pack, accumulation=parts, alone=True)
+            self._enqueue(index)
+
+    def _enqueue(self, index: int) -> None:
+        needs = self._needs(index)
+        for parent in needs:
+            self._users[parent].add(index)
+        if needs:
+            return
+        if self._packs[index].alone:
+            self._last.append(index)
+        else:
+            heapq.heappush(self._ready, index)
+
+    def _needs(self, index: int) -> set[str]:
+        return {p.parent for p in self._packs[index].points if p.parent in self._open and p.parent}
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing more will be handed out."""
+        left = self._ready or self._last or self._elsewhere or self.running
+        return self.stopped is not None or not left
+
+    @property
+    def elsewhere(self) -> tuple[str, ...]:
+        """The trials that other drivers train; `look_again` makes them be asked for anew."""
+        # Other threads ask too, while this deque changes: `list` copies it in one go.
+        return tuple(p.trial_id for i in list(self._elsewhere) for p in self._packs[i].points)
+
+    def tries(self, most: int) -> dict[str, dict[str, int]]:
+        """Trial id -> cause -> failures in this run, of trials that are not done; so many."""
+        found: dict[str, dict[str, int]] = {}
+        for (name, cause), number in list(self._tries.items()):
+            if name in self._open and (name in found or len(found) < most):
+                found.setdefault(name, {})[cause] = number
+        return found
+
+    def look_again(self, most: int) -> None:
+        """Take so many packs that other drivers had for ours, until the claim says otherwise.
+
+        Not all of them: each one costs a request or two. For each that turns out to be ours `next`
+        takes one more.
+        """
+        for _ in range(min(most, len(self._elsewhere))):
+            index = self._elsewhere.popleft()
+            self._asked.add(index)
+            self._enqueue(index)
+
+    def stop(self, why: str) -> None:
+        """Hand out nothing more."""
+        if self.stopped is None:
+            self.stopped = why
+            self.emit(Event("message", message=why))
+
+    def next(self) -> Job | None:
+        """The next job; None where nothing is left, or all that is left waits for a running one."""
+        while (index := self._pop()) is not None:
+            pack = self._packs[index] = self._no_larger_than_known(self._packs[index])
+            claimed = set(self._claim([point.trial_id for point in pack.points]))
+            ours = tuple(p for p in pack.points if p.trial_id in claimed)
+            theirs = tuple(p for p in pack.points if p.trial_id not in claimed)
+            asked = index in self._asked
+            self._asked.discard(index)
+            if not ours:
+                self._elsewhere.append(index)
+                continue
+            if asked:
+                self.look_again(1)
+            if theirs:
+                pack = self._packs[index] = replace(pack, points=ours)
+                self._packs.append(replace(pack, points=theirs))
+                self._elsewhere.append(len(self._packs) - 1)
+            return self._start(index, pack)
+        return None
+
+    def _pop(self) -> int | None:
+        if self.stopped is not None:
+            return None
+        if any(self._packs[index].alone for index in self._pack_of.values()):
+            return None
+        if self._ready:
+            return heapq.heappop(self._ready)
+        return self._last.pop(0) if self._last and not self.running else None
+
+    def _no_larger_than_known(self, pack: _Todo) -> _Todo:
+        """The first part of a pack that another one like it has shown to be too large."""
+        if not self._most or len(pack.points) == 1:
+            return pack
+        kinds = {kind_of(point.config) for point in pack.points}
+        most = min(self._most.get(kind, len(pack.points)) for kind in kinds)
+        if most >= len(pack.points):
+            return pack
+        for start in range(most, len(pack.points), most):
+            self._packs.append(replace(pack, points=pack.points[start : start + most]))
+            self._enqueue(len(self._packs) - 1)
+        return replace(pack, points=pack.points[:most])
+
+    def _learn(self, job: Job, results: Sequence[Result]) -> None:
+        """Take in what a pack has shown of others like it."""
+        if len(job.points) == 1:
+            return
+        kinds = Counter(kind_of(point.config) for point in job.points)
+        if any(result.cause == "memory" for result in results):
+            half = (len(job.points) + 1) // 2
+            self._most |= {kind: min(half, self._most.get(kind, half)) for kind in kinds}
+            return
+        done = {result.trial_id for result in results if result.status != "failed"}
+        ended = Counter(kind_of(p.config) for p in job.points if p.trial_id in done)
+        new = {kind for kind in ended if self._packed[kind] < ENOUGH}
+        self._packed += ended
+        if any(self._packed[kind] >= ENOUGH for kind in new):
+            self._most |= dict.fromkeys(kinds.keys() & self._no_quicker(), 1)
+
+    def _start(self, index: int, pack: _Todo) -> Job:
+        ids = [point.trial_id for point in pack.points]
+        self._attempts.update(ids)
+        job = Job(
+            points=pack.points,
+            resources=pack.resources,
+            attempt=new_attempt(),
+            attempts={i: self._attempts[i] for i in ids},
+            keep_backbones=tuple(self._keep_backbones.intersection(ids)),
+            keep_states=self._keep_states,
+            extends=pack.extends,
+            accumulation=pack.accumulation,
+            limits=self._limits,
+        )
+        self.running[job.attempt] = job
+        self._pack_of[job.attempt] = index
+        return job
+
+    def ended(self, attempt: str, results: Sequence[Result]) -> None:
+        """Take in what came of a job."""
+        job = self.running.pop(attempt)
+        pack = self._packs[self._pack_of.pop(attempt)]
+        points = {point.trial_id: point for point in job.points}
+        self._learn(job, results)
+        failed = {r.trial_id: r for r in results if r.status == "failed"}
+        died = {name: r.step or 0 for name, r in failed.items() if r.cause == "worker"}
+        again: list[Point] = []
+        """To be tried once more, side by side as they are."""
+        halved: list[Point] = []
+        """One of these is to blame, or together they are too much."""
+        for result in results:
+            point = points[result.trial_id]
+            shared = len(failed) > 1
+            if result.status != "failed":
+                self._finished(point, result)
+            elif result.cause == "interrupted":
+                continue  # it stays open: what needs it is not tried either
+            elif result.undecided or (result.cause == "memory" and len(points) > 1):
+                halved.append(point)
+            elif result.cause == "worker" and shared:
+                (again if self._may_be_chance(pack, died) else halved).append(point)
+            elif result.cause == "memory":
+                self._out_of_memory(pack, point, result)
+            elif result.cause not in WAITS and self._may_try_again(point, result):
+                again.append(point)
+            else:
+                self._failed(point, result)
+        if died:
+            pack = replace(pack, deaths=pack.deaths + 1, died_at=died)
+        if again:
+            how = "tried again from its last state"
+            self._append(replace(pack, points=tuple(again)), failed, how)
+        half = (len(halved) + 1) // 2
+        for part in filter(None, (halved[:half], halved[half:])):
+            how = "tried in a smaller pack" if len(part) > 1 else "tried alone"
+            self._append(replace(pack, points=tuple(part)), failed, how)
+
+    def _may_be_chance(self, pack: _Todo, died: Mapping[str, int]) -> bool:
+        """Whether the death of a worker may have nothing to do with what it trained."""
+        budget = self._retry.worker
+        if not pack.deaths:
+            return True
+        steps, part = SAME_PLACE
+        same = all(
+            abs(now - before) <= steps + part * max(now, before)
+            for name, now in died.items()
+            if (before := pack.died_at.get(name)) is not None
+        )
+        return not same and (budget is None or pack.deaths < budget)
+
+    def _may_try_again(self, point: Point, result: Result) -> bool:
+        """Count a failure of a trial; whether there may be another attempt."""
+        cause = result.cause or "worker"
+        self._tries[point.trial_id, cause] += 1
+        budget: int | None = getattr(self._retry, cause)
+        return budget is None or self._tries[point.trial_id, cause] <= budget
+
+    def _out_of_memory(self, pack: _Todo, point: Point, result: Result) -> None:
+        """It had its worker to itself: later, with nothing beside it, and in smaller parts."""
+        parts = 2 * pack.accumulation
+        if parts > point.config.batch_size or not self._may_try_again(point, result):
+            self._failed(point, result)
+            return
+        how = f"tried at the end, alone, each batch in {parts} parts"
+        todo = replace(pack, points=(point,), accumulation=parts, alone=True)
+        self._append(todo, {point.trial_id: result}, how)
+
+    def _append(self, pack: _Todo, failed: Mapping[str, Result], how: str) -> None:
+        """Take in what is left of a pack, and say why."""
+        first = pack.points[0]
+        more = f" (and {len(pack.points) - 1:,} more trials)" if pack.points[1:] else ""
+        why = f"{first.label}{more}: {failed[first.trial_id].message}; it is {how}"
+        self.emit(Event("message", message=why))
+        self._packs.append(pack)
+        self._enqueue(len(self._packs) - 1)
+
+    def _finished(self, point: Point, result: Result) -> None:
+        self._alike.clear()
+        diverged = result.status == "diverged"
+        self.emit(
+            Event(
+                "trial_done",
+                point.trial_id,
+                point.label,
+                split="test",
+                loss=result.loss,
+                accuracy=result.accuracy,
+                message="diverged" if diverged else result.message,
+            )
+        )
+        if (more := self._follow(point.trial_id)) is not None:
+            self._extend(more)
+        if diverged:
+            self._give_up_users(point, "diverged")
+            return
+        self._open.discard(point.trial_id)
+        for index in self._users.pop(point.trial_id, ()):
+            if not self._needs(index):
+                self._enqueue(index)
+
+    def _extend(self, planned: Plan) -> None:
+        """Take in packs of trials that were not known before; some may have ended long ago."""
+        self._keep_backbones |= planned.sweep.keeps_backbones
+        for point in planned.sweep.points:
+            if planned.status[point.trial_id] in ("done", "diverged"):
+                there = "was there already"
+                self.emit(Event("trial_done", point.trial_id, point.label, message=there))
+        for pack in planned.packs:
+            self._open.update(point.trial_id for point in pack.points)
+            self._packs.append(_Todo(pack.points, pack.resources, pack.extends))
+            self._enqueue(len(self._packs) - 1)
+
+    def _failed(self, point: Point, result: Result) -> None:
+        why = f"{result.exception}: {result.message}"
+        self._give_up(point, why)
+        alike = self._alike[result.exception, result.message]
+        alike.add(point.trial_id if self._few else point.cell_id)
+        if len(alike) >= SAME_FAILURE:
+            what = "trials" if self._few else "configs"
+            self.stop(
+                f"the sweep stops early: {len(alike)} {what} in a row failed in the same way "
+                f"({why}); mend the cause, then sweep retry and sweep run"
+            )
+
+    def _give_up(self, point: Point, why: str) -> None:
+        self.failed[point.trial_id] = why
+        self.emit(Event("trial_failed", point.trial_id, point.label, message=why))
+        self._give_up_users(point, "failed")
+
+    def _give_up_users(self, point: Point, how: str) -> None:
+        for index in self._users.pop(point.trial_id, ()):
+            for user in self._packs[index].points:
+                if user.trial_id not in self.failed:
+                    self._give_up(user, f"{point.label}, whose backbone it takes, {how}")

@@ -1,0 +1,325 @@
+"""Leases: one holder at a time, on storage that knows only create-if-absent.
+
+A lease has epochs, one object each: who creates `leases/<name>/<epoch>.json` first holds the lease
+in that epoch. The holder keeps overwriting `<epoch>.beat`; a released lease says so there. Whoever
+wants it watches the beat: unchanged for the holder's `ttl`, by the watcher's own monotonic clock,
+and the next epoch may be created. So no two clocks are ever compared, and a holder that slept finds
+a higher epoch and knows that it has lost. On the holder's own machine a dead process is seen at
+once. The highest epoch's object stays for good, so that epochs only rise: an epoch is a fencing
+token.
+
+What a driver trains it claims, trial by trial, by the same create-if-absent. A claim has no beat of
+its own: it is worth as much as the lease of its driver.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+from sweep.ledger.storage import LedgerError, Storage
+
+_RELEASED = b"released"
+
+
+class Leases:
+    """The leases of a ledger, as one watcher sees them."""
+
+    def __init__(self, storage: Storage, clock: Callable[[], float] = time.monotonic) -> None:
+        self._storage = storage
+        self._clock = clock
+        self._seen: dict[str, tuple[int, bytes | None, float]] = {}
+        """Name -> epoch, beat, and when this watcher first saw the two together."""
+
+    def acquire(self, name: str, *, ttl: float = 30.0) -> Lease | None:
+        """Take the lease, or learn that somebody else holds it; never waits.
+
+        A holder on another machine that died is only known by its beat: ask again until `ttl`
+        seconds have passed, with the same object.
+
+        Raises:
+            LedgerError: If the storage fails.
+            ValueError: If the name is not made of letters, digits, dots, dashes and underscores.
+        """
+        if not re.fullmatch(r"[\w.-]+", name):
+            raise ValueError(f"lease name {name!r}: letters, digits, '.', '-' and '_' are allowed")
+        before, holder = self._look(name)
+        if holder is not None:
+            return None
+        # The very next epoch, not the highest by now: others may have taken that one meanwhile.
+        epoch = before + 1
+        info = _machine() | {
+            "pid": os.getpid(),
+            "started": _started(os.getpid()),
+            "ttl": ttl,
+            "since": datetime.now(UTC).isoformat(timespec="seconds"),
+            "nonce": secrets.token_hex(8),
+        }
+        path = f"leases/{name}/{epoch}.json"
+        if not self._storage.create(path, json.dumps(info).encode()):
+            return None
+        others = self._storage.list(f"leases/{name}").keys() - {path}
+        if max(map(_epoch, others), default=0) > epoch:
+            # Others took, and tidied away, this epoch while we were about to.
+            self._storage.delete([path])
+            return None
+        self._storage.delete(others)
+        return Lease(self._storage, name, epoch, ttl, clock=self._clock)
+
+    def holder(self, name: str) -> dict[str, Any] | None:
+        """Who holds the lease, as far as this watcher can tell: host, pid, since, epoch and more.
+
+        Raises:
+            LedgerError: If the storage fails.
+        """
+        return self._look(name)[1]
+
+    def _look(self, name: str) -> tuple[int, dict[str, Any] | None]:
+        """The highest epoch, and its holder unless that one is known to be gone."""
+        epoch = _highest(self._storage, name)
+        data = self._storage.get(f"leases/{name}/{epoch}.json")
+        beat = self._storage.get(f"leases/{name}/{epoch}.beat")
+        if data is None or beat == _RELEASED:
+            return epoch, None
+        try:
+            info: dict[str, Any] = {"epoch": epoch, **json.loads(data)}
+            _, _, note = (beat or b"").partition(b"\n")
+            info["note"] = json.loads(note) if note else {}
+            ttl = float(info["ttl"])
+            dead = _died_here(info)
+        except (ValueError, KeyError, TypeError):
+            where = self._storage.where(f"leases/{name}")
+            raise LedgerError(f"{where}: holds no lease of ours; delete this folder") from None
+        if self._seen.get(name, ())[:2] != (epoch, beat):
+            self._seen[name] = (epoch, beat, self._clock())
+        expired = self._clock() - self._seen[name][2] >= ttl
+        return epoch, None if dead or expired else info
+
+
+@dataclass
+class Lease:
+    """A lease that was taken. `with lease:` keeps it alive in the background, then frees it."""
+
+    storage: Storage
+    name: str
+    epoch: int
+    """Rises with each holder: a fencing token."""
+    ttl: float
+    """Seconds without a heartbeat after which others may take it."""
+    clock: Callable[[], float] = time.monotonic
+    note: Mapping[str, Any] = field(default_factory=dict)
+    """JSON values that go with the next heartbeat, for whoever asks for the holder."""
+    _beats: int = 0
+    _lost: bool = False
+    _renewed: float = 0.0
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _thread: threading.Thread | None = None
+
+    def __post_init__(self) -> None:
+        self._renewed = self.clock()
+
+    @property
+    def held(self) -> bool:
+        """False once somebody else has it, or may have it since no heartbeat got through."""
+        return not self._lost and self.clock() - self._renewed < self.ttl
+
+    @property
+    def lost(self) -> bool:
+        """True once somebody else has it, for good."""
+        return self._lost
+
+    def renew(self) -> bool:
+        """Send a heartbeat. False: the lease is lost for good, stop working under it.
+
+        Raises:
+            LedgerError: If the storage fails (the lease may still be kept by a later call).
+        """
+        now = self.clock()
+        if self._lost or _highest(self.storage, self.name) != self.epoch:
+            self._lost = True
+            return False
+        self._beats += 1
+        beat = f"{self._beats}\n{json.dumps(self.note)}"
+        self.storage.put(f"leases/{self.name}/{self.epoch}.beat", beat.encode())
+        self._renewed = now
+        return True
+
+    def release(self) -> None:
+        """Give the lease back, so that the next one need not wait.
+
+        Raises:
+            LedgerError: If the storage fails.
+        """
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if not self._lost:
+            self._lost = True
+            self.storage.put(f"leases/{self.name}/{self.epoch}.beat", _RELEASED)
+
+    def __enter__(self) -> Self:
+        self._thread = threading.Thread(
+            target=self._heartbeat, name=f"lease-{self.name}", daemon=True
+        )
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def _heartbeat(self) -> None:
+        while not self._stop.wait(self.ttl / 3):
+            try:
+                if not self.renew():
+                    return
+            except LedgerError:
+                continue  # `held` tells when this has lasted too long
+
+
+class Claims:
+    """The trials that a driver trains: others leave them to it for as long as it has its lease.
+
+    A claim is `leases/trials/<trial>-<number>.json`. Who finds that of a driver that is gone makes
+    the one with the next number. Claims spare work; what keeps results right is the commit.
+    """
+
+    def __init__(self, storage: Storage, leases: Leases, lease: Lease) -> None:
+        self._storage = storage
+        self._leases = leases
+        self._lease = lease
+        self._held: dict[str, int] = {}
+        """Trial id -> number of our claim."""
+        self._let_go: set[str] = set()
+        """Of these the deletion is due, since storage failed."""
+        self._mine = json.dumps({"lease": lease.name, "epoch": lease.epoch}).encode()
+
+    def take(self, ids: Sequence[str]) -> set[str]:
+        """Those of some trials that are ours to train.
+
+        Raises:
+            LedgerError: If the storage fails.
+        """
+        alive: dict[str, int | None] = {}
+        """Lease -> the epoch in which somebody holds it, looked up once a call."""
+        if len(ids) == 1:
+            return {name for name in ids if self._take(name, alive)}
+        with ThreadPoolExecutor(self._storage.threads) as pool:
+            taken = pool.map(lambda name: self._take(name, alive), ids)
+            return {name for name, ours in zip(ids, taken, strict=True) if ours}
+
+    def _take(self, trial: str, alive: dict[str, int | None]) -> bool:
+        # One that is to be deleted may be gone, although its deletion was told to have failed.
+        if trial in self._held and trial not in self._let_go:
+            return True
+        number = 1
+        while True:
+            path = _claim(trial, number)
+            made = self._storage.create(path, self._mine)
+            if (data := self._mine if made else self._storage.get(path)) is None:
+                continue  # it was let go of just now
+            if data == self._mine:  # made just now, or letting go of it had failed
+                # What is left of ours beyond it is deleted with it.
+                self._held[trial] = max(number, self._held.get(trial, 0))
+                self._let_go.discard(trial)
+                return True
+            theirs = json.loads(data)
+            name = theirs["lease"]
+            if name not in alive:
+                holder = self._leases.holder(name)
+                alive[name] = None if holder is None else holder["epoch"]
+            if alive[name] == theirs["epoch"]:
+                return False
+            number += 1
+
+    def release(self, ids: Iterable[str]) -> None:
+        """Let go of trials that have ended, or are not to be trained after all.
+
+        Raises:
+            LedgerError: If the storage fails.
+        """
+        again = frozenset(self._let_go)
+        self._let_go.update(name for name in ids if name in self._held)
+        paths = (
+            (name, _claim(name, number))
+            for name in self._let_go
+            for number in range(1, self._held[name] + 1)
+        )
+        # The second time, others may have taken what the first had deleted.
+        self._storage.delete(
+            path
+            for name, path in paths
+            if name not in again or self._storage.get(path) == self._mine
+        )
+        while self._let_go:
+            del self._held[self._let_go.pop()]
+
+
+def _claim(trial: str, number: int) -> str:
+    return f"leases/trials/{trial}-{number}.json"
+
+
+def _epoch(path: str) -> int:
+    """The epoch of an object's name; 0 where it is a heartbeat."""
+    found = re.search(r"/(\d+)\.json$", path)
+    return int(found[1]) if found else 0
+
+
+def _highest(storage: Storage, name: str) -> int:
+    return max(map(_epoch, storage.list(f"leases/{name}")), default=0)
+
+
+def _machine() -> dict[str, str]:
+    """What two processes share whose pids may be compared: host, boot, and pid namespace."""
+    boot, namespace = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
+    return {
+        "host": socket.gethostname(),
+        "boot": boot.read_text().strip() if boot.exists() else "",
+        # Containers of one machine may share host name and boot, but count pids apart.
+        "pids": os.readlink(namespace) if namespace.is_symlink() else "",
+    }
+
+
+def _started(pid: int) -> str | None:
+    """When a process of this machine started, in clock ticks since boot. None: it cannot be seen;
+    empty: it has died, and nobody has waited for it.
+
+    With the pid it names a process for good, where a pid alone may be given anew.
+    """
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    # The second field is the program's name in brackets, and may hold anything.
+    state, *fields = stat.rpartition(")")[2].split()
+    return "" if state in "ZX" else fields[18]
+
+
+def _died_here(info: dict[str, Any]) -> bool:
+    """Whether the holder was a process of this machine that is gone."""
+    machine = _machine()
+    if not machine["boot"] or any(info.get(key) != value for key, value in machine.items()):
+        return False
+    pid, began = int(info["pid"]), info["started"]
+    started = _started(pid)
+    if started is not None and began is not None:
+        return started != str(began)
+    # Gone, or hidden: where /proc is mounted with `hidepid`, those of other users are.
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass
+    return False  # it is there: its beat decides

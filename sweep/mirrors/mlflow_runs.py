@@ -1,0 +1,742 @@
+"""The mirror: what the ledger holds of a sweep, as MLflow runs. The only file with MLflow.
+
+A sweep is an experiment `fpt-sweep/NAME` with one parent run, and a finished trial of the sweep is
+one child run of it. The mirror reads the ledger and writes MLflow, never the other way round:
+nothing is read from MLflow but which children are there. So it may fail, be killed or be deleted,
+and cost no trial; the next `Mirror.sync` catches up, and `rebuild` makes it all again.
+
+Each (sweep, trial) is mirrored exactly once. Runs are found by their tags `fpt_sweep.sweep` and
+`fpt_sweep.trial_id`; one process at a time writes, by a lease of the ledger; and a child is
+terminated last, so that one which was left RUNNING is completed rather than made again. Whatever is
+written is a function of the ledger and the sweep file, timestamps included: writing it twice
+changes nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fpt.files import cache_folder
+from sweep.analysis import tables
+from sweep.ledger.errors import in_one_line, without_password
+from sweep.ledger.ledger import Ledger, LedgerError
+from sweep.planning.tuning import resolve
+from sweep.sweepfile.schema import SweepFileError
+from sweep.sweepfile.trials import Sweep, load
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric, Run
+
+    from sweep.ledger.ledger import Lease
+
+Row = Mapping[str, Any]
+"""A row of the ledger: a trial's, or a record of its curve."""
+
+PREFIX = "fpt-sweep/"
+"""What the name of a sweep's experiment begins with."""
+SWEEP, TRIAL = "fpt_sweep.sweep", "fpt_sweep.trial_id"
+"""The tags by which a run is found. The parent has the first alone."""
+STATE = "fpt_sweep.state"
+"""The parent's tag that tells whether its description is of today."""
+ARTIFACTS = "fpt_sweep.artifacts"
+"""Likewise of its claims, figures and report, which take seconds to make."""
+PARENT = "mlflow.parentRunId"
+"""The tag by which MLflow's UI folds children under a parent."""
+KIND = {"mlflow.experimentKind": "custom_model_development"}
+"""An experiment's tag: the UI shows runs and curves, not traces of a language-model application."""
+
+PARAMETERS = (
+    "task", "pretraining", "backbone", "layers", "width", "heads", "weights", "initialiser",
+    "backbone_seed", "train", "learning_rate", "batch_size", "steps", "dropout", "numerics",
+    "protocol", "evaluate_every", "seed",
+)  # fmt: skip
+"""Columns of a trial that are logged as params, besides those that hold JSON."""
+NESTED = {"task_parameters": "task", "optimizer": "optimizer", "stop": "stop"}
+"""Columns that hold JSON objects -> what the names of their params begin with."""
+METRICS = (
+    "test_accuracy", "test_loss", "validation_accuracy", "validation_loss", "train_accuracy",
+    "train_loss", "training_set_accuracy", "training_set_loss", "baseline_accuracy", "seconds",
+    "examples", "steps_trained", "best_step", "parameters", "parameters_trained",
+)  # fmt: skip
+"""Columns of a trial that are logged as metrics, beside the curves `train/loss` and so on."""
+TAGS = (
+    "task", "backbone", "train", "seed", "protocol", "numerics", "cell_id", "outcome", "stopped",
+    "attempts", "host", "device_name", "git_commit", "git_dirty", "version",
+)  # fmt: skip
+"""Columns of a trial that are logged as tags, to filter by."""
+
+BATCH = 200
+"""Trials whose rows and curves are held in memory at a time."""
+NOTE_LIMIT = 8000
+"""Characters of a tag's value, and so of the description of a run."""
+BACKOFF, LONGEST_BACKOFF = 5.0, 300.0
+"""Seconds without a further try after a fault: at first, and at most."""
+
+# MLflow reads these whenever it needs them; what the user has set stands. It would otherwise report
+# usage, log migrations and tracebacks, print two lines a run, and retry for minutes with the
+# sweep's end waiting for it, where a later sync does as well.
+ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+}
+
+log = logging.getLogger(__name__)
+
+
+class MirrorError(Exception):
+    """MLflow cannot do what was asked for; the message is for people."""
+
+
+# ------------------------------------------------------------------------------- where the runs lie
+
+
+def tracking_uri(ledger: Ledger) -> str:
+    """Where MLflow keeps the runs: MLFLOW_TRACKING_URI, or an SQLite file of ours.
+
+    The file is `mlflow.db` in the ledger's folder. SQLite needs a disk, so that for a ledger on
+    object storage it lies in this machine's cache.
+    """
+    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+        return uri
+    return _sqlite(_home(ledger) / "mlflow.db")
+
+
+def _sqlite(database: Path) -> str:
+    # SQLAlchemy decodes the path of a URI.
+    return "sqlite:///" + str(database).replace("%", "%25").replace("?", "%3F")
+
+
+def where(ledger: Ledger) -> str:
+    """Where the runs lie, for people: a path or a URI, without a password."""
+    uri = tracking_uri(ledger)
+    return str(_home(ledger) / "mlflow.db") if _is_ours() else without_password(uri)
+
+
+def _is_ours() -> bool:
+    return not os.environ.get("MLFLOW_TRACKING_URI")
+
+
+def _is_server(uri: str) -> bool:
+    return uri.startswith(("http:", "https:", "databricks"))
+
+
+def _home(ledger: Ledger) -> Path:
+    """The local folder for MLflow's files."""
+    if ledger.local is not None:
+        return ledger.local.absolute()
+    return cache_folder() / "mlflow" / re.sub(r"[^A-Za-z0-9._-]+", "-", ledger.uri)
+
+
+def _artifacts(ledger: Ledger) -> Path:
+    return _home(ledger) / "mlflow-artifacts"
+
+
+# --------------------------------------------------------------------------------------- the mirror
+
+
+class Mirror:
+    """Mirrors one sweep. Its methods never raise for a fault of MLflow's: they log one line, and
+    try again later. They may be called from any thread.
+    """
+
+    def __init__(self, sweep: Sweep, ledger: Ledger) -> None:
+        # A run may be of a part of the file; its parent run stands for all of it.
+        sweep = _whole(sweep)
+        self.sweep = sweep
+        self.ledger = ledger
+        self._points = {point.trial_id: point for point in sweep.all}
+        self._pretrainings = {
+            point.trial_id: point.labels.get("backbone", point.label)
+            for point in sweep.pretrainings
+        }
+        self._busy = threading.Lock()
+        self._wait_until, self._backoff = 0.0, 0.0
+        # What MLflow held when the lease was last ours; of no use once somebody else had it.
+        self._epoch: int | None = None
+        self._client: MlflowClient
+        self._experiment = self._parent = self._described = self._attached = ""
+        self._open: dict[str, Run] = {}
+        self._ended: dict[str, int] = {}
+
+    def prepare(self) -> bool:
+        """Create database, experiment and parent run; True if that succeeded.
+
+        To be called before the workers start: the first use of an SQLite file takes seconds, and
+        several processes at it at once would race.
+        """
+        return self._guarded(self._leased(set())) is not None
+
+    def sync(self, *, complete: bool = False) -> int:
+        """Mirror the finished trials of the sweep that are not mirrored yet; returns how many.
+
+        Does nothing while another process mirrors this sweep, and for a while after a fault.
+
+        Args:
+            complete: Also make claims, figures and report anew if there is something new to them.
+                That takes seconds, and is for the end of a run.
+        """
+        return self._guarded(self._catch_up(complete=complete)) or 0
+
+    def _guarded(self, work: Iterator[str]) -> int | None:
+        # How many trials `work` mirrored; None if it met a fault before the first.
+        with self._busy:
+            if time.monotonic() < self._wait_until:
+                return None
+            count = 0
+            try:
+                for _ in work:
+                    count += 1
+            except Exception as error:
+                # Of any kind: MLflow lets through what requests, SQLAlchemy and the system raise.
+                self._backoff = min(max(BACKOFF, 2 * self._backoff), LONGEST_BACKOFF)
+                self._wait_until = time.monotonic() + self._backoff
+                self._epoch = None
+                log.warning(
+                    "MLflow mirror (%s): %s; no result is lost, the next try is in %.0f s or later",
+                    where(self.ledger), in_one_line(error), self._backoff,
+                )  # fmt: skip
+                log.debug("MLflow mirror", exc_info=True)
+                return count or None
+            self._wait_until = self._backoff = 0.0
+            return count
+
+    def _catch_up(self, *, complete: bool) -> Iterator[str]:
+        finished = self._finished()
+        made = (self._described, self._attached) if complete else (self._described,)
+        stale = any(one != self._state() for one in made)
+        if self._epoch is None or finished - self._ended.keys() or stale:
+            yield from self._leased(finished, complete=complete)
+
+    def _finished(self) -> set[str]:
+        if self.sweep.studies:
+            # Trials become known while the sweep runs.
+            self.sweep = resolve(self.sweep, self.ledger)
+            self._points = {point.trial_id: point for point in self.sweep.all}
+        return self.ledger.done() & self._points.keys()
+
+    def _leased(self, finished: set[str], *, complete: bool = False) -> Iterator[str]:
+        lease = self.ledger.lease(_lease_name(self.sweep))
+        if lease is not None:
+            with lease:
+                yield from self._write(lease, finished, complete=complete)
+
+    def _write(self, lease: Lease, finished: set[str], *, complete: bool = False) -> Iterator[str]:
+        """Under the lease: mirror those of the finished trials that are not; yields their ids."""
+        if self._epoch is None or lease.epoch != self._epoch + 1:
+            self._take_stock()
+        self._epoch = lease.epoch
+        missing = sorted(finished - self._ended.keys())
+        for start in range(0, len(missing), BATCH):
+            batch = missing[start : start + BATCH]
+            for row, curve in self._read(batch):
+                if not lease.held:
+                    # This process stood still for too long, and somebody else may have it.
+                    self._epoch = None
+                    return
+                self._child(row, curve)
+                yield row["trial_id"]
+        if self._described != self._state():
+            self._describe()
+        if complete and self._attached != self._state() and lease.held:
+            self._attach()
+
+    def _take_stock(self) -> None:
+        """Find experiment and runs, and create the experiment and the parent if they are not there.
+
+        Of several runs of one trial one is kept, a complete one if there is any: two can come about
+        if a process stood still for longer than its lease, and between two ledgers that share a
+        server.
+        """
+        client = self._client = _connect(self.ledger)
+        self._experiment = _experiment(client, self.sweep.name, self.ledger)
+        found: dict[str, list[Run]] = {}
+        for run in _runs(client, self._experiment, self.sweep.name):
+            found.setdefault(run.data.tags.get(TRIAL, ""), []).append(run)
+        runs = {}
+        for trial, same in found.items():
+            runs[trial], *surplus = sorted(same, key=lambda r: (_is_open(r), r.info.run_id))
+            for run in surplus:
+                client.delete_run(run.info.run_id)
+        parent = runs.pop("", None)
+        if parent is None:
+            rows = self.ledger.trials(self._finished(), columns=["started_at"])
+            parent = client.create_run(
+                self._experiment,
+                start_time=min(map(_milliseconds, rows["started_at"].to_pylist()), default=None),
+                tags={SWEEP: self.sweep.name, "mlflow.source.name": self.sweep.file.name},
+                run_name=self.sweep.name,
+            )
+        self._parent = parent.info.run_id
+        self._described = parent.data.tags.get(STATE, "")
+        self._attached = parent.data.tags.get(ARTIFACTS, "")
+        for run in runs.values():
+            if run.data.tags.get(PARENT) != self._parent:
+                client.set_tag(run.info.run_id, PARENT, self._parent)
+        self._open = {trial: run for trial, run in runs.items() if _is_open(run)}
+        self._ended = {trial: run.info.end_time for trial, run in runs.items() if not _is_open(run)}
+
+    def _read(self, ids: Sequence[str]) -> Iterator[tuple[Row, list[Row]]]:
+        """Rows of trials, each with its curve."""
+        curves: dict[str, list[Row]] = {trial: [] for trial in ids}
+        for record in self.ledger.curves(ids).to_pylist():
+            curves[record["trial_id"]].append(record)
+        for row in self.ledger.trials(ids).to_pylist():
+            yield row, curves[row["trial_id"]]
+
+    def _child(self, row: Row, curve: Iterable[Row]) -> None:
+        """Create the run of a finished trial, or complete the one that was begun."""
+        from mlflow.entities import Param
+
+        client, trial = self._client, row["trial_id"]
+        run = self._open.pop(trial, None) or client.create_run(
+            self._experiment,
+            start_time=_milliseconds(row["started_at"]),
+            tags=self._tags(row),
+            run_name=self._points[trial].label,
+        )
+        # A param cannot be changed: of a run that was begun, those that are there stay.
+        params = [
+            Param(name, value)
+            for name, value in self._params(row).items()
+            if name not in run.data.params
+        ]
+        client.log_batch(run.info.run_id, list(_metrics(row, curve)), params, synchronous=True)
+        ended = _milliseconds(row["finished_at"])
+        # A diverged trial has FINISHED too: it is a finding (see its tag `outcome`), and FAILED
+        # would ask people to run it again.
+        client.set_terminated(run.info.run_id, "FINISHED", ended)
+        self._ended[trial] = ended
+
+    def _pretraining(self, row: Row) -> str:
+        """By name where the sweep file names it, and not as trial:ID."""
+        pretraining = str(row["pretraining"])
+        return self._pretrainings.get(pretraining.removeprefix("trial:"), pretraining)
+
+    def _params(self, row: Row) -> dict[str, str]:
+        values = {name: row[name] for name in PARAMETERS}
+        values["pretraining"] = self._pretraining(row)
+        for column, prefix in NESTED.items():
+            fields = json.loads(row[column] or "{}") or {}
+            values |= {f"{prefix}.{key}": value for key, value in fields.items() if key != "name"}
+        return _written(values)
+
+    def _tags(self, row: Row) -> dict[str, str]:
+        trial = row["trial_id"]
+        labels = {} if trial in self._pretrainings else self._points[trial].labels
+        return _written(
+            {name: row[name] for name in TAGS}
+            | {f"axis.{axis}": label for axis, label in labels.items()}
+            | {
+                "pretraining": self._pretraining(row),
+                "trial_id": trial,
+                "cell": "/".join(name for axis, name in labels.items() if axis != "seed") or None,
+                SWEEP: self.sweep.name,
+                TRIAL: trial,
+                PARENT: self._parent,
+                "mlflow.source.name": self.sweep.file.name,
+                "mlflow.source.git.commit": row["git_commit"],
+            }
+        )
+
+    def _state(self) -> str:
+        """A digest of what the parent's description is made of."""
+        done = sorted(self._ended.keys() & self._points.keys())
+        parts = "\n".join([*self._points, "", *done, "", self.sweep.text])
+        return hashlib.sha256(parts.encode()).hexdigest()[:12]
+
+    def _describe(self) -> None:
+        """Give the parent the sweep's text, its table and its state."""
+        client, parent, state = self._client, self._parent, self._state()
+        done = len(self._ended.keys() & self._points.keys())
+        progress = f"{done} of {len(self._points)}"
+        note = (
+            f"Sweep `{self.sweep.name}` of `{self.sweep.file.name}`: {progress} trials are done. "
+            f"Ledger: `{self.ledger.uri}`."
+        )
+        client.log_text(parent, self.sweep.text, self.sweep.file.name)
+        if self.sweep.table is not None:
+            table = tables.build(self.sweep, self.ledger)
+            client.log_text(parent, table.to_markdown(), "table.md")
+            client.log_text(parent, table.to_html(), "table.html")
+            client.log_text(parent, table.to_csv(), "table.csv")
+            with_table = f"{note}\n\n{table.to_markdown()}"
+            note = with_table if len(with_table) <= NOTE_LIMIT else f"{note} Table: table.html."
+        client.set_tag(parent, "mlflow.note.content", note)
+        client.set_tag(parent, "trials", progress)
+        if done == len(self._points):
+            client.set_terminated(parent, "FINISHED", max(self._ended.values()))
+        else:
+            client.update_run(parent, "RUNNING")
+        client.set_tag(parent, STATE, state)
+        self._described = state
+
+    def _attach(self) -> None:
+        """Give the parent the sweep's claims, figures and report, as far as they can be made."""
+        state, still = self._state(), self.ledger.snapshot()
+        with tempfile.TemporaryDirectory(prefix="fpt-sweep-") as folder, _fonts():
+            for make in (_claims, _figures, _report):
+                try:
+                    make(self.sweep, still, Path(folder))
+                except Exception as error:
+                    # Whatever it is, the runs matter more; the command of its own tells all of it.
+                    what = make.__name__.removeprefix("_")
+                    log.warning("MLflow mirror: no %s: %s", what, in_one_line(error))
+                    log.debug("MLflow mirror", exc_info=True)
+            self._client.log_artifacts(self._parent, folder)
+        self._client.set_tag(self._parent, ARTIFACTS, state)
+        self._attached = state
+
+
+@contextmanager
+def _fonts() -> Iterator[None]:
+    # matplotlib writes a list of fonts when it is first imported; a run leaves nothing in the home
+    # folder.
+    with tempfile.TemporaryDirectory(prefix="fpt-sweep-fonts-") as folder:
+        ours = os.environ.setdefault("MPLCONFIGDIR", folder) == folder
+        try:
+            yield
+        finally:
+            if ours:
+                del os.environ["MPLCONFIGDIR"]
+
+
+def _claims(sweep: Sweep, ledger: Ledger, folder: Path) -> None:
+    if sweep.spec.claims:
+        from sweep.analysis.claims import judge
+
+        judged = judge(sweep, ledger)
+        (folder / "claims.md").write_text(judged.to_markdown(), encoding="utf-8")
+        text = json.dumps(judged.record(), indent=2, default=str)
+        (folder / "claims.json").write_text(text, encoding="utf-8")
+
+
+def _figures(sweep: Sweep, ledger: Ledger, folder: Path) -> None:
+    from sweep.analysis import figures
+
+    for drawn in figures.draw(figures.gather(sweep, ledger)):
+        if drawn.chart is not None:
+            (folder / "figures").mkdir(exist_ok=True)
+            figures.save(drawn.chart.figure, folder / "figures" / drawn.kind)
+
+
+def _report(sweep: Sweep, ledger: Ledger, folder: Path) -> None:
+    from sweep.analysis.report import render
+
+    (folder / "report.html").write_text(render(sweep, ledger), encoding="utf-8")
+
+
+def _whole(sweep: Sweep) -> Sweep:
+    """The sweep with all the trials of its file, unless the file has changed meanwhile."""
+    try:
+        whole = load(sweep.file)
+    except SweepFileError:
+        return sweep
+    return whole if whole.text == sweep.text else sweep
+
+
+def catch_up(sweep: Sweep, ledger: Ledger) -> int:
+    """Mirror what is not mirrored yet, and tell of faults; returns how many trials.
+
+    Raises:
+        LedgerError: If the ledger cannot be read.
+        MirrorError: If MLflow does not do it, or another process is at it.
+    """
+    return _now(sweep, ledger, delete=False)
+
+
+def rebuild(sweep: Sweep, ledger: Ledger) -> int:
+    """Delete the runs of a sweep and mirror all of it anew; returns how many trials.
+
+    Raises:
+        LedgerError: If the ledger cannot be read.
+        MirrorError: If MLflow does not do it, or another process is at it.
+    """
+    return _now(sweep, ledger, delete=True)
+
+
+def _now(sweep: Sweep, ledger: Ledger, *, delete: bool) -> int:
+    name = _lease_name(sweep)
+    try:
+        lease = ledger.lease(name)
+        if lease is None:
+            other = ledger.holder(name) or {}
+            raise MirrorError(
+                f"{sweep.name}: process {other.get('pid')} on {other.get('host')} is mirroring it; "
+                "wait until it has ended"
+            )
+        with lease:
+            if delete:
+                client = _connect(ledger)
+                # A list, since a page would skip as many runs as the one before it lost.
+                for run in list(_runs(client, _experiment(client, sweep.name, ledger), sweep.name)):
+                    client.delete_run(run.info.run_id)
+            mirror = Mirror(sweep, ledger)
+            return sum(1 for _ in mirror._write(lease, mirror._finished(), complete=True))
+    except (LedgerError, MirrorError):
+        raise
+    except Exception as error:
+        raise MirrorError(f"{where(ledger)}: {in_one_line(error)}") from error
+
+
+def _lease_name(sweep: Sweep) -> str:
+    return f"mlflow-{sweep.name}"
+
+
+# ------------------------------------------------------------------------------------ MLflow's ways
+
+
+def _connect(ledger: Ledger) -> MlflowClient:
+    """A client of the store, which answers, and whose tables are there."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+
+    uri = tracking_uri(ledger)
+    if _is_server(uri):
+        return MlflowClient(uri, uri)
+    # The first to open a database makes its tables. Several at once, each with a sweep of its own,
+    # would spoil that.
+    _home(ledger).mkdir(parents=True, exist_ok=True)
+    while (lease := ledger.lease("mlflow")) is None:
+        time.sleep(0.1)
+    with lease:
+        import sqlalchemy
+
+        if _is_ours():
+            _make_tables(_home(ledger) / "mlflow.db")
+        # MLflow asks a database that does not answer ten times, over two minutes; this asks once.
+        engine = sqlalchemy.create_engine(uri)
+        engine.connect().close()
+        engine.dispose()
+        return MlflowClient(uri, uri)
+
+
+def _make_tables(database: Path) -> None:
+    """MLflow's tables, in a file that gets its name once it is whole: where MLflow is killed half
+    way, it never completes what it finds.
+    """
+    if database.exists() and database.stat().st_size:
+        return
+    import sqlalchemy
+    from mlflow.store.db.utils import _initialize_tables
+
+    aside = database.with_suffix(".new")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    engine = sqlalchemy.create_engine(_sqlite(aside / database.name))
+    _initialize_tables(engine)  # type: ignore[no-untyped-call]
+    engine.dispose()
+    (aside / database.name).replace(database)
+    aside.rmdir()
+
+
+def _experiment(client: MlflowClient, sweep: str, ledger: Ledger) -> str:
+    """The id of a sweep's experiment, created unless it is there."""
+    name = f"{PREFIX}{sweep}"
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        # A server chooses where artifacts lie. With none, MLflow would choose ./mlruns.
+        location = None if _is_server(client.tracking_uri) else _artifacts(ledger).as_uri()
+        return str(client.create_experiment(name, location, {SWEEP: sweep, **KIND}))
+    if experiment.lifecycle_stage == "deleted":
+        client.restore_experiment(experiment.experiment_id)
+    return str(experiment.experiment_id)
+
+
+def _runs(client: MlflowClient, experiment: str, sweep: str) -> Iterator[Run]:
+    """All runs of a sweep, the parent too."""
+    token = None
+    while True:
+        page = client.search_runs(
+            [experiment], f"tags.`{SWEEP}` = '{sweep}'", max_results=1000, page_token=token
+        )
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _is_open(run: Run) -> bool:
+    return bool(run.info.status != "FINISHED")
+
+
+def _metrics(row: Row, curve: Iterable[Row]) -> Iterator[Metric]:
+    """A trial's figures, at its last step, and its curve.
+
+    What is not finite is left out: a database of MLflow's turns infinity into 1.8e308, which no
+    chart survives. The tag `outcome` tells that a trial diverged.
+    """
+    from mlflow.entities import Metric
+
+    start = _milliseconds(row["started_at"])
+    for record in curve:
+        at = start + round(1000 * (record["seconds"] or 0.0))
+        for name in ("loss", "accuracy"):
+            value = record[name]
+            if value is not None and math.isfinite(value):
+                yield Metric(f"{record['split']}/{name}", value, at, record["step"])
+    for name in METRICS:
+        value = row[name]
+        if value is not None and math.isfinite(value):
+            step = row["steps_trained"] or 0
+            yield Metric(name, float(value), _milliseconds(row["finished_at"]), step)
+
+
+def _written(values: Mapping[str, Any]) -> dict[str, str]:
+    """Values as MLflow keeps them: text, and nothing where there is none."""
+    return {
+        name: value if isinstance(value, str) else json.dumps(value)
+        for name, value in values.items()
+        if value is not None
+    }
+
+
+def _milliseconds(moment: datetime) -> int:
+    return round(moment.replace(tzinfo=moment.tzinfo or UTC).timestamp() * 1000)
+
+
+# ------------------------------------------------------------------------------------------- the UI
+
+
+def ui_command(ledger: Ledger, port: int = 5000) -> list[str]:
+    """The command that serves MLflow's UI on a ledger's runs, on loopback: it has no password."""
+    return [
+        sys.executable, "-m", "mlflow", "server",
+        "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
+        "--backend-store-uri", tracking_uri(ledger),
+        "--artifacts-destination", str(_artifacts(ledger)),
+    ]  # fmt: skip
+
+
+def serve_ui(ledger: Ledger, port: int = 5000, *, ready: Callable[[str], None]) -> None:
+    """Serve MLflow's UI until SIGINT or SIGTERM; must run in the main thread.
+
+    Args:
+        ledger: Whose runs are shown.
+        port: The port on 127.0.0.1.
+        ready: Called as soon as the UI answers, with its address and below it a line for the page
+            of each sweep. If MLFLOW_TRACKING_URI names a server, that is the address, and nothing
+            is started.
+
+    Raises:
+        MirrorError: If there is nothing to show, or the server does not start.
+    """
+    uri = tracking_uri(ledger)
+    if _is_server(uri):
+        ready(where(ledger))
+        return
+    if _is_ours() and not (_home(ledger) / "mlflow.db").exists():
+        raise MirrorError(
+            f"{where(ledger)}: no such file, so that there are no runs to show; `sweep run FILE` "
+            "makes it, and for a ledger that is there already `sweep mirror FILE`"
+        )
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise MirrorError(
+                f"port {port}: {error.strerror}; name another: --port {port + 1}"
+            ) from error
+    with tempfile.TemporaryFile("w+") as output, _interruptible():
+        server = subprocess.Popen(
+            ui_command(ledger, port),
+            # Its job workers would be eight processes and a gigabyte.
+            env=ENVIRONMENT | os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            address = f"http://127.0.0.1:{port}"
+            while server.poll() is None:
+                try:
+                    pages = _pages(address)
+                except OSError:
+                    time.sleep(0.2)
+                else:
+                    ready("\n".join([address, *(f"{name}: {url}" for name, url in pages.items())]))
+                    break
+            if server.wait():
+                output.seek(0)
+                tail = "\n".join(output.read().splitlines()[-10:])
+                raise MirrorError(f"MLflow's server ended with code {server.returncode}:\n{tail}")
+        except KeyboardInterrupt:
+            pass
+        finally:
+            _end(server)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    # SIGTERM ends this process as Ctrl-C does, so that the server does not outlive it.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _pages(address: str) -> dict[str, str]:
+    """The sweeps that an MLflow server has, by name, each with the address of its runs.
+
+    Raises:
+        OSError: If it does not answer.
+    """
+    request = urllib.request.Request(
+        f"{address}/api/2.0/mlflow/experiments/search",
+        json.dumps({"filter": f"name LIKE '{PREFIX}%'", "max_results": 1000}).encode(),
+        {"Content-Type": "application/json"},
+    )
+    # Loopback is not reached through a proxy.
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with direct.open(request, timeout=20) as reply:
+        found = json.load(reply).get("experiments", [])
+    # Whoever comes by the list of experiments sees the UI for language-model applications, until
+    # the switch to "Model training" was found.
+    return {
+        experiment["name"].removeprefix(PREFIX): f"{address}/#/experiments/"
+        f"{experiment['experiment_id']}/runs?workflowType=machine_learning"
+        for experiment in found
+    }
+
+
+def _end(server: subprocess.Popen[bytes]) -> None:
+    """End a process that leads a session, and all that it started."""
+    for number, patience in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
+        try:
+            os.killpg(server.pid, number)
+        except ProcessLookupError:
+            return
+        deadline = time.monotonic() + patience
+        while time.monotonic() < deadline:
+            server.poll()  # Reaps it; a zombie would keep its group alive.
+            try:
+                os.killpg(server.pid, 0)
+            except ProcessLookupError:
+                return
+            time.sleep(0.05)

@@ -1,0 +1,435 @@
+"""What a plan will cost: core-hours or GPU-hours with an interval, when it ends, memory, disk.
+
+Seconds a step come from the ledger, from trials of the same kind (`sweep.planning.packing.kind_of`)
+on the same sort of device. A kind that was never measured is guessed from its floating-point
+operations by formula (`fpt.flops`), at the speed at which the ledger's other kinds had theirs done;
+an empty ledger leaves a speed of ours for a CPU core, and none for a GPU, on which we have measured
+nothing. Small products are slower than their operations say: to the rows of a step those are added
+that a step costs beside its rows.
+
+The interval is one of 90 %, and takes in how much trials of a kind differ among themselves, how
+much kinds differ from the formula, and that a machine is not as quick today as it was then. It
+cannot know of neighbours that are yet to come.
+
+A run keeps its quote in the ledger, as `quotes/<sweep>/<time>.json`, so that `sweep status` can set
+it against what the trials then took.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+import math
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import median, stdev
+
+from fpt.config import TrialConfig
+from fpt.flops import training_flops
+from fpt.spec import JSON
+from sweep.ledger.ledger import Ledger, new_attempt
+from sweep.planning import packing
+from sweep.planning.packing import KIND_COLUMNS, Workers, kind_of
+from sweep.planning.plan import Pack, Plan
+from sweep.sweepfile.trials import Point, Sweep
+
+Kind = tuple[object, ...]
+
+CPU_SPEED = 30e9
+"""Operations a second of a core that has measured nothing yet. Two kinds of core had 15e9 to 60e9
+with backbones of 4 layers of 128 and of 12 of 768."""
+
+UNMEASURED = 0.7
+"""Standard deviation of the logarithm of seconds, where `CPU_SPEED` is all that is known: a factor
+of three to either side in the interval."""
+
+GUESSED = 0.35
+"""The least such deviation of a kind that is guessed from others, by formula."""
+
+DRIFT = 0.12
+"""The same, of a machine from one day to another, all kinds together."""
+
+WITHIN = 0.10
+"""The same, of single trials of a kind, where the ledger has too few to tell."""
+
+NINETY = 1.645
+"""Standard deviations to either side that hold nine tenths of a normal distribution."""
+
+START_SECONDS = 20.0
+"""What a run takes beside training: Ray's start, and each worker's imports. On two cores."""
+
+PROCESS = 500e6
+"""Bytes of a worker without a model: Python, torch, transformers, Ray."""
+
+ROW, PIECE, RECORD = 9e3, 1.5e3, 40.0
+"""Bytes of a trial's row, of a piece of a curve without records, and of a record."""
+
+
+@dataclass(frozen=True)
+class Quote:
+    """What is still to be trained, as far as it can be said before. All of it is an estimate."""
+
+    device: str
+    """cpu: hours are core-hours; cuda: GPU-hours."""
+    hours: float | None
+    """Of training, summed over workers; None where some of it has no price."""
+    low: float | None
+    """Where nine in ten such quotes begin ..."""
+    high: float | None
+    """... and end."""
+    finish_hours: float | None
+    """From the start to the end of the run, with the workers of the plan."""
+    memory: int | None
+    """Bytes of the largest worker."""
+    disk: int
+    """Bytes that are added to the ledger."""
+    measured: int
+    """Trials that are priced from what the ledger measured of their kind."""
+    guessed: int
+    """Trials that are priced by formula, or have no price."""
+    operations: float
+    """Floating-point operations by formula."""
+    note: str
+    """What the figures rest on, in words."""
+    trials: Mapping[str, float]
+    """Trial -> its seconds; those that have no price are left out."""
+
+    def to_json(self) -> JSON:
+        """The quote without its trials, as JSON values."""
+        return {name: value for name, value in asdict(self).items() if name != "trials"}
+
+
+@dataclass(frozen=True)
+class _Rate:
+    """Seconds a step of a kind of trials."""
+
+    seconds: float
+    """As trials of it took when alone, or in packs, as the ledger has them."""
+    packed: bool
+    """Whether that was in packs."""
+    trials: int
+    deviation: float
+    """Of the logarithms, among trials."""
+
+
+def quote(planned: Plan, ledger: Ledger) -> Quote:
+    """The price of what a plan would train.
+
+    Raises:
+        LedgerError: If the ledger cannot be read.
+    """
+    device = planned.workers.device
+    # Trials that a study has yet to choose a learning rate for cost the same whichever it is.
+    later = (Pack((point,), planned.workers.resources) for point in planned.sweep.undecided)
+    packs = (*planned.packs, *later)
+    points = [point for pack in packs for point in pack.points]
+    rates = _measured(ledger, device) if points else {}
+    guess = _Guess.of(rates, ledger, device) if points else _Guess(None, 0.0)
+    seconds: dict[str, float] = {}
+    own: dict[Kind, list[float]] = defaultdict(list)  # kind -> seconds of its trials
+    others = 0.0
+    for pack in packs:
+        quicker = _quicker(pack, planned.workers)
+        for point in pack.points:
+            kind = kind_of(point.config)
+            rate = rates.get(kind)
+            if rate is not None:
+                factor = 1.0 if rate.packed else quicker
+                taken = point.config.steps * rate.seconds * factor
+                own[kind].append(taken)
+            elif (step := guess.seconds(point.config)) is not None:
+                taken = point.config.steps * step * quicker
+                others += taken
+            else:
+                continue
+            seconds[point.trial_id] = taken
+    measured = sum(map(len, own.values()))
+    hours = low = high = finish = None
+    if points and len(seconds) == len(points):
+        total = sum(seconds.values())
+        spread = _spread(own, rates, others, guess.deviation, total)
+        hours = total / 3600
+        low, high = (hours * math.exp(sign * NINETY * spread) for sign in (-1, 1))
+        each = [sum(seconds[point.trial_id] for point in pack.points) for pack in packs]
+        finish = (START_SECONDS + _ends(each, planned.workers.count)) / 3600
+    return Quote(
+        device=device,
+        hours=hours if points else 0.0,
+        low=low if points else 0.0,
+        high=high if points else 0.0,
+        finish_hours=finish if points else 0.0,
+        memory=max((_memory(pack) for pack in packs), default=None),
+        disk=round(sum(_disk(point, planned) for point in points)),
+        measured=measured,
+        guessed=len(points) - measured,
+        operations=sum(training_flops(point.config) for point in points),
+        note=_note(device, measured, len(points) - measured, guess, len(seconds) < len(points)),
+        trials=seconds,
+    )
+
+
+def _note(device: str, measured: int, guessed: int, guess: _Guess, unpriced: bool) -> str:
+    if not measured + guessed:
+        return "nothing to train"
+    parts = []
+    if measured:
+        parts.append(f"{measured:,} from trials of their kind in the ledger")
+    if guessed and unpriced:
+        where = "a GPU" if device == "cuda" else "a core"
+        parts.append(f"{guessed:,} without a price: nothing like them was measured on {where} yet")
+    elif guessed:
+        how = (
+            "of other kinds in the ledger" if guess.known else "of some core, measured nowhere here"
+        )
+        parts.append(f"{guessed:,} from their operations by formula, at the speed {how}")
+    return "; ".join(parts)
+
+
+# ---------------------------------------------------------------------------------- seconds a step
+
+
+def _measured(ledger: Ledger, device: str) -> dict[Kind, _Rate]:
+    """Kind -> what its trials took on a sort of device."""
+    measures = [
+        "seconds", "steps_trained", "attempts", "extended_from", "device", "pack_size",
+    ]  # fmt: skip
+    table = ledger.trials(columns=[*KIND_COLUMNS, *measures], strict=False)
+    found: dict[Kind, tuple[list[float], list[float]]] = {}
+    columns = [table.column(name).to_pylist() for name in KIND_COLUMNS]
+    kinds = zip(*columns, strict=True)
+    taken = zip(*(table.column(name).to_pylist() for name in measures), strict=True)
+    for kind, (seconds, steps, attempts, extended, on, members) in zip(kinds, taken, strict=True):
+        # A row with several attempts counts too: its seconds are of training that was kept.
+        if on == device and steps and seconds and attempts and extended is None:
+            both = found.setdefault(kind, ([], []))
+            both[(members or 1) > 1].append(seconds / steps)
+    return {kind: _rate(*both) for kind, both in found.items()}
+
+
+def _rate(alone: Sequence[float], packed: Sequence[float]) -> _Rate:
+    values = packed or alone
+    logs = [math.log(value) for value in values]
+    spread = stdev(logs) if len(logs) > 2 else WITHIN
+    return _Rate(median(values), bool(packed), len(values), max(spread, 0.02))
+
+
+@dataclass(frozen=True)
+class _Guess:
+    """What is known of kinds that were not measured."""
+
+    speed: float | None
+    """Operations a second; None: nothing is known."""
+    deviation: float
+    """Of the logarithm of the seconds that follow from it."""
+    known: bool = False
+    """Whether the ledger told."""
+
+    @classmethod
+    def of(cls, rates: Mapping[Kind, _Rate], ledger: Ledger, device: str) -> _Guess:
+        """From the kinds that were measured."""
+        speeds = [
+            math.log(cost / rate.seconds)
+            for kind, cost in _costs(rates, ledger).items()
+            if (rate := rates[kind]).seconds
+        ]
+        if speeds:
+            spread = stdev(speeds) if len(speeds) > 2 else UNMEASURED
+            return cls(math.exp(median(speeds)), max(spread, GUESSED), known=True)
+        return cls(CPU_SPEED if device == "cpu" else None, UNMEASURED)
+
+    def seconds(self, config: TrialConfig) -> float | None:
+        """Of a step of a trial that is alone."""
+        return None if self.speed is None else _cost(config) / self.speed
+
+
+def _costs(rates: Mapping[Kind, _Rate], ledger: Ledger) -> dict[Kind, float]:
+    """Kind -> operations of a step, of those kinds whose config can be read back."""
+    columns = [*KIND_COLUMNS, "config"]
+    table = ledger.trials(columns=columns, strict=False) if rates else None
+    out: dict[Kind, float] = {}
+    if table is None:
+        return out
+    kinds = zip(*(table.column(name).to_pylist() for name in KIND_COLUMNS), strict=True)
+    for place, kind in enumerate(kinds):
+        if kind in rates and kind not in out:
+            config = _config(json.loads(table.column("config")[place].as_py()))
+            if config is not None:
+                out[kind] = _cost(config)
+    return out
+
+
+def _config(identity: JSON) -> TrialConfig | None:
+    """A config of the same cost as the trial of an identity; None if that cannot be had."""
+    task = {key: value for key, value in identity["task"].items() if key != "version"}
+    backbone = {
+        key: value
+        for key, value in identity["backbone"].items()
+        if key in ("name", "layers", "width", "heads")
+    }
+    kept = ("batch_size", "steps", "protocol", "seed", "train", "dropout")
+    fields = {name: identity[name] for name in kept}
+    every = {"every": identity["evaluation"]["every"]}
+    try:
+        return TrialConfig.model_validate(
+            {
+                **fields,
+                "task": task,
+                "backbone": backbone,
+                "evaluation": every,
+                "pretraining": "random",
+            }
+        )
+    except (ValueError, OSError):
+        return None
+
+
+def _cost(config: TrialConfig) -> float:
+    """Operations of a step, its share of the evaluations included, as if its rows were as many more
+    as a step costs beside them.
+    """
+    rows = config.batch_size * config.task.shape(config.protocol).tokens
+    return training_flops(config) / config.steps * (rows + 2 * packing.CPU_FIXED_ROWS) / rows
+
+
+def _quicker(pack: Pack, workers: Workers) -> float:
+    """The part of the time that a trial takes in its pack, by formula."""
+    if len(pack.points) == 1:
+        return 1.0
+    return 1.0 - packing.saving([pack.points], workers)
+
+
+def _spread(
+    own: Mapping[Kind, Sequence[float]],
+    rates: Mapping[Kind, _Rate],
+    others: float,
+    deviation: float,
+    total: float,
+) -> float:
+    """The standard deviation of the logarithm of all seconds together."""
+    squares = (others * deviation) ** 2 + (total * DRIFT) ** 2
+    for kind, seconds in own.items():
+        rate, sum_ = rates[kind], sum(seconds)
+        # Of the kind's mean, as it was measured, and of the mean of as many trials as come.
+        squares += (sum_ * rate.deviation) ** 2 * (1 / rate.trials + 1 / len(seconds))
+    return math.sqrt(squares) / total if total else 0.0
+
+
+def _ends(packs: Iterable[float], workers: int) -> float:
+    """When the last of some packs ends, if each begins as soon as a worker is free."""
+    free = [0.0] * workers
+    for seconds in packs:
+        heapq.heappush(free, heapq.heappop(free) + seconds)
+    return max(free)
+
+
+# --------------------------------------------------------------------------------- memory and disk
+
+
+def _memory(pack: Pack) -> int:
+    """Bytes of a worker at its largest."""
+    config = pack.points[0].config
+    weights = 4.0 * _weights(config)
+    trained = 16.0 * sum(_trained(point.config) for point in pack.points)
+    return round(PROCESS + weights + trained + packing.activations(pack.points))
+
+
+def _weights(config: TrialConfig) -> float:
+    """Parameters of the backbone's layers."""
+    return 12.0 * config.backbone.layers * config.backbone.width**2
+
+
+def _trained(config: TrialConfig) -> float:
+    """Parameters that train, about."""
+    backbone, shape = config.backbone, config.task.shape(config.protocol)
+    width, layers, trains = backbone.width, backbone.layers, set(config.train)
+    sizes = {
+        "input": shape.inputs * width,
+        "output": width * shape.outputs * shape.classes,
+        "position": shape.tokens * width,
+        "norm": 4 * layers * width,
+        "attention": 4 * layers * width**2,
+        "attention:last": 4 * width**2,
+        "feedforward": 8 * layers * width**2,
+        "recurrent": 8 * layers * width**2,
+    }
+    return float(sum(sizes[name] for name in trains if name in sizes))
+
+
+def _disk(point: Point, planned: Plan) -> float:
+    """Bytes that a trial leaves in the ledger."""
+    config, keep = point.config, planned.sweep.keep
+    records = 2 * -(-config.steps // config.evaluation.every) + 1
+    out = ROW + PIECE + RECORD * records
+    if keep.trained:
+        out += 4 * _trained(config)
+    if point.trial_id in planned.sweep.keeps_backbones:
+        out += 4 * _weights(config)
+    return out
+
+
+# ---------------------------------------------------------------------------- quotes that are kept
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A quote beside what its trials took."""
+
+    device: str
+    """As in `Quote`."""
+    trials: int
+    """That the quote was for."""
+    done: int
+    """Of these."""
+    quoted: float
+    """Hours that were quoted for those that are done."""
+    took: float
+    """Hours that they took."""
+    hours: float
+    """Hours that were quoted for all ..."""
+    low: float
+    """... and between what."""
+    high: float
+
+
+def keep(made: Quote, planned: Plan, ledger: Ledger) -> None:
+    """Write a quote down for `compare`; one without a price is none.
+
+    Raises:
+        LedgerError: If the ledger cannot be written.
+    """
+    if made.hours and made.trials:
+        # Those whose learning rate is still to be chosen have yet to get their ids.
+        labels = {point.trial_id: point.label for point in planned.sweep.undecided}
+        priced = {labels.get(name, name): round(one, 3) for name, one in made.trials.items()}
+        record = {**made.to_json(), "trials": priced}
+        ledger.put_quote(planned.sweep.name, new_attempt(), record)
+
+
+def compare(sweep: Sweep, ledger: Ledger) -> Comparison | None:
+    """A sweep's last quote beside what the trials that it was for took; None without one.
+
+    Raises:
+        LedgerError: If the ledger cannot be read.
+    """
+    made = ledger.last_quote(sweep.name)
+    if made is None:
+        return None
+    ids = {point.label: point.trial_id for point in sweep.points}
+    priced: Mapping[str, float] = {ids.get(k, k): seconds for k, seconds in made["trials"].items()}
+    rows = _seconds(ledger, priced)
+    return Comparison(
+        device=made["device"],
+        trials=len(priced),
+        done=len(rows),
+        quoted=sum(priced[name] for name in rows) / 3600,
+        took=sum(rows.values()) / 3600,
+        hours=made["hours"],
+        low=made["low"],
+        high=made["high"],
+    )
+
+
+def _seconds(ledger: Ledger, ids: Collection[str]) -> dict[str, float]:
+    rows = ledger.trials(list(ids), columns=["trial_id", "seconds"]).to_pydict()
+    return dict(zip(rows["trial_id"], rows["seconds"], strict=True))

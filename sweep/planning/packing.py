@@ -1,0 +1,388 @@
+"""Which trials of a plan train side by side: by rows, by memory, and so that no worker idles.
+
+A row is a token of an example. A step costs what its rows cost and, however few they are, what a
+fixed number of rows more would: this part the members of a pack share. So a pack pays where trials
+have few rows, up to a total beyond which it saves memory and no time. All this is by formula,
+without torch; where the ledger has measured that trials are no quicker in a pack than alone, they
+are left alone.
+
+Workers come before packs: three trials on two cores are a pack of two and one alone.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+import os
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, Literal
+
+from fpt import packing
+from fpt.config import TrialConfig
+from sweep.ledger.ledger import Ledger
+from sweep.sweepfile.trials import Point
+
+__all__ = ["Workers", "form", "kind_of", "no_quicker", "saving", "seeds_apart", "sizes"]
+
+CPU_ROWS = 640
+"""Rows of a step up to which a pack pays on a CPU core. Measured with GPT-2 base in fp32 (16 trials
+of 40 rows take 1.6 times less than alone, 4 of 480 rows 1.03 times less); a tiny backbone behaves
+alike."""
+
+GPU_ROWS = 2000
+"""The same on a GPU. Projected (2,000 to 4,000), not measured."""
+
+CPU_FIXED_ROWS = 25
+"""What a step on a CPU core costs beside its rows, in rows: fits GPT-2 base; a tiny backbone has
+about 50, so that what packs save is rather underestimated."""
+
+GPU_FIXED_ROWS = 500
+"""The same on a GPU. Projected, not measured."""
+
+WORTH = 0.05
+"""The part of the time that packs have to save, by this formula, to be formed at all: members cost
+a little that it leaves out. A tiny backbone gained 1.06 times with 3 trials of 160 rows, nothing
+with 2 of 256."""
+
+ACTIVATIONS = 17
+"""Numbers of a row's width that a layer keeps for the backward pass; measured with GPT-2 base."""
+
+MEMORY_SHARE = 0.5
+"""Of a worker's memory, what the activations of a pack may take."""
+
+GPU_MEMORY = 16e9
+"""Bytes that a GPU is taken to have: Ray does not say. Out of memory, a pack is split."""
+
+ENOUGH = 3
+"""Trials that must have been measured alone, and as many in packs, for the figures to count."""
+
+LEAST_SECONDS = 1.0
+"""Seconds of training of a trial for its figures to count: those of shorter ones are mostly a
+process's first steps."""
+
+BALANCED = 8
+"""Packs a worker, up to which the last ones are made to end together. Of more, an idle worker at
+the end is a small part of the whole."""
+
+KIND_COLUMNS = (
+    "backbone", "layers", "width", "heads", "task", "task_parameters", "train", "batch_size",
+    "dropout", "evaluate_every", "protocol", "numerics",
+)  # fmt: skip
+"""Of a trial's row: what its seconds a step depend on, beside the machine; see `kind_of`."""
+
+
+@dataclass(frozen=True)
+class Workers:
+    """What packs are trained by."""
+
+    count: int
+    """Packs at a time."""
+    gpus: float = 0
+    """GPUs of a worker, or the fraction of one; 0: it trains on a core."""
+
+    @classmethod
+    def here(cls) -> Workers:
+        """A worker for each core that this process may use."""
+        return cls(len(os.sched_getaffinity(0)))
+
+    @property
+    def device(self) -> Literal["cpu", "cuda"]:
+        """What it trains on."""
+        return "cuda" if self.gpus else "cpu"
+
+    @property
+    def resources(self) -> Mapping[str, float]:
+        """What a worker takes of a machine, in Ray's words: {"CPU": 1}, {"CPU": 1, "GPU": 1}."""
+        return {"CPU": 1.0} | ({"GPU": self.gpus} if self.gpus else {})
+
+    @property
+    def rows(self) -> int:
+        """Rows of a step up to which a pack pays."""
+        return GPU_ROWS if self.gpus else CPU_ROWS
+
+    @property
+    def fixed_rows(self) -> int:
+        """What a step costs beside its rows, in rows."""
+        return GPU_FIXED_ROWS if self.gpus else CPU_FIXED_ROWS
+
+    @property
+    def memory(self) -> float:
+        """Bytes that a worker has: its GPU's, or of this machine's memory the share of a core.
+
+        Workers on other machines are taken to be like those on this one.
+        """
+        if self.gpus:
+            return GPU_MEMORY * min(self.gpus, 1.0)
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return total / (os.cpu_count() or 1)
+
+
+def form(
+    stages: Iterable[Collection[Point]],
+    workers: Workers,
+    most: int | None = None,
+    alone: Collection[tuple[object, ...]] = (),
+) -> list[tuple[Point, ...]]:
+    """Form packs.
+
+    Args:
+        stages: Trials that can start at the same time, in the order to train them; packs are formed
+            within a stage.
+        workers: By what they are trained.
+        most: The most members of a pack; None: as many as pay.
+        alone: What is no quicker in packs, as `no_quicker` tells it.
+
+    Returns:
+        The packs in order: each stands where its first member stood, its members in their order.
+    """
+    return [
+        tuple(one.point for one in sorted(pack, key=_place))
+        for points in stages
+        for pack in _balanced(_alike(points, alone), workers, most)
+    ]
+
+
+def sizes(packs: Iterable[Sequence[Point]]) -> dict[int, int]:
+    """Members -> number of packs that have as many, the largest packs first."""
+    return dict(sorted(Counter(map(len, packs)).items(), reverse=True))
+
+
+def saving(packs: Iterable[Sequence[Point]], workers: Workers) -> float:
+    """The part of the time in training, summed over workers, that packs save. An estimate."""
+    apart = together = 0.0
+    for pack in packs:
+        members = [_Member.of(point) for point in pack]
+        together += _cost(members, workers)
+        apart += sum(_cost([one], workers) for one in members)
+    return 1 - together / apart if apart else 0.0
+
+
+def activations(pack: Iterable[Point]) -> int:
+    """Bytes that the members of a pack keep for the backward pass, at most, by formula."""
+    return sum(_Member.of(point).size for point in pack)
+
+
+def seeds_apart(packs: Iterable[Sequence[Point]], workers: Workers) -> int:
+    """Trials that are alone because each seed has drawn a backbone of its own.
+
+    With one `backbone_seed` for all they could be packed, and a table's intervals would leave out
+    the draw.
+    """
+    alike: dict[object, list[_Member]] = defaultdict(list)
+    for pack in packs:
+        config = pack[0].config
+        drawn = config.drawn_from is not None and config.backbone_seed is None
+        if len(pack) == 1 and drawn and packing.packs(config):
+            key = _key(config.model_copy(update={"backbone_seed": 0}))
+            alike[key].append(_Member.of(pack[0]))
+    return sum(
+        len(pack)
+        for members in alike.values()
+        if len({one.point.config.seed for one in members}) > 1
+        for pack in _divided(members, workers, None)
+        if len(pack) > 1
+    )
+
+
+def no_quicker(ledger: Ledger, device: str) -> frozenset[tuple[object, ...]]:
+    """What the ledger has measured to take as long in packs as alone, or longer.
+
+    Compared are the medians of the seconds a step of trials of the same backbone, task, groups and
+    batch size, on processors (or GPUs) of one name. A kind of trial is in the answer if packs have
+    helped it on none of these.
+
+    Raises:
+        LedgerError: If the ledger cannot be read.
+    """
+    sizes = ledger.trials(columns=["pack_size"], strict=False).column("pack_size")
+    if not any(size and size > 1 for size in sizes.unique().to_pylist()):
+        return frozenset()
+    measures = ("seconds", "steps_trained", "attempts", "extended_from", "device", "device_name")
+    columns = [*KIND_COLUMNS, *measures, "pack_size"]
+    rows = ledger.trials(columns=columns, strict=False).to_pylist()
+    taken: dict[tuple[object, ...], dict[str, tuple[list[float], list[float]]]] = {}
+    for row in rows:
+        # What several attempts took may have been taken in packs of several sizes.
+        whole = row["attempts"] == 1 and row["extended_from"] is None and row["steps_trained"]
+        whole = whole and row["seconds"] >= LEAST_SECONDS
+        if whole and row["device"] == device and row["pack_size"] is not None:
+            kinds = taken.setdefault(tuple(row[name] for name in KIND_COLUMNS), {})
+            both = kinds.setdefault(row["device_name"], ([], []))
+            both[row["pack_size"] > 1].append(row["seconds"] / row["steps_trained"])
+    helped: dict[tuple[object, ...], bool] = {}
+    for kind, machines in taken.items():
+        for single, packed in machines.values():
+            if min(len(single), len(packed)) >= ENOUGH:
+                helped[kind] = helped.get(kind, False) or median(packed) < median(single)
+    return frozenset(kind for kind, better in helped.items() if not better)
+
+
+def kind_of(config: TrialConfig) -> tuple[object, ...]:
+    """What `no_quicker` tells trials apart by."""
+    task: dict[str, Any] = dict(config.task.identity())
+    name = task.pop("name")
+    backbone = config.backbone
+    return (
+        backbone.name, backbone.layers, backbone.width, backbone.heads,
+        name, json.dumps(task, sort_keys=True, separators=(",", ":")), "+".join(config.train),
+        config.batch_size, config.dropout, config.evaluation.every, config.protocol,
+        config.numerics,
+    )  # fmt: skip
+
+
+def _key(config: TrialConfig) -> tuple[object, ...]:
+    # The members of a pack also share the examples' task. A user's own task may have fields that
+    # cannot be hashed.
+    return (*packing.pack_key(config), config.task.model_dump_json(), config.protocol)
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """A trial, as far as packs are concerned."""
+
+    point: Point
+    place: int
+    """In its stage."""
+    steps: int
+    rows: int
+    """Of a step."""
+    size: int
+    """Bytes that its activations take, at most: attention's weights are not always kept."""
+
+    @classmethod
+    def of(cls, point: Point, place: int = 0) -> _Member:
+        config, backbone = point.config, point.config.backbone
+        tokens = config.task.shape(config.protocol).tokens
+        rows = config.batch_size * tokens
+        row = ACTIVATIONS * backbone.width + 3 * backbone.heads * tokens
+        return cls(point, place, config.steps, rows, 4 * backbone.layers * row * rows)
+
+
+def _alike(points: Iterable[Point], alone: Collection[tuple[object, ...]]) -> list[list[_Member]]:
+    """The trials that could train together."""
+    found: dict[object, list[_Member]] = {}
+    for place, point in enumerate(points):
+        config = point.config
+        apart = not packing.packs(config) or (alone and kind_of(config) in alone)
+        key = point.trial_id if apart else _key(config)
+        found.setdefault(key, []).append(_Member.of(point, place))
+    return list(found.values())
+
+
+def _place(one: _Member) -> int:
+    return one.place
+
+
+def _divided(
+    members: Sequence[_Member], workers: Workers, most: int | None, parts: int = 1
+) -> list[list[_Member]]:
+    """Trials that could train together, in packs of about as many rows: as few as pay (or as `most`
+    allows), but at least `parts`.
+
+    Trials of about as many steps come together, since a pack shrinks as its members end.
+    """
+    if len(members) == 1:
+        return [list(members)]
+    members = sorted(members, key=lambda one: (-one.steps, -one.rows))
+    # Where a number of trials is given, rows do not count.
+    weights = [one.rows if most is None else 1 for one in members]
+    total = sum(weights)
+    least = min(parts, len(members))
+    parts = max(parts, -(-total // (most or workers.rows)))
+    packs = _cut(members, weights, parts)
+    while len(packs) < least or not all(_fits(pack, workers, most) for pack in packs):
+        parts += max(1, parts // 20)
+        packs = _cut(members, weights, parts)
+    return [
+        part
+        for pack in packs
+        for part in ([pack] if most or _pays(pack, workers) else [[one] for one in pack])
+    ]
+
+
+def _cut(members: Sequence[_Member], weights: Sequence[int], parts: int) -> list[list[_Member]]:
+    """Cut a sequence into so many parts of about the same weight; a few may be missing."""
+    cut: dict[int, list[_Member]] = defaultdict(list)
+    before, total = 0, sum(weights)
+    for one, weight in zip(members, weights, strict=True):
+        middle = 2 * before + weight
+        cut[-(-middle * parts // (2 * total))].append(one)
+        before += weight
+    return list(cut.values())
+
+
+def _fits(pack: Sequence[_Member], workers: Workers, most: int | None) -> bool:
+    pays = sum(one.rows for one in pack) <= workers.rows if most is None else len(pack) <= most
+    room = sum(one.size for one in pack) <= workers.memory * MEMORY_SHARE
+    return len(pack) == 1 or (pays and room)
+
+
+def _pays(pack: Sequence[_Member], workers: Workers) -> bool:
+    return _cost(pack, workers) <= (1 - WORTH) * sum(_cost([one], workers) for one in pack)
+
+
+def _balanced(
+    alike: Sequence[Sequence[_Member]], workers: Workers, most: int | None
+) -> list[list[_Member]]:
+    """Packs in order: more and smaller ones for as long as all of them together are done sooner, or
+    fewer workers idle.
+    """
+    groups = [_divided(members, workers, most) for members in alike]
+    packs, kin = _in_order(groups)
+    while len(packs) <= BALANCED * workers.count:
+        costs = [_cost(pack, workers) for pack in packs]
+        best, candidates = _schedule(costs, workers)
+        if len(packs) < workers.count:
+            candidates = sorted(range(len(packs)), key=costs.__getitem__)
+        for index in reversed(candidates):
+            group, members = kin[index], alike[kin[index]]
+            if len(groups[group]) == len(members):
+                continue
+            finer = list(groups)
+            finer[group] = _divided(members, workers, most, len(groups[group]) + 1)
+            tried, tried_kin = _in_order(finer)
+            if _schedule([_cost(pack, workers) for pack in tried], workers)[0] < best:
+                groups, packs, kin = finer, tried, tried_kin
+                break
+        else:
+            break
+    return packs
+
+
+def _in_order(groups: Sequence[Sequence[list[_Member]]]) -> tuple[list[list[_Member]], list[int]]:
+    """Packs by the places of their first members, and the number of the group of each."""
+    found = [
+        (min(map(_place, pack)), number, pack)
+        for number, packs in enumerate(groups)
+        for pack in packs
+    ]
+    found.sort(key=lambda one: one[0])
+    return [pack for _, _, pack in found], [number for _, number, _ in found]
+
+
+def _schedule(costs: Sequence[float], workers: Workers) -> tuple[tuple[float, int], list[int]]:
+    """When the last of some packs ends and how many workers idle throughout (the less the better),
+    and the packs of the worker that ends last.
+    """
+    free = [(0.0, number) for number in range(workers.count)]
+    given: list[list[int]] = [[] for _ in free]
+    for index, cost in enumerate(costs):
+        at, number = heapq.heappop(free)
+        given[number].append(index)
+        heapq.heappush(free, (at + cost, number))
+    end, last = max(free)
+    return (end, sum(not own for own in given)), given[last]
+
+
+def _cost(pack: Sequence[_Member], workers: Workers) -> float:
+    """What a pack takes to train, in a unit of its own."""
+    backbone = pack[0].point.config.backbone
+    rows = sum(one.rows for one in pack)
+    total = done = 0
+    for one in sorted(pack, key=lambda one: one.steps):
+        total += (one.steps - done) * (workers.fixed_rows + rows)
+        done, rows = one.steps, rows - one.rows
+    return float(total * backbone.layers * backbone.width**2)

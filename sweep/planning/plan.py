@@ -1,0 +1,427 @@
+"""What a sweep has still to do: its trials minus what the ledger holds, in the order to run them.
+
+A plan trains nothing and changes nothing; it is made anew whenever it is wanted, since the ledger
+is the only memory. Trials are matched by id alone, so a sweep finds what another one trained.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from fpt.precision import refusal
+from fpt.spec import JSON
+from fpt.tasks import TASKS
+from sweep.ledger.ledger import WAITS, Ledger, LedgerError
+from sweep.planning import packing, tuning
+from sweep.planning.packing import Workers
+from sweep.sweepfile import lock
+from sweep.sweepfile.trials import IDENTITY_VERSION, Point, Sweep, hashed, load
+
+Status = Literal["done", "diverged", "missing", "blocked", "failed", "stale"]
+"""done, diverged: trained. missing: to be trained. blocked: waits for the trial whose backbone it
+takes, or for those that tune it. failed: waits for `sweep retry`. stale: trained by an older
+version of its task; what that gave is shown and never used."""
+
+STATUSES: tuple[Status, ...] = ("done", "diverged", "missing", "blocked", "failed", "stale")
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Trials that train side by side in one program."""
+
+    points: tuple[Point, ...]
+    resources: Mapping[str, float]
+    """What it takes of a machine, in Ray's words: {"CPU": 1}, or {"CPU": 1, "GPU": 1}."""
+    extends: Mapping[str, str] = field(default_factory=dict)
+    """Trial id -> id of a shorter training of the same trial, from whose end it goes on."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is done, and what is to be done."""
+
+    sweep: Sweep
+    status: Mapping[str, Status]
+    """Trial id -> status, of every trial of the sweep, in its order."""
+    why: Mapping[str, str]
+    """Trial id -> a short reason, where the status does not say all."""
+    packs: tuple[Pack, ...]
+    """What a run would train, in order; a pack comes after those whose backbones it takes."""
+    workers: Workers
+    """What the packs are formed for."""
+    apart: int = 0
+    """Trials that are left alone since the ledger measured that packs do not help them."""
+
+    def counts(self) -> dict[str, int]:
+        """Status -> number of trials, for every status."""
+        found = Counter(self.status.values())
+        return {status: found[status] for status in STATUSES}
+
+    @property
+    def saving(self) -> float:
+        """The part of the time in training that packs save, by formula: an estimate."""
+        return packing.saving((pack.points for pack in self.packs), self.workers)
+
+    @property
+    def seeds_apart(self) -> int:
+        """Trials that are alone in their packs for want of a `backbone_seed`."""
+        if self.sweep.spec.pack == "off":
+            return 0
+        return packing.seeds_apart((pack.points for pack in self.packs), self.workers)
+
+    @property
+    def unpinned(self) -> tuple[str, ...]:
+        """What trials that are not done read from the Hub at no commit in particular."""
+        done = ("done", "diverged")
+        open_ = [point for point in self.sweep.all if self.status[point.trial_id] not in done]
+        return tuple(str(one) for one in lock.unpinned(point.config for point in open_))
+
+    @property
+    def refusals(self) -> tuple[str, ...]:
+        """Why the processor of this machine cannot train what is to be trained, if it cannot."""
+        classes = {point.config.numerics for pack in self.packs for point in pack.points}
+        return tuple(filter(None, map(refusal, sorted(classes))))
+
+    def to_json(self) -> JSON:
+        """The plan as JSON values."""
+        return {
+            "sweep": self.sweep.name,
+            "file": str(self.sweep.file),
+            "counts": self.counts(),
+            "trials": [
+                {
+                    "trial_id": point.trial_id,
+                    "cell_id": point.cell_id,
+                    "label": point.label,
+                    "labels": dict(point.labels),
+                    "status": self.status[point.trial_id],
+                    "why": self.why.get(point.trial_id),
+                    "needs": point.parent,
+                }
+                for point in self.sweep.all
+            ],
+            "to_run": [[point.trial_id for point in pack.points] for pack in self.packs],
+            "packs": {
+                "members": packing.sizes(pack.points for pack in self.packs),
+                "at_a_time": self.workers.count,
+                "resources": dict(self.workers.resources),
+                "estimated_saving": round(self.saving, 3),
+                "measured_no_quicker": self.apart,
+                "seeds_apart": self.seeds_apart,
+            },
+            "unpinned": list(self.unpinned),
+            "refusals": list(self.refusals),
+            "left_out": [asdict(one) for one in self.sweep.left_out],
+            "warnings": list(self.sweep.warnings),
+            "tuning": list(tuning.notes(self.sweep)),
+        }
+
+
+def plan(
+    sweep: Sweep | str | Path,
+    ledger: Ledger | str | Path = "results",
+    *,
+    stale: bool = False,
+    only: Sequence[str] = (),
+    workers: Workers | None = None,
+) -> Plan:
+    """Subtract what the ledger holds from a sweep.
+
+    Args:
+        sweep: A sweep, or the path of a sweep file.
+        ledger: A ledger, or where it is.
+        stale: Whether stale trials are to be trained anew.
+        only: Labels, globs over them or trial ids: the plan of no other trials than these and the
+            pretrainings that they need. Default: of all.
+        workers: What packs are formed for. Default: the cores of this machine.
+
+    Raises:
+        SweepFileError: If the sweep file is wrong.
+        LedgerError: If the ledger cannot be read.
+    """
+    ledger = ledger if isinstance(ledger, Ledger) else Ledger(ledger)
+    sweep = sweep if isinstance(sweep, Sweep) else load(sweep)
+    sweep = tuning.resolve(sweep, ledger).only(only)
+    status, why = _judge(sweep, ledger, stale=stale)
+    runs: dict[str, int] = {}  # trial id -> pretrainings that have to be trained before it
+    for point in sweep.all:  # A pretraining comes after those that it depends on.
+        own, parent = status[point.trial_id], point.parent
+        if own not in ("missing", "blocked", "stale") or (own == "stale" and not stale):
+            continue
+        if point.undecided:
+            continue
+        if parent in runs:
+            runs[point.trial_id] = runs[parent] + 1
+        elif own != "blocked" and (parent is None or status.get(parent, "done") == "done"):
+            runs[point.trial_id] = 0
+    workers = workers or Workers.here()
+    packs, apart = _packs(_stages(sweep, runs), sweep, ledger, workers)
+    return Plan(sweep, status, why, packs, workers, apart)
+
+
+class Unfolding:
+    """Plans what becomes known of a sweep while it runs: a cell's own trials, once it is tuned.
+
+    So that nothing waits for anything but the trials that tune it.
+    """
+
+    def __init__(self, planned: Plan, ledger: Ledger, *, stale: bool = False) -> None:
+        """Take the plan that is being run.
+
+        Raises:
+            LedgerError: If the ledger cannot be read.
+        """
+        self._sweep = planned.sweep
+        self._ledger = ledger
+        self._stale = stale
+        self._workers = planned.workers
+        self._known = {point.trial_id for point in planned.sweep.all}
+        self._ended: set[str] = set()
+        """What ended before its plan, or was told of. Of a trial that ended since its plan, by
+        another driver, it is still told."""
+        self._left: dict[str, set[str]] = {}
+        """Trial -> what its study waits for; one set a study."""
+        self._look(planned)
+
+    def _look(self, planned: Plan) -> None:
+        if not self._sweep.studies:
+            return
+        self._ended |= {n for n, s in planned.status.items() if s in ("done", "diverged")}
+        for state in tuning.states(self._sweep, self._ledger):
+            left = {point.trial_id for point in state.trials} - self._ended
+            self._left.update(dict.fromkeys(left, left))
+
+    def __call__(self, trial_id: str) -> Plan | None:
+        """Told of a trial that has ended, gives the plan of those that have become known by it.
+
+        If the ledger cannot be read, there is none, and the next run finds them.
+        """
+        self._ended.add(trial_id)
+        left = self._left.pop(trial_id, None)
+        if left is None:
+            return None
+        left.discard(trial_id)
+        if left:
+            return None
+        try:
+            self._sweep = tuning.resolve(self._sweep, self._ledger)
+            new = [
+                point
+                for point in (*self._sweep.tunings, *self._sweep.points)
+                if not point.undecided and point.trial_id not in self._known
+            ]
+            if not new:
+                return None
+            self._known.update(point.trial_id for point in new)
+            only = replace(self._sweep, points=tuple(new), tunings=(), studies=())
+            planned = plan(only, self._ledger, stale=self._stale, workers=self._workers)
+            self._look(planned)
+        except LedgerError:
+            return None
+        names = {point.trial_id for point in new}
+        packs = [p for p in planned.packs if names.issuperset(one.trial_id for one in p.points)]
+        status = {name: planned.status[name] for name in names}
+        return replace(planned, status=status, packs=tuple(packs))
+
+
+def _stages(sweep: Sweep, runs: Mapping[str, int]) -> list[list[Point]]:
+    # Pretrainings first, since others wait for them; then what waits for none; trials of one
+    # backbone one after another, so that a worker seldom loads another one. The trials of a stage
+    # can start together.
+    first = {point.trial_id for point in sweep.pretrainings}
+    groups: dict[object, int] = {}
+    keys: dict[str, tuple[bool, int, int]] = {}
+    points = [point for point in sweep.all if point.trial_id in runs]
+    for point in points:
+        name, config = point.trial_id, point.config
+        if name in first:
+            keys[name] = (False, runs[name], 0)
+        else:
+            group = groups.setdefault((config.backbone, config.pretraining), len(groups))
+            keys[name] = (True, runs[name], group)
+    ordered = sorted(points, key=lambda point: keys[point.trial_id])
+    return [
+        list(stage)
+        for _, stage in itertools.groupby(ordered, key=lambda point: keys[point.trial_id][:2])
+    ]
+
+
+def _packs(
+    stages: Collection[Collection[Point]], sweep: Sweep, ledger: Ledger, workers: Workers
+) -> tuple[tuple[Pack, ...], int]:
+    # What to train, and how many trials the ledger has measured to be no quicker in packs.
+    points = [point for stage in stages for point in stage]
+    rule = sweep.spec.pack
+    most = {"auto": None, "off": 1}[rule] if isinstance(rule, str) else rule
+    alone = packing.no_quicker(ledger, workers.device) if points and rule == "auto" else frozenset()
+    formed = packing.form(stages, workers, most, alone)
+    shorter = _shorter(ledger, points)
+    packs = tuple(
+        Pack(
+            members,
+            workers.resources,
+            {n: shorter[n] for n in (point.trial_id for point in members) if n in shorter},
+        )
+        for members in formed
+    )
+    return packs, sum(packing.kind_of(point.config) in alone for point in points) if alone else 0
+
+
+def _judge(
+    sweep: Sweep, ledger: Ledger, *, stale: bool
+) -> tuple[dict[str, Status], dict[str, str]]:
+    # The status of each trial, and why, in the order of sweep.all.
+    points = {point.trial_id: point for point in sweep.all}
+    done = ledger.done()
+    outcomes = _outcomes(ledger, points.keys() & done)
+    open_ = {
+        name: point
+        for name, point in points.items()
+        if name not in outcomes and not point.undecided
+    }
+    failed = _failed(ledger, open_)
+    older = _older(ledger, [point for name, point in open_.items() if name not in failed], done)
+    backbones = ledger.backbones() if any(p.parent for p in points.values()) else set()
+
+    # A backbone is needed by what will train. From the last to the first, since to train a
+    # pretraining again may need another one's.
+    needed: set[str] = set()
+    for name, point in reversed(points.items()):
+        trains = name not in outcomes and name not in failed and (stale or name not in older)
+        again = outcomes.get(name) == "done" and name in needed and name not in backbones
+        if (trains or again) and point.parent is not None:
+            needed.add(point.parent)
+
+    status: dict[str, Status] = {}
+    why: dict[str, str] = {}
+    for name, point in points.items():
+        gone = outcomes.get(name) == "done" and name in needed and name not in backbones
+        if name in outcomes and not gone:
+            status[name] = outcomes[name]
+        elif name in failed:
+            status[name], why[name] = "failed", failed[name]
+        elif name in older:
+            status[name], why[name] = "stale", older[name]
+        else:
+            reason = _blocked_by(point, points, status, done & backbones)
+            status[name] = "blocked" if reason else "missing"
+            if reason or gone:
+                why[name] = reason or "trained, but its backbone is gone: to be trained again"
+    return status, why
+
+
+def _blocked_by(
+    point: Point,
+    points: Mapping[str, Point],
+    status: Mapping[str, Status],
+    usable: Collection[str],
+) -> str:
+    # Why a trial cannot start yet; empty if it can.
+    if point.undecided:
+        return point.undecided
+    parent = point.parent
+    if parent is None or status.get(parent) == "done":
+        return ""
+    if parent not in points:
+        what = f"takes the backbone of trial {parent}, which this file does not train"
+        return "" if parent in usable else what
+    name = points[parent].label
+    reasons: dict[Status, str] = {
+        "diverged": f"{name}, whose backbone it takes, diverged",
+        "failed": f"{name}, whose backbone it takes, failed",
+        "stale": f"{name}, whose backbone it takes, is stale",
+    }
+    return reasons.get(status[parent], f"after {name}, whose backbone it takes")
+
+
+def _outcomes(ledger: Ledger, ids: Collection[str]) -> dict[str, Status]:
+    if not ids:
+        return {}
+    rows = ledger.trials(ids, columns=["trial_id", "outcome"]).to_pydict()
+    return {
+        name: "diverged" if outcome == "diverged" else "done"
+        for name, outcome in zip(rows["trial_id"], rows["outcome"], strict=True)
+    }
+
+
+def _failed(ledger: Ledger, ids: Collection[str]) -> dict[str, str]:
+    # Trials whose last failure has to be mended first, and what it was.
+    if not ids:
+        return {}
+    return {
+        name: f"{row['cause']}: {row['exception']}: {(row['message'] or '').partition(chr(10))[0]}"
+        for name, row in ledger.last_failures(ids).items()
+        if row["cause"] in WAITS
+    }
+
+
+def _older(ledger: Ledger, points: Collection[Point], done: Collection[str]) -> dict[str, str]:
+    # Trials that were trained under another version of their task, or of the identity.
+    ours = {point.trial_id for point in points}
+    others = {name for name in done if name not in ours}
+    if not points or not others:
+        return {}
+    columns = ["trial_id", "task", "task_version", "identity_version", "config"]
+    # Damage to rows that are none of ours is no reason to stop.
+    rows = ledger.trials(others, columns=columns, strict=False).to_pylist()
+    found = {
+        _unversioned(json.loads(row["config"])): row
+        for row in rows
+        if row["identity_version"] != IDENTITY_VERSION
+        or (row["task"] in TASKS and row["task_version"] != TASKS[row["task"]].version)
+    }
+    if not found:
+        return {}
+    out = {}
+    for point in points:
+        row = found.get(_unversioned(point.config.identity()))
+        if row is not None:
+            out[point.trial_id] = (
+                f"trained as {row['trial_id']} under version {row['task_version']} of task "
+                f"{row['task']}; `sweep run --stale` trains it anew"
+            )
+    return out
+
+
+def _shorter(ledger: Ledger, points: Collection[Point]) -> dict[str, str]:
+    # Trials that only go on where a finished one with fewer steps has ended. The rate must not
+    # depend on the number of steps, and the last evaluation of the shorter one must be one that
+    # the longer one has too: else the two would not end as one run.
+    extensible = [
+        point
+        for point in points
+        if point.config.stop is None and point.config.optimizer.schedule == "constant"
+    ]
+    kept = ledger.states() - {point.trial_id for point in points} if extensible else set()
+    if not kept:
+        return {}
+    open_: dict[str, list[Point]] = {}
+    for point in extensible:
+        open_.setdefault(_stepless(point.config.identity()), []).append(point)
+    columns = ["trial_id", "steps", "evaluate_every", "outcome", "identity_version", "config"]
+    found: dict[str, tuple[int, str]] = {}
+    for row in ledger.trials(kept, columns=columns, strict=False).to_pylist():
+        ends = row["steps"] % row["evaluate_every"] == 0
+        if not ends or (row["outcome"], row["identity_version"]) != ("done", IDENTITY_VERSION):
+            continue
+        for point in open_.get(_stepless(json.loads(row["config"])), ()):
+            if row["steps"] < point.config.steps:
+                best = found.get(point.trial_id, (0, ""))
+                found[point.trial_id] = max(best, (row["steps"], row["trial_id"]))
+    return {name: shorter for name, (_, shorter) in found.items()}
+
+
+def _stepless(identity: JSON) -> str:
+    return json.dumps({**hashed(identity), "steps": None}, sort_keys=True)
+
+
+def _unversioned(identity: JSON) -> str:
+    identity = hashed(identity)
+    task = {name: value for name, value in identity["task"].items() if name != "version"}
+    return json.dumps({**identity, "task": task}, sort_keys=True)

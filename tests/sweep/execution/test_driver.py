@@ -1,0 +1,1135 @@
+"""Runs on a real Ray, mostly with a stand-in for the trainer, and what accidents leave behind."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import textwrap
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+
+from sweep.cli import running
+from sweep.execution import driver, worker
+from sweep.execution.channel import Beat
+from sweep.execution.driver import Event, Summary, run
+from sweep.ledger.ledger import Ledger, new_attempt
+from sweep.planning import tuning
+from sweep.planning.packing import Workers
+from sweep.planning.plan import plan
+from sweep.sweepfile.trials import Sweep, load
+from tests.servers import free_port
+from tests.support import trial_row
+
+pytestmark = pytest.mark.ray
+
+
+FILE = """
+sweep: small
+trial:
+  task: {name: bit-xor, bits: 3}
+  backbone: {name: gpt2, layers: 1, width: 8, heads: 1}
+  pretraining: random
+  steps: STEPS
+  batch_size: 4
+  evaluation: {every: 100}
+"""
+
+
+def sweep_file(folder: Path, rest: str, steps: int = 20) -> Path:
+    file = folder / "small.yaml"
+    file.write_text(FILE.replace("STEPS", str(steps)) + textwrap.dedent(rest))
+    return file
+
+
+class StandIn(Iterator[Any]):
+    """Ends at once, without torch; `misbehave` is called with each config first."""
+
+    settled = True
+    seconds = 2.0
+    """That a trial takes, by its own account, wherever it trains."""
+
+    def __init__(self, misbehave: Callable[[Any], None], trials: Any) -> None:
+        self.trials = trials
+        self.outcomes: dict[int, Any] = {}
+        self.failures: dict[int, Exception] = {}
+        self._misbehave = misbehave
+        self._left = len(trials)
+
+    def __next__(self) -> Any:
+        if not self._left:
+            raise StopIteration
+        self._left -= 1
+        k, config = self._left, self.trials[self._left]
+        self._misbehave(config)
+        state = SimpleNamespace(step=config.steps, to_bytes=lambda: b"state")
+        self.outcomes[k] = SimpleNamespace(
+            outcome="done", stopped="steps", steps=config.steps, best_step=config.steps,
+            train_loss=0.1, train_accuracy=0.9, training_set_loss=None,
+            training_set_accuracy=None, validation_loss=0.2, validation_accuracy=0.8,
+            test_loss=0.3, test_accuracy=0.7, seconds=self.seconds, examples=80, groups={},
+            backbone_digest="b" * 64, data_digest=None, state=state,
+        )  # fmt: skip
+        return SimpleNamespace(
+            trial=k, step=config.steps, split="train", loss=0.1, accuracy=0.9, seconds=0.1,
+            examples=80,
+        )  # fmt: skip
+
+    def states(self) -> dict[int, Any]:
+        return {}
+
+    def backbone(self, k: int) -> bytes:
+        return b"backbone"
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """The address of a Ray that all tests of this module share."""
+    from ray import cloudpickle
+    from ray.cluster_utils import Cluster
+
+    # Workers cannot import this module.
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    # Another Ray on this machine may have the dashboard's usual port.
+    head = {"num_cpus": 2, "num_gpus": 0, "dashboard_port": free_port()}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    yield cluster.address
+    cluster.shutdown()
+
+
+class Runs:
+    """Runs a sweep file with a stand-in, and remembers the events."""
+
+    def __init__(self, cluster: str, folder: Path) -> None:
+        self.cluster = cluster
+        self.folder = folder
+        self.ledger = Ledger(folder / "results")
+        self.events: list[Event] = []
+
+    def sweep(self, rest: str) -> Sweep:
+        return load(sweep_file(self.folder, rest))
+
+    def __call__(
+        self, sweep: Sweep, misbehave: Callable[[Any], None] = lambda config: None, **options: Any
+    ) -> Summary:
+        def train(trials: Any, **options: Any) -> StandIn:
+            return StandIn(misbehave, trials)
+
+        options = {"train": train, "on_event": self.events.append} | options
+        return run(
+            sweep,
+            results=self.folder / "results",
+            address=self.cluster,
+            mirror=False,
+            **options,
+        )
+
+    def of(self, kind: str) -> list[str]:
+        return [event.label for event in self.events if event.kind == kind]
+
+
+@pytest.fixture
+def runs(cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
+    # It has tests of its own, and costs a worker a run.
+    monkeypatch.setattr("sweep.cluster.preflight.check", lambda *_, **__: None)
+    return Runs(cluster, tmp_path)
+
+
+def counts(summary: Summary) -> tuple[int, int, int, int]:
+    return summary.done, summary.diverged, summary.failed, summary.missing
+
+
+def test_a_failing_trial_and_one_that_was_done_hold_nobody_up(runs: Runs) -> None:
+    first = runs.sweep("axes: {seed: [0]}\n")
+    assert counts(runs(first)) == (1, 0, 0, 0)
+    (row,) = (runs.folder / "results" / "trials").iterdir()
+    written = row.stat().st_mtime_ns
+
+    def misbehave(config: Any) -> None:
+        if config.seed == 2:
+            raise ZeroDivisionError("seed 2")
+
+    grown = runs.sweep("axes: {seed: [0, 1, 2, 3]}\n")
+    summary = runs(grown, misbehave)
+
+    assert counts(summary) == (3, 0, 1, 0)
+    assert summary.exit_code == 1
+    assert row.stat().st_mtime_ns == written
+    assert sorted(runs.of("trial_done")) == ["0", "1", "3"]
+    assert runs.of("trial_failed") == ["2"]
+    (failure,) = runs.ledger.failures().to_pylist()
+    assert (failure["cause"], failure["message"]) == ("code", "seed 2")
+    assert counts(runs(grown)) == (3, 0, 1, 0)  # it waits for `sweep retry`
+    assert runs.ledger.failures().num_rows == 1
+
+
+def test_a_finished_sweep_is_left_at_once_and_without_ray(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = runs.sweep("axes: {seed: [0]}\n")
+    runs(sweep)
+    monkeypatch.setattr(driver, "_drive", lambda *_, **__: pytest.fail("Ray was started"))
+
+    summary = runs(sweep)
+
+    assert counts(summary) == (1, 0, 0, 0)
+    assert summary.exit_code == 0
+
+
+def test_what_another_sweep_trained_reaches_mlflow_without_ray(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = load(sweep_file(tmp_path, "axes: {seed: [0, 1]}\n"))
+    ledger = Ledger(tmp_path / "results")
+    for point in sweep.points:
+        ledger.commit(trial_row(point))
+    monkeypatch.setattr(driver, "_drive", lambda *_, **__: pytest.fail("Ray was started"))
+
+    for _ in range(2):
+        assert counts(run(sweep, results=tmp_path / "results")) == (2, 0, 0, 0)
+
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{tmp_path}/results/mlflow.db")
+    (experiment,) = client.search_experiments(filter_string="name LIKE 'fpt-sweep/%'")
+    assert len(client.search_runs([experiment.experiment_id])) == 1 + 2
+
+
+def test_users_of_a_pretraining_run_after_it(runs: Runs) -> None:
+    sweep = runs.sweep(
+        """
+        backbones:
+          own: {task: {name: bit-xor, bits: 2}, train: all, seed: 0}
+        axes:
+          pretraining: [own, random]
+          seed: [0, 1]
+        """
+    )
+
+    summary = runs(sweep)
+
+    assert counts(summary) == (5, 0, 0, 0)
+    order = runs.of("trial_done")
+    assert order.index("own") < min(order.index("own/0"), order.index("own/1"))
+    assert runs.ledger.backbones() == {sweep.pretrainings[0].trial_id}
+
+
+def test_a_failed_pretraining_takes_its_users_along_and_nobody_else(runs: Runs) -> None:
+    sweep = runs.sweep(
+        """
+        backbones:
+          own: {task: {name: bit-xor, bits: 2}, train: all, seed: 0}
+        axes:
+          pretraining: [own, random]
+          seed: [0, 1]
+        """
+    )
+
+    def misbehave(config: Any) -> None:
+        if "attention" in config.train:
+            raise ZeroDivisionError
+
+    summary = runs(sweep, misbehave)
+
+    assert counts(summary) == (2, 0, 3, 0)
+    assert sorted(runs.of("trial_failed")) == ["own", "own/0", "own/1"]
+
+
+def test_a_killed_worker_is_noted_and_its_trial_is_tried_again(runs: Runs) -> None:
+    marker = runs.folder / "killed"
+
+    def misbehave(config: Any) -> None:
+        if config.seed == 1 and not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    summary = runs(runs.sweep("axes: {seed: [0, 1, 2]}\n"), misbehave)
+
+    assert counts(summary) == (3, 0, 0, 0)
+    (failure,) = runs.ledger.failures().to_pylist()
+    assert (failure["cause"], failure["exception"]) == ("worker", "WorkerDiedError")
+    attempts = {row["seed"]: row["attempts"] for row in runs.ledger.trials().to_pylist()}
+    assert attempts == {0: 1, 1: 2, 2: 1}
+
+
+def test_a_trial_that_kills_every_worker_fails_in_the_end(runs: Runs) -> None:
+    def misbehave(config: Any) -> None:
+        if config.seed == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    summary = runs(runs.sweep("axes: {seed: [0, 1, 2]}\nretry: {worker: 1}\n"), misbehave)
+
+    assert counts(summary) == (2, 0, 1, 0)
+    assert runs.ledger.failures().column("cause").to_pylist() == ["worker"] * 2
+
+
+def test_running_out_of_memory_costs_the_worker_and_is_noted_once(runs: Runs) -> None:
+    pids = runs.folder / "pids"
+
+    def misbehave(config: Any) -> None:
+        with pids.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        raise MemoryError("too large")
+
+    summary = runs(runs.sweep("axes: {seed: [0, 1]}\nretry: {memory: 1}\n"), misbehave)
+
+    assert counts(summary) == (0, 0, 2, 0)
+    notes = runs.ledger.failures().to_pylist()
+    assert {note["cause"] for note in notes} == {"memory"}
+    # A batch of 4 is taken whole and then in 2 parts, each time by a new worker.
+    assert [note["accumulation"] for note in notes] == [1, 2] * 2
+    assert len(set(pids.read_text().split())) == 4
+    assert plan(runs.sweep("axes: {seed: [0, 1]}\n"), runs.ledger).counts()["missing"] == 2
+
+
+def test_gpus_that_are_not_there_are_refused_and_not_waited_for(runs: Runs) -> None:
+    with pytest.raises(driver.ClusterError, match=r"gpus: 1 asked for a pack, and this Ray has 0"):
+        run(
+            runs.sweep("axes: {seed: [0]}\n"),
+            results=runs.folder / "results",
+            address=runs.cluster,
+            mirror=False,
+            gpus=1,
+        )
+
+
+@pytest.mark.parametrize(
+    ("members", "out_of_memory", "cause"),
+    [(1, False, "worker"), (2, False, "worker"), (1, True, "memory"), (2, True, "memory")],
+)
+def test_a_lost_worker_loses_those_who_had_not_ended(
+    members: int, out_of_memory: bool, cause: str, tmp_path: Path
+) -> None:
+    from ray.exceptions import OutOfMemoryError, RayActorError
+
+    ledger = Ledger(tmp_path / "results")
+    seeds = list(range(members + 1))
+    done, *open_ = load(sweep_file(tmp_path, f"axes: {{seed: {seeds}}}\n")).points
+    ledger.commit(trial_row(done))
+    points = (done, *open_) if members > 1 else tuple(open_)
+    job = worker.Job(points, {"CPU": 1}, new_attempt(), {p.trial_id: 1 for p in points})
+
+    results = driver._lost(
+        job, ledger, OutOfMemoryError("full") if out_of_memory else RayActorError()
+    )
+
+    assert [r.trial_id for r in results] == [p.trial_id for p in points]
+    assert {r.trial_id: r.cause for r in results if r.status == "failed"} == {
+        p.trial_id: cause for p in open_
+    }
+    assert ledger.failures().num_rows == members
+
+
+def test_a_second_driver_waits_and_finds_everything_done(runs: Runs) -> None:
+    sweep = runs.sweep("axes: {seed: [0]}\n")
+    lease = runs.ledger.lease(driver.lease_name(runs.cluster))
+    assert lease is not None
+
+    def finish(event: Event) -> None:
+        runs.events.append(event)
+        if event.kind == "waiting":
+            lease.release()
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(runs, "events", [])
+                runs(sweep)
+
+    summary = run(
+        sweep, results=runs.folder / "results", address=runs.cluster, mirror=False, on_event=finish
+    )
+
+    assert counts(summary) == (1, 0, 0, 0)
+    assert [event.kind for event in runs.events] == ["waiting"]
+    assert str(os.getpid()) in (runs.events[0].message or "")
+
+
+# ------------------------------------------------------- what hangs, and what is asked from outside
+
+
+class Slow(StandIn):
+    """Makes a step every so often, for as long as `goes_on` says; then it ends."""
+
+    def __init__(self, goes_on: Callable[[Any, int], bool], trials: Any) -> None:
+        super().__init__(lambda config: None, trials)
+        self._goes_on = goes_on
+        self._step = 0
+
+    def __next__(self) -> Any:
+        import time
+
+        if self._left == len(self.trials) and self._goes_on(self.trials[0], self._step):
+            time.sleep(0.1)
+            self._step += 1
+            return SimpleNamespace(
+                trial=0, step=self._step, split="train", loss=0.1, accuracy=0.9,
+                seconds=0.1 * self._step, examples=80,
+            )  # fmt: skip
+        return super().__next__()
+
+    def states(self) -> dict[int, Any]:
+        return {0: SimpleNamespace(step=self._step, to_bytes=lambda: b"state")}
+
+
+def test_a_trial_that_hangs_is_ended_and_tried_again_and_those_beside_it_finish(
+    runs: Runs,
+) -> None:
+    marker = runs.folder / "hung"
+    sweep = runs.sweep("axes: {seed: [0, 1, 2]}\npack: off\nlimits: {hang_seconds: 10}\n")
+
+    def goes_on(config: Any, step: int) -> bool:
+        if config.seed == 1 and step == 3 and not marker.exists():
+            marker.touch()
+            threading.Event().wait(1000)
+        return step < 5
+
+    summary = runs(sweep, train=lambda trials, **_: Slow(goes_on, trials))
+
+    assert counts(summary) == (3, 0, 0, 0)
+    (note,) = runs.ledger.failures().to_pylist()
+    assert (note["cause"], note["step"], note["exception"]) == ("hung", 3, "HungError")
+    assert "no step for" in note["message"]
+    assert note["lost"] == pytest.approx(0.3)
+    assert re.fullmatch(r"[\d.]+/[0-9a-f]{8}", note["node"])
+
+
+def test_a_pause_from_elsewhere_stops_a_run_within_seconds_and_the_next_one_goes_on(
+    runs: Runs,
+) -> None:
+    sweep = runs.sweep("axes: {seed: [0]}\n")
+    marker = runs.folder / "go on"
+
+    def told(event: Event) -> None:
+        if event.kind == "record":
+            runs.ledger.pause("small")
+
+    train = lambda trials, **_: Slow(lambda config, step: not marker.exists(), trials)  # noqa: E731
+    paused = runs(sweep, train=train, on_event=told)
+    marker.touch()
+
+    assert counts(paused) == (0, 0, 0, 1)
+    assert paused.interrupted
+    assert runs.ledger.states() == {sweep.points[0].trial_id}
+    assert runs.ledger.failures().column("cause").to_pylist() == ["interrupted"]
+    assert counts(runs(sweep, train=train)) == (1, 0, 0, 0)
+
+
+def test_what_on_event_raises_at_the_end_of_a_trial_ends_the_run(runs: Runs) -> None:
+    def told(event: Event) -> None:
+        if event.kind == "trial_done":
+            raise ZeroDivisionError("of on_event")
+
+    with pytest.raises(ZeroDivisionError, match="of on_event"):
+        runs(runs.sweep("axes: {seed: [0]}\n"), on_event=told)
+    assert len(runs.ledger.done()) == 1
+
+
+def test_a_run_ends_with_its_time(runs: Runs) -> None:
+    sweep = runs.sweep("axes: {seed: [0]}\n")
+
+    summary = runs(sweep, train=lambda trials, **_: Slow(lambda *_: True, trials), hours=5 / 3600)
+
+    assert (summary.exit_code, summary.interrupted) == (1, True)
+    assert "stopping: the time is up; running trials save their states" in [
+        event.message for event in runs.events
+    ]
+
+
+def test_what_another_driver_trains_is_left_to_it(runs: Runs) -> None:
+    sweep = runs.sweep("axes: {seed: [0, 1]}\n")
+    theirs, ours = sweep.points
+    lease = runs.ledger.lease("driver-of-another-cluster")
+    assert lease is not None
+    claims = runs.ledger.claims(lease)
+    assert claims.take([theirs.trial_id])
+
+    def finish(event: Event) -> None:
+        runs.events.append(event)
+        if event.kind == "trial_done" and event.trial_id == ours.trial_id:
+            runs.ledger.commit(trial_row(theirs))
+            claims.release([theirs.trial_id])
+
+    with lease:
+        summary = runs(sweep, on_event=finish)
+
+    assert counts(summary) == (2, 0, 0, 0)
+    done = {event.label: event.message for event in runs.events if event.kind == "trial_done"}
+    assert done == {"0": "finished elsewhere", "1": None}
+    assert "doubled" not in runs.ledger.failures().column("cause").to_pylist()
+
+
+def test_what_opens_a_bucket_reaches_the_first_worker(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_OPENS_IT", "sesame")  # the cluster's nodes have no such variable
+    found = runs.folder / "found"
+
+    def look(config: Any) -> None:
+        found.write_text(os.environ.get("AWS_OPENS_IT", "nothing"))
+
+    summary = runs(runs.sweep("axes: {seed: [0]}\n"), look)
+
+    assert counts(summary) == (1, 0, 0, 0)
+    assert found.read_text() == "sesame"
+
+
+def test_a_lease_is_named_after_the_cluster_and_not_after_its_address(runs: Runs) -> None:
+    port = runs.cluster.rpartition(":")[2]
+
+    names = {driver.lease_name(runs.cluster), driver.lease_name(f"localhost:{port}")}
+
+    assert len(names) == 1
+    assert port not in "".join(names).split("-")
+
+
+def test_a_head_that_is_gone_ends_the_driver_by_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    head = f"127.0.0.1:{free_port()}"
+    context = SimpleNamespace(gcs_address=head)
+    monkeypatch.setattr("ray.get_runtime_context", lambda: context)
+    monkeypatch.setattr(driver, "HEAD_AWAY", ("RAY_of_nobody", 0.4))
+    monkeypatch.setattr(driver, "CHORE_SECONDS", 0.05)
+    released: list[bool] = []
+    one: Any = object.__new__(driver._Run)
+    one._end = threading.Event()
+    one.lease = SimpleNamespace(release=lambda: released.append(True))
+
+    def leave(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr("os._exit", leave)
+    began = time.monotonic()
+    with pytest.raises(SystemExit, match="1"):
+        one._watch_head()
+
+    assert time.monotonic() - began > 0.3
+    assert released
+    assert f"{head}: the head of the cluster has not answered" in capsys.readouterr().err
+
+
+# ------------------------------------------------ what is asked of a driver, and when: without Ray
+
+
+class FakeLine:
+    """A line whose `take` has returned once something was said."""
+
+    def __init__(self) -> None:
+        self.said: list[list[Beat]] = []
+        self.halts: list[tuple[str, ...]] = []
+        self.take = SimpleNamespace(remote=lambda: self)
+        self.halt = SimpleNamespace(remote=lambda *node: self.halts.append(node))
+        self.entrust = SimpleNamespace(remote=lambda variables: None)
+
+    def say(self, number: int, steps: int = 0, beats: int = 0) -> None:
+        phase = "training" if beats else "preparing"
+        recorded = {"t": steps} if steps else {}
+        self.said.append([Beat("a", number, "node", phase, beats, recorded, {})])
+
+
+class Turns:
+    """A run with one attempt under way, whose turns come when a test says so."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, slots: int) -> None:
+        self.line = FakeLine()
+        monkeypatch.setattr("ray.wait", lambda refs, timeout: (refs if self.line.said else [], []))
+        monkeypatch.setattr("ray.get", lambda line: ("line", [], line.said.pop(0)))
+        # The module's clock, and not that of other threads.
+        monkeypatch.setattr(driver, "time", SimpleNamespace(monotonic=lambda: self.now))
+        self.now = 1000.0
+        self.events: list[Event] = []
+        self.interrupts = driver._Interrupts()
+        job = SimpleNamespace(points=(), resources={})
+        agenda: Any = SimpleNamespace(
+            stopped=None, running={"a": job}, emit=self.events.append, ended=self._ended
+        )
+        agenda.stop = lambda why: setattr(agenda, "stopped", agenda.stopped or why)
+        lease: Any = SimpleNamespace(held=True, lost=False)
+        limits = SimpleNamespace(storage_seconds=600.0, hang_seconds=None)
+        sweep: Any = SimpleNamespace(name="small", spec=SimpleNamespace(limits=limits))
+        line: Any = self.line
+        claims: Any = SimpleNamespace(release=lambda ids: None)
+        ledger: Any = SimpleNamespace()
+        self.run = driver._Run(
+            agenda, slots, line, ledger, self.interrupts, lease, claims,
+            sweep=sweep, until=None, entrusted={},
+        )  # fmt: skip
+
+    def _ended(self, attempt: str, results: Any) -> None:
+        del self.run.agenda.running[attempt]
+
+    def until_killed(self, most: float) -> float:
+        """Turn for so many seconds, and say after how many it was killed."""
+        began = self.now
+        while self.now < began + most:
+            try:
+                self.run.turn()
+            except KeyboardInterrupt:
+                break
+            self.now += 0.125
+        return self.now - began
+
+
+@pytest.fixture(params=[4, 500])
+def turns(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Turns:
+    return Turns(monkeypatch, request.param)
+
+
+def test_who_has_made_steps_since_its_last_beat_is_not_killed_by_a_pause(turns: Turns) -> None:
+    turns.line.say(0)
+    turns.run.turn()
+    turns.run._paused = True
+    turns.line.say(1, beats=3)  # three slow steps, and no record yet
+
+    assert turns.until_killed(200) == pytest.approx(driver.END_SECONDS, abs=0.5)
+    assert turns.line.halts == [()]
+
+
+def test_who_is_heard_of_a_beat_after_the_pause_is_not_killed_either(turns: Turns) -> None:
+    turns.line.say(0)
+    turns.run.turn()
+    turns.run._paused = True
+    assert turns.until_killed(turns.run.interval) == turns.run.interval
+    turns.line.say(1, steps=500, beats=500)
+
+    assert turns.until_killed(100) == 100
+    turns.run.ended("a", ())
+    assert turns.until_killed(10) == 0  # and nobody is waited for who has ended
+
+
+def test_workers_that_only_import_are_not_waited_for(turns: Turns) -> None:
+    turns.line.say(0)
+    turns.run.turn()
+    turns.run._paused = True
+
+    assert turns.until_killed(200) == pytest.approx(2 * turns.run.interval + 1.0, abs=0.5)
+
+
+def test_nothing_is_made_of_beats_that_came_while_the_driver_stood_still(turns: Turns) -> None:
+    turns.line.say(0)
+    turns.run.turn()
+    turns.run._paused = True
+    assert turns.until_killed(0.5) == 0.5
+    turns.now += 60
+    turns.line.said.append([])
+    assert turns.until_killed(0.5) == 0.5
+    turns.line.say(1, beats=3)
+
+    assert turns.until_killed(30) == 30
+
+
+@pytest.mark.parametrize(
+    ("number", "seconds", "again"),
+    [(signal.SIGINT, driver.STOP_SECONDS, True), (signal.SIGTERM, driver.TERM_SECONDS, False)],
+)
+def test_who_sends_sigterm_waits_longer_than_who_presses_ctrl_c(
+    turns: Turns, number: int, seconds: float, again: bool
+) -> None:
+    turns.line.say(0, steps=10, beats=10)
+    turns.run.turn()
+    turns.interrupts._handle(number, None)
+
+    assert turns.until_killed(200) == pytest.approx(seconds, abs=0.5)
+    assert ("Ctrl-C again kills them" in (turns.run.agenda.stopped or "")) == again
+
+
+def test_a_signal_amid_any_wait_ends_it_and_the_second_one_kills(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ledger: Any = SimpleNamespace(lease=lambda name: None, holder=lambda name: None)
+    # What the wait of a lock is interrupted by must not wait for this lock.
+    end = lambda seconds: signal.raise_signal(signal.SIGTERM)  # noqa: E731
+    monkeypatch.setattr(driver, "time", SimpleNamespace(monotonic=time.monotonic, sleep=end))
+
+    with driver._Interrupts() as interrupts:
+        found = driver._driver_lease(ledger, "driver-here", interrupts, lambda event: None)
+        assert (found, interrupts.count) == ((None, True), 1)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert interrupts.first == signal.SIGTERM
+    assert not any(isinstance(one, threading.Event) for one in vars(interrupts).values())
+
+
+def test_a_note_that_cannot_be_made_costs_no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = SimpleNamespace(get_draining_nodes=lambda: {"a node": 0})
+    monkeypatch.setattr("ray._private.state.state", state)
+    one: Any = object.__new__(driver._Run)
+    rounds = iter([False, False, True])
+    pauses = iter([False, True])
+    one._end = SimpleNamespace(wait=lambda seconds: next(rounds))
+    one.sweep = SimpleNamespace(name="small")
+    one.ledger = SimpleNamespace(paused=lambda name: next(pauses))
+    one.lease = SimpleNamespace(note={})
+
+    def fail() -> None:
+        raise RuntimeError("deque mutated during iteration")
+
+    one._note = fail
+    one._chores()
+
+    assert (one._paused, one._draining) == (True, {"a node"})
+
+
+def test_a_fault_while_a_trial_ends_is_not_hidden_by_tune(turns: Turns) -> None:
+    feed, watch = driver._adapters(turns.run)
+    job = SimpleNamespace(attempt="a")
+    turns.run.next = lambda: job  # type: ignore[method-assign,assignment,return-value]
+    turns.run.agenda.finished = False  # type: ignore[misc]
+    assert feed.suggest("tune's") == {"job": job}
+
+    def ended(attempt: str, results: Any) -> None:
+        raise ZeroDivisionError("of on_event")
+
+    turns.run.agenda.ended = ended  # type: ignore[method-assign]
+    trial: Any = SimpleNamespace(trial_id="tune's", pickled_error_file=None)
+    controller: Any = None
+
+    feed.on_trial_complete("tune's", {"results": ()})
+    watch.on_trial_error(controller, trial)  # Tune calls this, too, where the former fails
+
+    with pytest.raises(ZeroDivisionError, match="of on_event"):
+        turns.run.turn()
+
+
+class Planned:
+    """Runs a sweep of one trial whose driver only notes whether it was paused when it began."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+        monkeypatch.setattr(driver, "WAIT_SECONDS", 0.01)
+        monkeypatch.setattr(driver, "HEED_SECONDS", 0.01)
+        monkeypatch.setattr(driver, "_drive", self._drive)
+        self.sweep = load(sweep_file(folder, "axes: {seed: [0]}\n"))
+        self.ledger = Ledger(folder / "results")
+        self.began: list[bool] = []
+
+    def _drive(self, *_: object, **__: object) -> tuple[dict[str, str], bool]:
+        self.began.append(self.ledger.paused("small"))
+        return {}, False
+
+    def __call__(self, on_event: Callable[[Event], None] = lambda event: None) -> Summary:
+        return run(self.sweep, results=self.ledger.uri, mirror=False, on_event=on_event)
+
+
+@pytest.fixture
+def planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Planned:
+    return Planned(tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_pause_stays_until_the_driver_that_it_was_meant_for_has_ended(
+    planned: Planned, old: bool
+) -> None:
+    other = planned.ledger.lease(driver.lease_name())
+    assert other is not None
+    planned.ledger.pause("small")
+    if old:
+        mark = Path(planned.ledger.uri, "leases/paused/small.json")
+        mark.write_bytes(b"{}")  # as the first release wrote it
+    seen: list[bool] = []
+
+    def told(event: Event) -> None:
+        if event.kind == "waiting":
+            seen.append(planned.ledger.paused("small"))
+            if len(seen) == 3:
+                other.release()
+
+    assert not planned(told).interrupted
+    assert (seen, planned.began) == ([True] * 3, [False])
+
+
+def test_a_pause_that_is_asked_for_while_a_run_waits_counts(planned: Planned) -> None:
+    other = planned.ledger.lease(driver.lease_name())
+    assert other is not None
+    planned.ledger.pause("small")
+    said: list[str | None] = []
+
+    def told(event: Event) -> None:
+        said.append(event.message)
+        if event.kind == "waiting":
+            planned.ledger.pause("small")
+            other.release()
+
+    summary = planned(told)
+
+    assert (summary.interrupted, summary.missing, planned.began) == (True, 1, [])
+    assert said[-1] == "not started: somebody asked for a pause"
+    assert planned.ledger.paused("small")
+    assert not planned().interrupted
+    assert planned.began == [False]
+
+
+def test_the_driver_of_another_cluster_may_see_a_pause_before_it_is_taken_back(
+    planned: Planned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert planned.ledger.lease("driver-of-another-cluster") is not None
+    planned.ledger.pause("small")
+    seen: list[tuple[float, bool]] = []
+    wait = lambda _, seconds: seen.append((seconds, planned.ledger.paused("small")))  # noqa: E731
+    monkeypatch.setattr(driver._Interrupts, "wait", wait)
+
+    planned()
+
+    assert seen == [(driver.HEED_SECONDS, True)]
+    assert planned.began == [False]
+
+
+def test_a_run_with_nothing_to_do_takes_a_pause_back(planned: Planned) -> None:
+    planned.ledger.commit(trial_row(planned.sweep.points[0]))
+    planned.ledger.pause("small")
+
+    assert planned().done == 1
+    assert not planned.ledger.paused("small")
+
+
+def test_what_is_pruned_leaves_other_sweeps_their_states(
+    planned: Planned, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ledger, ours, shared = planned.ledger, "0123456789ab", "0123456789cd"
+    before = {ours: "old/0", shared: "old/1"}
+    ledger.remember("small", before)
+    ledger.remember("other", {shared: "b/0"})
+    for name in before:
+        ledger.save_state(name, b"state", step=10, attempt="a1")
+    lease = ledger.lease("driver-here")
+    assert lease is not None
+
+    running._tell_removed(planned.sweep, ledger, prune=True)
+    assert "a run is under way; --prune forgets them once it has ended" in capsys.readouterr().err
+    assert ledger.states() == before.keys()
+    lease.release()
+    running._tell_removed(planned.sweep, ledger, prune=True)
+
+    said = capsys.readouterr().err
+    assert "2 trials forgotten" in said
+    assert "1 of them: other sweeps have them too, so their states stay" in said
+    assert ledger.states() == {shared}
+    assert ledger.remembered("small").keys() == {planned.sweep.points[0].trial_id}
+
+
+# ----------------------------------------------------------------- packs, with the trainer itself
+
+
+PACKED = """
+sweep: packed
+trial:
+  backbone: {name: gpt2, layers: 2, width: 32, heads: 2}
+  pretraining: random
+  backbone_seed: 0
+  batch_size: 4
+  steps: 20
+  dropout: 0.1
+  evaluation: {every: 10}
+"""
+
+FIGURES = (
+    "outcome", "stopped", "steps_trained", "best_step", "train_loss", "train_accuracy",
+    "validation_loss", "validation_accuracy", "test_loss", "test_accuracy", "examples",
+    "backbone_digest",
+)  # fmt: skip
+
+
+def figures(ledger: Ledger) -> dict[str, Any]:
+    rows = ledger.trials().to_pylist()
+    return {row["trial_id"]: [row[name] for name in FIGURES] for row in rows}
+
+
+POISON = """
+import os
+from typing import Literal
+
+import numpy as np
+
+from fpt import Baseline, Batch, Shape, Splits, Stored, Task
+
+
+class Source:
+    def batch(self, seed, stream, step, size):
+        if seed == 2 and step == 7:
+            os._exit(1)
+        draws = np.random.default_rng([seed, step])
+        inputs = draws.standard_normal((size, 4, 2), dtype=np.float32)
+        return Batch(inputs, (inputs.sum((1, 2)) > 0).astype(np.int64)[:, None])
+
+
+class Poisoned(Task):
+    name: Literal["poison:Poisoned"] = "poison:Poisoned"
+
+    def shape(self, protocol):
+        return Shape(tokens=4, inputs=2, embedded=False, classes=2)
+
+    def splits(self, protocol):
+        fixed = Stored(Source().batch(9, 0, 0, 50))
+        return Splits(train=Source(), validation=fixed, test=fixed)
+
+    def baseline(self, protocol):
+        return Baseline(0.5, "guess")
+"""
+
+
+@pytest.mark.slow
+def test_who_kills_the_worker_of_a_pack_is_found_and_the_others_end_as_alone(
+    tmp_path: Path, cluster: str
+) -> None:
+    (tmp_path / "poison.py").write_text(POISON)
+    text = "retry: {worker: 0}\n" + PACKED + "  task: poison:Poisoned\n"
+    file, healthy = tmp_path / "packed.yaml", tmp_path / "healthy.yaml"
+    file.write_text(text + "axes: {seed: [0, 1, 2, 3]}\n")
+    healthy.write_text(text + "axes: {seed: [0, 1, 3]}\npack: off\n")
+    packed, alone = Ledger(tmp_path / "packed"), Ledger(tmp_path / "alone")
+    (pack,) = plan(file, packed, workers=Workers(1)).packs
+    bad = pack.points[2].trial_id
+
+    options: dict[str, Any] = {"address": cluster, "mirror": False}
+    summary = run(file, results=packed.uri, max_concurrent=1, **options)
+    assert counts(run(healthy, results=alone.uri, **options)) == (3, 0, 0, 0)
+
+    assert counts(summary) == (3, 0, 1, 0)
+    deaths = Counter(row["trial_id"] for row in packed.failures().to_pylist())
+    # Twice in the pack of four, once in that of two, and once alone.
+    assert [deaths[point.trial_id] for point in pack.points] == [2, 2, 4, 3]
+    assert deaths.total() == 11
+    assert set(packed.failures().column("cause").to_pylist()) == {"worker"}
+    assert figures(packed) == figures(alone)
+    assert bad not in figures(packed)
+    sizes = {row["trial_id"]: row["pack_size"] for row in packed.trials().to_pylist()}
+    assert [sizes.get(point.trial_id) for point in pack.points] == [2, 2, None, 1]
+
+
+@pytest.mark.slow
+def test_packs_change_no_bit_of_a_figure(tmp_path: Path, cluster: str) -> None:
+    rest = """\
+backbones:
+  own: {task: {name: bit-memory, strings: 2, bits: 20, patch: 10}, seed: 0}
+axes:
+  pretraining: [random, own]
+  task: [{name: bit-xor, bits: 3}, {name: digits}]
+  learning_rate: [1e-3, 1e-2]
+  seed: [0, 1, 2]
+"""
+    ledgers = {}
+    for rule in ("auto", "off"):
+        file = tmp_path / f"{rule}.yaml"
+        file.write_text(f"{PACKED}{rest}pack: {rule}\n")
+        ledgers[rule] = Ledger(tmp_path / rule)
+        summary = run(file, results=ledgers[rule].uri, address=cluster, mirror=False)
+        assert counts(summary) == (25, 0, 0, 0)
+
+    assert figures(ledgers["auto"]) == figures(ledgers["off"])
+    sizes = {
+        rule: ledger.trials().column("pack_size").to_pylist() for rule, ledger in ledgers.items()
+    }
+    assert set(sizes["off"]) == {1}
+    # All but the pretraining are planned in packs; what turns out to be no quicker so may leave.
+    assert sum(size > 1 for size in sizes["auto"]) >= 12
+
+
+@pytest.mark.slow
+def test_packs_that_are_no_quicker_are_given_up_within_the_run(runs: Runs) -> None:
+    text = FILE.replace("STEPS", "20").replace("batch_size: 4", "batch_size: 25")
+    text += "  backbone_seed: 0\n"
+    alone, file = runs.folder / "alone.yaml", runs.folder / "packed.yaml"
+    alone.write_text(text + "axes: {seed: [0, 1, 2]}\npack: off\n")
+    file.write_text(f"{text}axes: {{seed: {[*range(3, 15)]}}}\n")
+    assert counts(runs(load(alone))) == (3, 0, 0, 0)
+    sweep = load(file)
+    planned = plan(sweep, runs.ledger, workers=Workers(1))
+    assert [len(pack.points) for pack in planned.packs] == [4, 4, 4]
+
+    assert counts(runs(sweep, max_concurrent=1)) == (12, 0, 0, 0)
+
+    sizes = {row["seed"]: row["pack_size"] for row in runs.ledger.trials().to_pylist()}
+    assert [sizes[seed] for seed in range(15)] == [1] * 3 + [4] * 4 + [1] * 8
+
+
+# ------------------------------------------------------------- accidents, with the trainer itself
+
+
+DRIVER = """
+import sys
+from sweep.execution.driver import run
+
+def told(event):
+    print(event.kind, event.label, event.step, flush=True)
+
+summary = run(sys.argv[1], results=sys.argv[2], on_event=told)
+print("summary", summary.done, summary.missing, summary.interrupted, flush=True)
+sys.exit(summary.exit_code)
+"""
+
+
+ALONE = """
+import json
+import sys
+import torch
+from fpt.trainer import train
+from sweep.sweepfile.trials import load
+
+torch.set_num_threads(1)
+figures = []
+for point in load(sys.argv[1]).all:
+    training = train([point.config])
+    list(training)
+    end = training.outcomes[0]
+    figures.append([point.trial_id, end.train_loss, end.validation_loss, end.test_loss])
+print(json.dumps(figures))
+"""
+
+
+class Driver:
+    """A driver in a process of its own, in a session of its own as under a terminal."""
+
+    def __init__(self, file: Path, scratch: Path) -> None:
+        (scratch / "home").mkdir(exist_ok=True)
+        environment = os.environ | {"HOME": str(scratch / "home"), "TMPDIR": str(scratch)}
+        # What Ray does without it depends on what earlier Rays left in the home folder.
+        environment.pop("RAY_AUTH_MODE")
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", DRIVER, str(file), str(file.parent / "results")],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+            start_new_session=True,
+        )
+        self.said: list[str] = []
+
+    def until(self, word: str) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.said.append(line.strip())
+            if line.startswith(word):
+                return
+        pytest.fail(f"the driver ended without {word!r}: {self.said}")
+
+    def children(self) -> list[psutil.Process]:
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        self.agents = set()
+        for child in children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if child.name().endswith("Agent"):
+                    self.agents.add(child.pid)
+        return children
+
+    def end(self, children: list[psutil.Process]) -> int:
+        """Wait for the driver and for all that it started, and return its exit code."""
+        code = self.process.wait(timeout=600)
+        assert self.process.stdout is not None
+        with self.process.stdout as rest:
+            self.said += rest.read().splitlines()
+        # Two idle agents of a killed Ray end by themselves, a minute later.
+        working = [p for p in children if p.pid not in self.agents]
+        _, alive = psutil.wait_procs(working, timeout=120)
+        assert alive == []
+        return code
+
+
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """A folder with a path that is short enough for Ray's sockets."""
+    with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as folder:
+        yield Path(folder)
+
+
+@pytest.mark.slow
+def test_ctrl_c_and_kill_lose_no_result_and_change_no_figure(tmp_path: Path, scratch: Path) -> None:
+    file = sweep_file(tmp_path, "axes: {seed: [0, 1, 2]}\n", steps=1500)
+    ledger = Ledger(tmp_path / "results")
+
+    # Ctrl-C reaches the whole process group, Ray and workers included.
+    first = Driver(file, scratch)
+    first.until("record")
+    children = first.children()
+    os.killpg(first.process.pid, signal.SIGINT)
+    assert first.end(children) == 1
+    (summary,) = [line for line in first.said if line.startswith("summary")]
+    assert summary.endswith("True")
+    assert ledger.states()
+    assert ledger.failures().column("cause").to_pylist().count("interrupted") >= 1
+
+    # A killed driver takes everything along that it started; its folder is swept up later.
+    second = Driver(file, scratch)
+    second.until("trial_done")
+    done = {p: p.stat().st_mtime_ns for p in (tmp_path / "results" / "trials").iterdir()}
+    assert done
+    children = second.children()
+    second.process.kill()
+    second.end(children)
+    assert list(scratch.glob("fpt-sweep-*"))
+
+    third = Driver(file, scratch)
+    third.until("trial_started")
+    assert third.end(third.children()) == 0
+    assert third.said[-1] == "summary 3 0 False"
+    assert {p: p.stat().st_mtime_ns for p in done} == done
+    assert list(scratch.glob("fpt-sweep-*")) == []
+    assert list((scratch / "home").iterdir()) == []
+
+    with contextlib.closing(sqlite3.connect(tmp_path / "results" / "mlflow.db")) as runs:
+        mirrored = runs.execute("select value from tags where key = 'fpt_sweep.trial_id'")
+        assert sorted(name for (name,) in mirrored) == sorted(ledger.done())
+
+    # The figures are those of the trainer alone, uninterrupted, to the bit.
+    env = os.environ | {"MKL_CBWR": "AUTO,STRICT", "OMP_NUM_THREADS": "1"}
+    alone = subprocess.run(
+        [sys.executable, "-c", ALONE, str(file)],
+        env=env,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    expected = {name: tuple(figures) for name, *figures in json.loads(alone.stdout)}
+    rows = ledger.trials().to_pylist()
+    assert {
+        r["trial_id"]: (r["train_loss"], r["validation_loss"], r["test_loss"]) for r in rows
+    } == (expected)
+
+
+def test_a_cell_is_tuned_and_then_trained_in_one_run_and_optuna_told(runs: Runs) -> None:
+    sweep = runs.sweep(
+        """\
+        axes: {dropout: [0.0, 0.1], seed: [0, 1]}
+        tune: {learning_rate: {values: [1e-2, 1e-3, 1e-4]}, seeds: [7]}
+        pack: off
+        """
+    )
+
+    begun = runs.folder / "a trial of the first cell is done"
+
+    def told(event: Event) -> None:
+        runs.events.append(event)
+        if event.kind == "trial_done" and event.label == "0.0/0":
+            begun.touch()
+
+    def slow_second_cell(config: Any) -> None:
+        if (config.dropout, config.seed, config.learning_rate) == (0.1, 7, 1e-2):
+            until = time.monotonic() + 120
+            while not begun.exists() and time.monotonic() < until:
+                time.sleep(0.05)
+
+    summary = runs(sweep, slow_second_cell, on_event=told)
+
+    # Of equals, the least.
+    assert counts(summary) == (10, 0, 0, 0)
+    now = tuning.resolve(sweep, runs.ledger)
+    assert {point.config.learning_rate for point in now.points} == {1e-4}
+    assert runs.ledger.done() == {point.trial_id for point in now.all}
+    # The first cell did not wait for the second one.
+    ended = runs.of("trial_done")
+    slow = [label for label in ended if label.startswith("0.1/7")]
+    assert ended.index("0.0/0") < ended.index(slow[-1]) < ended.index("0.1/0")
+    assert tuning.record(sweep, runs.ledger) == 0
+    assert (runs.folder / "results/studies/small.log").exists()
+    assert runs(sweep).done == 10

@@ -1,0 +1,171 @@
+"""Prices: against the published rows, held out; and what is said where nothing is known."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from sweep.ledger.ledger import Ledger
+from sweep.planning import estimates
+from sweep.planning.estimates import Quote, compare, keep, quote
+from sweep.planning.packing import Workers
+from sweep.planning.plan import Plan, plan
+from sweep.sweepfile.trials import Sweep, load
+from tests.support import trial_row
+
+ROOT = Path(__file__).parents[3]
+ROWS: list[dict[str, Any]] = [
+    {name: value for name, value in row.items() if not name.startswith("axis.")}
+    for row in pq.read_table(ROOT / "results/published/quickstart/trials.parquet").to_pylist()
+]
+FEW = Workers(2)
+TUNED = """\
+sweep: tuned
+trial:
+  task: {name: bit-xor, bits: 2}
+  backbone: {name: gpt2, layers: 1, width: 16, heads: 2}
+  pretraining: random
+  steps: 10
+tune: {learning_rate: {values: [1e-3, 1e-2]}, by: validation_accuracy, seeds: [9]}
+axes: {seed: [0, 1]}
+"""
+
+
+@pytest.fixture(scope="module")
+def quickstart() -> Sweep:
+    return load(ROOT / "experiments/quickstart.yaml")
+
+
+def priced(folder: Path, sweep: Sweep, known: list[dict[str, Any]]) -> tuple[Plan, Quote]:
+    """A quote from some rows, for all other trials."""
+    ledger = Ledger(folder)
+    for row in known:
+        ledger.commit(row)
+        if row["train"].count("+") == 5:  # It trains a backbone for the others.
+            ledger.put_backbone(row["trial_id"], b"")
+    planned = plan(sweep, ledger, workers=FEW)
+    return planned, quote(planned, ledger)
+
+
+def inside(made: Quote) -> bool:
+    took = sum(row["seconds"] for row in ROWS if row["trial_id"] in made.trials) / 3600
+    assert made.low is not None
+    assert made.high is not None
+    return made.low <= took <= made.high
+
+
+def test_half_of_the_published_rows_price_the_other_half(tmp_path: Path, quickstart: Sweep) -> None:
+    rng = random.Random(0)
+    hits = []
+    for number in range(12):
+        known = [row for row in ROWS if rng.random() < 0.5 or row["pretraining"] == "random"]
+        _, made = priced(tmp_path / str(number), quickstart, known)
+        assert made.measured + made.guessed == len(ROWS) - len(known) == len(made.trials)
+        assert made.guessed == 0
+        hits.append(inside(made))
+
+    assert sum(hits) >= 10  # of 12, at nine in ten; nine or fewer are one chance in 40
+    assert made.high / made.low < 2
+
+
+def test_a_task_that_was_never_measured_is_priced_by_formula_from_the_others(
+    tmp_path: Path, quickstart: Sweep
+) -> None:
+    for task in ("bit-xor", "listops", "digits"):
+        known = [row for row in ROWS if row["task"] != task]
+        _, made = priced(tmp_path / task, quickstart, known)
+
+        assert (made.measured, made.guessed) == (0, 12)
+        assert inside(made)
+        assert "by formula" in made.note
+
+
+def test_with_nothing_measured_a_core_has_a_wide_price_and_a_gpu_none(
+    tmp_path: Path, quickstart: Sweep
+) -> None:
+    _, made = priced(tmp_path, quickstart, [])
+    on_gpu = quote(plan(quickstart, tmp_path, workers=Workers(1, gpus=1)), Ledger(tmp_path))
+
+    assert made.guessed == len(ROWS)
+    assert inside(made)
+    assert made.high / made.low > 5
+    assert made.finish_hours > made.hours / 2
+    assert on_gpu.device == "cuda"
+    assert on_gpu.hours is on_gpu.low is on_gpu.high is on_gpu.finish_hours is None
+    assert on_gpu.operations == made.operations > 1e12
+    assert "without a price" in on_gpu.note
+
+
+def test_nothing_to_train_costs_nothing(tmp_path: Path, quickstart: Sweep) -> None:
+    ledger = Ledger(tmp_path)
+    for row in ROWS:
+        ledger.commit(row)
+    ledger.put_backbone(quickstart.pretrainings[0].trial_id, b"")
+    planned = plan(quickstart, ledger, workers=FEW)
+    made = quote(planned, ledger)
+
+    assert not planned.packs
+    assert (made.hours, made.finish_hours, made.disk, made.memory) == (0, 0, 0, None)
+    keep(made, planned, ledger)
+    assert compare(quickstart, ledger) is None
+
+
+def test_a_quote_is_set_against_what_its_trials_took(tmp_path: Path, quickstart: Sweep) -> None:
+    known, rest = ROWS[:20], ROWS[20:]
+    planned, made = priced(tmp_path, quickstart, known)
+    ledger = Ledger(tmp_path, write=True)
+    keep(made, planned, ledger)
+    before = compare(quickstart, ledger)
+    for row in rest[:5]:
+        ledger.commit(row)
+
+    after = compare(quickstart, Ledger(tmp_path))
+
+    assert before is not None
+    assert (before.trials, before.done, before.took) == (len(made.trials), 0, 0)
+    assert after is not None
+    assert after.done == 5
+    assert after.took == pytest.approx(sum(row["seconds"] for row in rest[:5]) / 3600)
+    assert after.quoted == pytest.approx(
+        sum(made.trials[row["trial_id"]] for row in rest[:5]) / 3600, rel=1e-3
+    )
+    assert (after.hours, after.low, after.high) == (made.hours, made.low, made.high)
+
+
+def test_a_quote_holds_for_what_it_could_not_name_yet(tmp_path: Path) -> None:
+    file = tmp_path / "tuned.yaml"
+    file.write_text(TUNED)
+    planned = plan(load(file), ledger := Ledger(tmp_path / "results", write=True))
+    keep(quote(planned, ledger), planned, ledger)
+    for number, point in enumerate(planned.sweep.tunings):
+        ledger.commit(trial_row(point, validation_accuracy=0.5 + 0.1 * number))
+    resolved = plan(file, ledger).sweep
+    for point in resolved.points:
+        ledger.commit(trial_row(point))
+
+    found = compare(resolved, ledger)
+
+    assert len(planned.sweep.undecided) == 2
+    assert not resolved.undecided
+    assert found is not None
+    assert (found.trials, found.done) == (4, 4)
+
+
+def test_a_quote_that_cannot_be_read_is_none(tmp_path: Path) -> None:
+    (tmp_path / "quotes/x").mkdir(parents=True)
+    (tmp_path / "quotes/x/1.json").write_text("{")
+
+    file = tmp_path / "x.yaml"
+    file.write_text(TUNED.replace("sweep: tuned", "sweep: x"))
+
+    assert compare(load(file), Ledger(tmp_path)) is None
+
+
+def test_more_workers_end_sooner_and_packs_are_never_split_over_them() -> None:
+    assert estimates._ends([3, 3, 3], 2) == 6
+    assert estimates._ends([3, 3, 3], 3) == 3
+    assert estimates._ends([10, 1, 1], 8) == 10
