@@ -10,12 +10,13 @@ Clocks are compared for people only: no lease and no commit depends on two of th
 
 from __future__ import annotations
 
+import math
 import platform
 import secrets
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -179,6 +180,27 @@ def infeasible(
                 f"one node is {_spelled(most)}: add such a node, or ask for less"
             ] = None
     return list(problems)
+
+
+def whole_device(shape: Shape, alive: Sequence[Node], groups: Sequence[Group]) -> Shape:
+    """Return what a pack has to ask for to be alone on its device: whole GPUs, or, of a pack that
+    trains on a core, all cores of the largest node.
+    """
+    if gpus := shape.get("GPU"):
+        return {**shape, "GPU": float(math.ceil(gpus))}
+    now = [node.resources for node in alive if _fits(shape, node.resources)]
+    places = now or [group.resources for group in groups if _fits(shape, group.resources)]
+    return {**shape, "CPU": max((place["CPU"] for place in places), default=shape["CPU"])}
+
+
+def elsewhere(shape: Shape, avoid: Collection[str]) -> dict[str, str]:
+    """Return the label selector that keeps a pack from nodes that failed it; empty where no other
+    node has room for it.
+    """
+    others = (node for node in nodes() if node.id not in avoid)
+    if not avoid or not any(_fits(shape, node.resources) for node in others):
+        return {}
+    return {"ray.io/node-id": f"!in({','.join(sorted(avoid))})"}
 
 
 def _fits(shape: Shape, resources: Shape) -> bool:

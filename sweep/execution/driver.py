@@ -34,10 +34,11 @@ from sweep.cluster import preflight
 from sweep.cluster.connection import ClusterError as ClusterError
 from sweep.cluster.connection import cluster_id, connected, entrusted, environment
 from sweep.execution import worker
+from sweep.execution.causes import Cause, cause_of
 from sweep.execution.channel import Beat, Heard, Line, Reports
 from sweep.execution.scheduler import Agenda, NoQuicker, OnEvent
 from sweep.execution.scheduler import Event as Event
-from sweep.execution.worker import Cause, Job, Result, Train
+from sweep.execution.worker import Job, Result, Train
 from sweep.ledger.leases import Claims
 from sweep.ledger.ledger import MARKS, Lease, Ledger, LedgerError
 from sweep.mirrors.mlflow_runs import Mirror
@@ -51,6 +52,7 @@ from sweep.sweepfile.trials import Sweep
 if TYPE_CHECKING:
     from ray import ObjectRef
     from ray.actor import ActorHandle
+    from ray.tune import PlacementGroupFactory
     from ray.tune.experiment import Trial
     from ray.tune.schedulers import TrialScheduler
     from ray.tune.search import Searcher
@@ -504,7 +506,8 @@ def _drive(
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         interrupts.catch()
-        have = preflight.capacity(preflight.nodes(), preflight.autoscaled())
+        nodes, groups = preflight.nodes(), preflight.autoscaled()
+        have = preflight.capacity(nodes, groups)
         if gpus is None:
             gpus = 1.0 if have.get("GPU") else 0.0
         if gpus > have.get("GPU", 0):
@@ -536,6 +539,7 @@ def _drive(
             before,
             emit,
             accumulation=accumulation,
+            device=preflight.whole_device(planned.workers.resources, nodes, groups),
             claim=_claimed(claims),
             follow=Unfolding(planned, ledger, stale=stale),
             no_quicker=_measured(planned, ledger),
@@ -555,7 +559,7 @@ def _drive(
         )  # fmt: skip
         trainable = tune.with_resources(
             _trainable(line, state.interval, ledger.uri, train),
-            lambda config: tune.PlacementGroupFactory([dict(config["job"].resources)]),
+            lambda config: _reservation(config["job"]),
         )
         pending = {"TUNE_MAX_PENDING_TRIALS_PG": str(min(slots, 200))}
         try:
@@ -584,6 +588,15 @@ def _drive(
                 text = "killed: running trials go on from their last states"
                 emit(Event("message", message=text))
         return agenda.failed, state.stopped
+
+
+def _reservation(job: Job) -> PlacementGroupFactory:
+    """What Ray reserves for a job."""
+    from ray.tune import PlacementGroupFactory
+
+    where = preflight.elsewhere(job.resources, job.avoid) if job.avoid else None
+    options: dict[str, Any] = {"bundle_label_selector": [where]} if where else {}
+    return PlacementGroupFactory([dict(job.resources)], **options)
 
 
 def _earlier(ledger: Ledger, planned: Plan) -> tuple[Counter[str], dict[str, int]]:
@@ -770,9 +783,9 @@ class _Run:
     def ended(self, attempt: str, results: Sequence[Result]) -> None:
         """Take in what came of a job."""
         job = self.agenda.running[attempt]
-        self.heard.pop(attempt, None)
+        heard = self.heard.pop(attempt, None)
         self.condemned.pop(attempt, None)
-        self.agenda.ended(attempt, results)
+        self.agenda.ended(attempt, results, heard.beat.node if heard else None)
         with suppress(LedgerError):
             self.claims.release([point.trial_id for point in job.points])
 
@@ -987,7 +1000,7 @@ def _lost(
         raised: BaseException = error.cause or error
         if isinstance(raised, worker.EndWorkerError):
             return raised.results
-        cause = worker.cause_of(raised)
+        cause = cause_of(raised)
     else:
         cause, raised = _death(error, heard, hung)
         raised.__cause__ = error

@@ -12,7 +12,9 @@ What the first packs of a kind of trials show holds for the others: if one was t
 memory, they are cut before they start; if they were no quicker, the rest goes alone.
 
 How often a trial is tried again is the sweep file's to say (`retry`), cause by cause. One that runs
-out of memory by itself is tried at the end, with nothing beside it, each batch in more parts.
+out of memory by itself is tried at the end, each batch in more parts, with nothing beside it on its
+device: a whole GPU, or all cores of a node. Other devices go on. What a device or a node failed is
+tried on another node.
 """
 
 from __future__ import annotations
@@ -82,7 +84,9 @@ class _Todo:
     """Trial id -> the step last heard of when the worker died."""
     accumulation: int = 1
     alone: bool = False
-    """To be tried when nothing else is left to do, with nothing beside it."""
+    """To be tried when nothing else is left to hand out, with a device to itself."""
+    avoid: frozenset[str] = frozenset()
+    """Nodes whose device, or which themselves, failed it."""
 
 
 class Agenda:
@@ -95,6 +99,7 @@ class Agenda:
         emit: OnEvent,
         *,
         accumulation: Mapping[str, int] | None = None,
+        device: Mapping[str, float] | None = None,
         claim: Claim | None = None,
         follow: Follow | None = None,
         no_quicker: NoQuicker | None = None,
@@ -107,6 +112,8 @@ class Agenda:
             emit: Who is told.
             accumulation: Trial id -> parts of a batch, of those that were alone and out of memory
                 in earlier runs.
+            device: Resources of a whole device, for what has to be alone on one. Default: what any
+                pack gets.
             claim: Asked before trials are handed out. Default: all are ours.
             follow: Called with the id of each trial that has ended with a row; gives a plan of the
                 trials that have become known by it, if there are any.
@@ -120,6 +127,7 @@ class Agenda:
         """Trial id -> why it failed, or will not be tried."""
         self.running: dict[str, Job] = {}
         """Attempt -> its job."""
+        self._device = device
         self._keep_states = planned.sweep.keep.trained
         self._keep_backbones = planned.sweep.keeps_backbones
         self._attempts = Counter(failures)
@@ -156,7 +164,7 @@ class Agenda:
         for index, pack in enumerate(self._packs):
             parts = max((accumulation or {}).get(p.trial_id, 1) for p in pack.points)
             if parts > 1 and len(pack.points) == 1:
-                self._packs[index] = replace(pack, accumulation=parts, alone=True)
+                self._packs[index] = self._alone(pack, parts)
             self._enqueue(index)
 
     def _enqueue(self, index: int) -> None:
@@ -234,11 +242,14 @@ class Agenda:
     def _pop(self) -> int | None:
         if self.stopped is not None:
             return None
-        if any(self._packs[index].alone for index in self._pack_of.values()):
-            return None
         if self._ready:
             return heapq.heappop(self._ready)
-        return self._last.pop(0) if self._last and not self.running else None
+        return self._last.pop(0) if self._last else None
+
+    def _alone(self, pack: _Todo, parts: int) -> _Todo:
+        """The pack, to be tried at the end, by itself on a device."""
+        device = self._device or pack.resources
+        return replace(pack, resources=device, accumulation=parts, alone=True)
 
     def _no_larger_than_known(self, pack: _Todo) -> _Todo:
         """The first part of a pack that another one like it has shown to be too large."""
@@ -282,13 +293,20 @@ class Agenda:
             extends=pack.extends,
             accumulation=pack.accumulation,
             limits=self._limits,
+            avoid=pack.avoid,
         )
         self.running[job.attempt] = job
         self._pack_of[job.attempt] = index
         return job
 
-    def ended(self, attempt: str, results: Sequence[Result]) -> None:
-        """Take in what came of a job."""
+    def ended(self, attempt: str, results: Sequence[Result], node: str | None = None) -> None:
+        """Take in what came of a job.
+
+        Args:
+            attempt: The job's attempt.
+            results: What came of each of its trials.
+            node: Ray's id of the node where it ran, as far as that is known.
+        """
         job = self.running.pop(attempt)
         pack = self._packs[self._pack_of.pop(attempt)]
         points = {point.trial_id: point for point in job.points}
@@ -316,6 +334,8 @@ class Agenda:
                 again.append(point)
             else:
                 self._failed(point, result)
+        if node and any(one.cause in ("device", "node") for one in failed.values()):
+            pack = replace(pack, avoid=pack.avoid | {node})
         if died:
             pack = replace(pack, deaths=pack.deaths + 1, died_at=died)
         if again:
@@ -353,7 +373,7 @@ class Agenda:
             self._failed(point, result)
             return
         how = f"tried at the end, alone, each batch in {parts} parts"
-        todo = replace(pack, points=(point,), accumulation=parts, alone=True)
+        todo = self._alone(replace(pack, points=(point,)), parts)
         self._append(todo, {point.trial_id: result}, how)
 
     def _append(self, pack: _Todo, failed: Mapping[str, Result], how: str) -> None:

@@ -15,10 +15,8 @@ report and when to stop.
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import json
-import sys
 import time
 import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -31,6 +29,7 @@ from fpt.config import TrialConfig
 from fpt.files import DataError
 from fpt.spec import JSON
 from fpt.tasks.base import Baseline
+from sweep.execution.causes import ENDS_PROCESS, Cause, NodeError, cause_of, ends_process
 from sweep.ledger import provenance
 from sweep.ledger.ledger import WAITS, Ledger, LedgerError
 from sweep.ledger.storage import StorageError
@@ -45,11 +44,6 @@ T = TypeVar("T")
 
 Train = Callable[..., "Training"]
 """`fpt.train`, or what stands in for it where only the orchestration is measured."""
-
-Cause = Literal[
-    "data", "code", "memory", "worker", "node", "storage", "hung", "preempted", "interrupted"
-]
-"""Why an attempt at a trial came to nothing."""
 
 Halt = Literal["interrupted", "preempted"]
 """Why an attempt is to end before its trials have."""
@@ -85,6 +79,8 @@ class Job:
     accumulation: int = 1
     """Parts of a batch, for want of memory; of packs of one."""
     limits: LimitsSpec = field(default_factory=LimitsSpec)
+    avoid: Collection[str] = ()
+    """Ray's ids of nodes where not to run it, as long as there are others."""
     node: str | None = None
     """Of the Ray cluster, where it runs; the worker knows it."""
 
@@ -118,10 +114,7 @@ class Result:
 
 
 class EndWorkerError(Exception):
-    """Raised when everything is written, for Ray to end this process.
-
-    After running out of memory, what an allocator keeps would fail the next trial too.
-    """
+    """Raised when everything is written, for Ray to end this process (see `ENDS_PROCESS`)."""
 
     def __init__(self, results: tuple[Result, ...]) -> None:
         super().__init__(results)
@@ -206,9 +199,10 @@ def run_pack(
         pulse: Where signs of life are left.
 
     Raises:
-        EndWorkerError: If memory ran out: all is written, and this process should end.
+        EndWorkerError: If this process must not train again: all is written.
     """
     results: dict[str, Result] = {}
+    raised: BaseException | None = None
     trials = [Progress(point, datetime.now(UTC)) for point in job.points]
     try:
         results |= patiently(lambda: finished(job, ledger), job, halted)
@@ -217,7 +211,7 @@ def run_pack(
             attempt = _Attempt(job, ledger, missing, results, on_record, halted, pulse or Pulse())
             attempt.run(train, on_start)
     except Exception as error:
-        cause = cause_of(error)
+        cause, raised = cause_of(error), error
         left = [trial for trial in trials if trial.point.trial_id not in results]
         for trial in left:
             # Data and weights that are missing are missing to all, since a pack shares them.
@@ -226,9 +220,10 @@ def run_pack(
                 if len(left) > 1 and cause == "code"
                 else _fail(ledger, job, trial, cause, error)
             )
-        if cause == "memory":
-            raise EndWorkerError(tuple(results.values())) from error
-    return tuple(results.values())
+    ended = tuple(results.values())
+    if (raised and ends_process(raised)) or any(one.cause in ENDS_PROCESS for one in ended):
+        raise EndWorkerError(ended) from raised
+    return ended
 
 
 def patiently(call: Callable[[], T], job: Job, halted: Callable[[], Halt | None]) -> T:
@@ -303,12 +298,9 @@ class _Attempt:
         self.trials = [t for t in self.trials if t.point.trial_id not in self.results]
         if not self.trials:
             return
+        _check_device(self.job.resources)
         # Those who train; the others were done, or cannot.
-        self.job = replace(
-            self.job,
-            points=tuple(trial.point for trial in self.trials),
-            resources=_usable(self.job.resources),
-        )
+        self.job = replace(self.job, points=tuple(trial.point for trial in self.trials))
         if self.job.keep_backbones:
             names = {trial.point.trial_id for trial in self.trials}
             self.again = patiently(self.ledger.done, self.job, self.halted) & names
@@ -511,13 +503,22 @@ class _Attempt:
             self.ledger.fail(failure_row(self.job, trial, "doubled", error))
 
 
-def _usable(resources: Mapping[str, float]) -> Mapping[str, float]:
-    """What was reserved, without GPUs that a node only says it has: then it trains on a core."""
+def _check_device(resources: Mapping[str, float]) -> None:
+    """Refuse to train on a core where a GPU is reserved.
+
+    Raises:
+        NodeError: If torch finds no CUDA device here.
+    """
     if not resources.get("GPU"):
-        return resources
+        return
     import torch
 
-    return resources if torch.cuda.is_available() else {**resources, "GPU": 0}
+    if not torch.cuda.is_available():
+        raise NodeError(
+            f"{provenance.host()}: Ray reserved a GPU, and torch {torch.__version__} finds no CUDA "
+            "device there: look at its driver (nvidia-smi) and at torch's build, or start its Ray "
+            "with --num-gpus=0"
+        )
 
 
 def _keep_to_share(resources: Mapping[str, float]) -> None:
@@ -528,19 +529,6 @@ def _keep_to_share(resources: Mapping[str, float]) -> None:
         import torch
 
         torch.cuda.set_per_process_memory_fraction(min(part, 1.0))
-
-
-def cause_of(error: BaseException) -> Cause:
-    """The cause of a failure, by its exception."""
-    torch = sys.modules.get("torch")  # where torch was never imported, none of its errors is raised
-    if isinstance(error, DataError):
-        return "data"
-    if isinstance(error, MemoryError) or (torch and isinstance(error, torch.OutOfMemoryError)):
-        return "memory"
-    full = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE)
-    if isinstance(error, LedgerError) or (isinstance(error, OSError) and error.errno in full):
-        return "storage"
-    return "code"
 
 
 def _undecided(point: Point, error: BaseException) -> Result:

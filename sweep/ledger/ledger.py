@@ -79,6 +79,7 @@ CAUSES = (
     "data",
     "code",
     "memory",
+    "device",
     "worker",
     "node",
     "storage",

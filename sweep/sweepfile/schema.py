@@ -247,10 +247,13 @@ class RetrySpec(Spec):
     memory: Annotated[int, Field(ge=0)] | None = 4
     """It was alone in its pack and out of memory: tried at the end, with nothing beside it, each
     batch in twice as many parts (`accumulation` in its row) as before. Larger packs are split."""
+    device: Annotated[int, Field(ge=0)] | None = 3
+    """Its GPU failed, or was taken: tried on another node, where there is one."""
     worker: Annotated[int, Field(ge=0)] | None = 3
     """Its worker's process ended without a word."""
     node: Annotated[int, Field(ge=0)] | None = 10
-    """The machine that it ran on was lost."""
+    """The machine that it ran on was lost, or could not do what it promised: no CUDA where it has a
+    GPU, a library that does not load, no room for another thread or open file."""
     storage: Annotated[int, Field(ge=0)] | None = 5
     """Nothing could be written, for longer than `limits.storage_seconds`."""
     hung: Annotated[int, Field(ge=0)] | None = 2

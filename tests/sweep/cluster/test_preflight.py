@@ -76,6 +76,32 @@ def test_the_autoscalers_limits_count() -> None:
     assert "nor can the autoscaler start one (gpu-spot)" in problem
 
 
+@pytest.mark.parametrize(
+    ("shape", "alive", "whole"),
+    [
+        ({"CPU": 1, "GPU": 0.25}, [{"CPU": 8, "GPU": 2}], {"CPU": 1, "GPU": 1}),
+        ({"CPU": 1, "GPU": 2}, [{"CPU": 8, "GPU": 2}], {"CPU": 1, "GPU": 2}),
+        ({"CPU": 1}, [{"CPU": 8}, {"CPU": 16}, {"CPU": 0}], {"CPU": 16}),
+        ({"CPU": 1}, [{"CPU": 0}], {"CPU": 32}),  # what the autoscaler can start
+    ],
+)
+def test_alone_means_a_whole_gpu_or_a_whole_node(shape: Any, alive: Any, whole: Any) -> None:
+    nodes = [node(str(number), **one) for number, one in enumerate(alive)]
+    groups = [Group("spot", {"CPU": 32}, 4)]
+
+    assert preflight.whole_device(shape, nodes, groups) == whole
+
+
+def test_elsewhere_is_another_node_with_room_or_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = [node("bad", CPU=4, GPU=1), node("small", CPU=4), node("good", CPU=4, GPU=1)]
+    monkeypatch.setattr(preflight, "nodes", lambda: there)
+    shape = {"CPU": 1.0, "GPU": 1.0}
+
+    assert preflight.elsewhere(shape, ["bad"]) == {"ray.io/node-id": "!in(bad)"}
+    assert preflight.elsewhere(shape, ["good", "bad"]) == {}
+    assert preflight.elsewhere(shape, []) == {}
+
+
 # --------------------------------------------------------------------------------------- releases
 
 

@@ -118,7 +118,7 @@ def test_a_diverged_pretraining_is_an_outcome_and_gives_nobody_a_backbone() -> N
     assert [(e.kind, e.trial_id) for e in events] == [("trial_done", "p"), ("trial_failed", "u")]
 
 
-@pytest.mark.parametrize("cause", ["worker", "storage", "node", "hung", "preempted"])
+@pytest.mark.parametrize("cause", ["worker", "device", "storage", "node", "hung", "preempted"])
 def test_what_the_environment_caused_is_tried_again_a_few_times(cause: Any) -> None:
     agenda, events = agenda_of(Stub("a"), failures={"a": 4}, retry=RetrySpec(**{cause: 2}))
 
@@ -295,23 +295,57 @@ def test_out_of_memory_ends_with_its_budget_or_with_parts_of_one_example(
     assert agenda.failed == {"a": "E: too large"}
 
 
-def test_what_was_out_of_memory_has_nothing_beside_it() -> None:
-    agenda, _ = agenda_of(Stub("big"), Stub("a"), Stub("b"))
-    big, a = agenda.next(), agenda.next()
+@pytest.mark.parametrize("device", [{"CPU": 1, "GPU": 1}, {"CPU": 8}])
+def test_what_was_out_of_memory_has_its_device_to_itself_and_others_go_on(device: Any) -> None:
+    points = [Stub("big"), Stub("huge"), Stub("p"), Stub("a"), Stub("u", parent="p")]
+    agenda, _ = agenda_of(*points, device=device)
+    big, huge, p = agenda.next(), agenda.next(), agenda.next()
     end(agenda, big, **FULL)
+    end(agenda, huge, **FULL)
 
-    b = agenda.next()
-    assert name(b) == "b"
-    assert agenda.next() is None  # a and b run
-    end(agenda, a)
-    assert agenda.next() is None
-    end(agenda, b)
-    again = agenda.next()
+    a = agenda.next()
+    assert name(a) == "a"  # what has not failed comes first
+    again, other = agenda.next(), agenda.next()  # beside p and a, on devices of their own
     assert again is not None
-    assert (name(again), again.accumulation) == ("big", 2)
-    assert not agenda.finished
-    end(agenda, again)
+    assert other is not None
+    assert (name(again), again.accumulation, again.resources) == ("big", 2, device)
+    assert (name(other), other.accumulation, other.resources) == ("huge", 2, device)
+    end(agenda, p)
+    u = agenda.next()  # while what is alone still runs
+    assert u is not None
+    assert (name(u), u.resources) == ("u", {"CPU": 1})
+    for job in (a, again, other, u):
+        assert not agenda.finished
+        end(agenda, job)
     assert agenda.finished
+
+
+def test_what_an_earlier_run_found_too_large_has_its_device_to_itself_too() -> None:
+    agenda, _ = agenda_of(Stub("big"), accumulation={"big": 4}, device={"CPU": 8})
+
+    job = agenda.next()
+
+    assert job is not None
+    assert (job.accumulation, job.resources) == (4, {"CPU": 8})
+
+
+@pytest.mark.parametrize(("cause", "avoided"), [("device", True), ("node", True), ("hung", False)])
+def test_what_a_device_or_a_node_failed_is_tried_elsewhere(cause: Any, avoided: bool) -> None:
+    agenda, _ = agenda_of(pack_of(2), Stub("other"))
+    why = {"cause": cause, "exception": "E", "message": "ECC"}
+
+    for node in ("n1", "n2"):
+        job = agenda.next()
+        assert job is not None
+        agenda.ended(job.attempt, [Result(p.trial_id, "failed", **why) for p in job.points], node)
+        if node == "n1":
+            end(agenda, agenda.next())  # other: of itself it knows nothing bad
+
+    last = agenda.next()
+    assert last is not None
+    assert names(last) == "m0 m1"
+    assert set(last.avoid) == ({"n1", "n2"} if avoided else set())
+    assert not agenda.failed
 
 
 def test_what_an_earlier_run_learnt_of_memory_is_not_learnt_again() -> None:

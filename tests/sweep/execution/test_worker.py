@@ -259,10 +259,59 @@ def test_out_of_memory_is_written_and_ends_the_worker(ledger: Ledger) -> None:
     assert ledger.failures().column("cause").to_pylist() == ["memory"]
 
 
-def test_torchs_out_of_memory_is_known_without_importing_torch() -> None:
-    torch = pytest.importorskip("torch")
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (RuntimeError("CUDA error: uncorrectable ECC error encountered"), "device"),
+        (RuntimeError("CUDA error: device-side assert triggered"), "code"),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), "node"),
+    ],
+)
+def test_a_process_that_is_broken_ends_with_all_written(
+    ledger: Ledger, error: Exception, cause: str
+) -> None:
+    def train(*_: Any, **__: Any) -> Any:
+        raise error
 
-    assert worker.cause_of(torch.OutOfMemoryError("CUDA out of memory")) == "memory"
+    with pytest.raises(EndWorkerError) as raised:
+        run(ledger, job(point()), train)
+
+    (result,) = raised.value.results
+    assert result.cause == cause
+    assert ledger.failures().column("cause").to_pylist() == [cause]
+
+
+def test_a_member_that_leaves_for_want_of_memory_ends_the_process_after_the_others(
+    ledger: Ledger,
+) -> None:
+    class Broken(StandIn):
+        def __next__(self) -> Any:
+            record = super().__next__()
+            if record.step == 20:
+                self.failures[1] = MemoryError("its batches")
+            return record
+
+    with pytest.raises(EndWorkerError) as raised:
+        run_pack(job(point(0), point(1)), ledger, train=Broken)
+
+    assert [r.status for r in raised.value.results] == ["failed", "done"]
+    assert ledger.done() == {point(0).trial_id}
+
+
+def test_a_gpu_that_is_reserved_and_not_there_is_the_nodes_failure(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    given = replace(job(point()), resources={"CPU": 1, "GPU": 1})
+
+    with pytest.raises(EndWorkerError) as raised:
+        run(ledger, given, lambda *_, **__: pytest.fail("trained on a core"))
+
+    (result,) = raised.value.results
+    assert (result.status, result.cause) == ("failed", "node")
+    assert "finds no CUDA device there" in (result.message or "")
+    (note,) = ledger.failures().to_pylist()
+    assert (note["cause"], note["device"]) == ("node", "cuda")
 
 
 def test_where_not_even_a_failure_can_be_written_both_reasons_are_told(
