@@ -360,6 +360,15 @@ class SharedLinear(nn.Module):
         return self._rounded[2]
 
 
+def _alike(x: Tensor) -> Tensor:
+    """Return an operand of a batched product, (R, heads, …), in the layout that it has for any R.
+
+    torch copies heads that lie apart in memory into one piece, but for a single sequence, which it
+    hands to BLAS as it lies. BLAS may then sum in another order (seen on AMD's Zen 4).
+    """
+    return x.contiguous() if len(x) == 1 and x.shape[1] > 1 else x
+
+
 class _Attention(torch.autograd.Function):
     """Attention with its weights in the open, to be dropped or looked at, as one node of the graph:
     what autograd would do, with fewer passes over (R, heads, T, T) numbers.
@@ -377,7 +386,8 @@ class _Attention(torch.autograd.Function):
         scale: float,
     ) -> tuple[Tensor, Tensor]:
         """What is attended to, and the weights before any is dropped."""
-        scores = (query @ key.transpose(2, 3)).mul_(scale)
+        query, key, value = map(_alike, (query, key, value))
+        scores = (query @ _alike(key.transpose(2, 3))).mul_(scale)
         if bias is not None:
             scores += bias
         if mask is not None:
@@ -394,8 +404,9 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Any, ...]:
         """Gradients of queries, keys, values and the bias."""
         query, key, value, weights, used, kept = ctx.saved_tensors
+        gradient = _alike(gradient)
         of_value = used.transpose(2, 3) @ gradient
-        of_weights = gradient @ value.transpose(2, 3)
+        of_weights = gradient @ _alike(value.transpose(2, 3))
         if kept is not None:
             of_weights.mul_(kept)
         # A masked score has a weight of zero, and so no gradient.
@@ -403,7 +414,7 @@ class _Attention(torch.autograd.Function):
         of_bias = of_scores.sum(0, keepdim=True) if ctx.needs_input_grad[4] else None
         of_scores.mul_(ctx.scale)
         of_query = of_scores @ key
-        of_key = (query.transpose(2, 3) @ of_scores).transpose(2, 3)
+        of_key = (_alike(query.transpose(2, 3)) @ of_scores).transpose(2, 3)
         return of_query, of_key, of_value, None, of_bias, None, None
 
 
