@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 export HF_HUB_OFFLINE = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart test lint format slow chaos bench clean
+.PHONY: help venv quickstart test lint format slow chaos docs bench clean
 
 help: ## Show these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,7 +16,7 @@ venv: $(STAMP) ## Make the virtual environment .venv and install (again only if 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make venv PYTHON=python3.11")'
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,docs]'
 	touch $@
 
 quickstart: venv ## Run experiments/quickstart.yaml and print its table
@@ -42,9 +42,12 @@ slow: venv ## The slow tests
 chaos: venv ## Accidents of every kind to a real cluster, as root (SEEDS=10: ten times)
 	FPT_SWEEP_CHAOS_SEEDS=$(or $(SEEDS),1) $(BIN)/python -m pytest -m slow tests/chaos/test_chaos.py
 
+docs: venv ## Build the site into site/, strictly: a broken link or reference fails
+	$(BIN)/mkdocs build --strict
+
 bench: venv ## Measure what README and CHANGELOG quote
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
 
 clean: ## Remove the environment and all caches (never results/)
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build site
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -18,6 +18,10 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = "\n".join(
+    page.read_text(encoding="utf-8")
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+)
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 HEAVY = ("torch", "ray", "mlflow", "transformers")
 
@@ -38,19 +42,20 @@ claims: [{that: faster > random, axis: pretraining, per: task}]
 
 
 def blocks(language: str) -> list[str]:
-    """The code blocks of README in one language."""
-    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+    """The code blocks of README and of the pages in one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", PAGES, flags=re.MULTILINE | re.DOTALL)
 
 
 def shell_lines(first: str) -> list[str]:
-    """The lines of README's shell blocks that begin with a word, without their comments."""
+    """The lines of their shell blocks that begin with a word, without comments, each once."""
     lines = [line for block in blocks("sh") for line in block.splitlines()]
-    return [re.sub(r"\s+#.*", "", line) for line in lines if line.startswith(f"{first} ")]
+    own = [re.sub(r"\s+#.*", "", line) for line in lines if line.startswith(f"{first} ")]
+    return list(dict.fromkeys(own))
 
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
-    """A folder in which README's commands work, with a quickstart of seconds."""
+    """A folder in which the pages' commands work, with a quickstart of seconds."""
     (tmp_path / "experiments").mkdir()
     (tmp_path / "experiments/quickstart.yaml").write_text(TINY)
     return tmp_path
@@ -167,7 +172,9 @@ def test_the_wheel_works_outside_a_clone(tmp_path: Path) -> None:
 
 
 def test_readme_fits_on_a_few_screens() -> None:
-    assert len(README.splitlines()) < 330
+    assert len(README.splitlines()) <= 150
+    paragraphs = [one for one in README.split("\n\n") if not one.startswith(("|", "```", "<!--"))]
+    assert [one for one in paragraphs if len(one.split()) > 80] == []
 
 
 def test_every_target_that_readme_names_is_in_the_makefile() -> None:
@@ -181,19 +188,24 @@ def test_every_target_that_readme_names_is_in_the_makefile() -> None:
         assert done.returncode == 0, done.stderr
 
 
-def test_readmes_sweep_file_is_valid(tmp_path: Path) -> None:
+def test_the_sweep_files_of_the_pages_are_valid(tmp_path: Path) -> None:
     from sweep.sweepfile.trials import load
 
-    block, tune, own = blocks("yaml")
-    file = tmp_path / "readme.yaml"
-    file.write_text(block)
+    (code,) = (one for one in blocks("python") if one.startswith("# mine.py"))
+    (tmp_path / "mine.py").write_text(code)
+    whole = [one for one in blocks("yaml") if re.search(r"^sweep:", one, re.MULTILINE)]
+    file = tmp_path / "page.yaml"
 
-    sweep = load(file)
-
-    assert own.startswith("# own.yaml")
-    assert len(sweep.points) == 3 * 2 * 3 - 3
-    assert len(sweep.pretrainings) == 1
-    file.write_text(block.replace("  learning_rate: [1e-3]\n", "") + tune)
+    assert len(whole) >= 3
+    for block in whole:
+        file.write_text(block)
+        assert load(file).points
+    (shown,) = (one for one in whole if one.startswith("# Does language help"))
+    (tune,) = (one for one in blocks("yaml") if one.startswith("tune:"))
+    file.write_text(shown)
+    assert len(load(file).points) == 3 * 2 * 3 - 3
+    assert len(load(file).pretrainings) == 1
+    file.write_text(shown.replace("  learning_rate: [1e-3]\n", "") + tune)
     assert len(load(file).tunings) == 8 * (3 * 2 - 1)
 
 
@@ -204,7 +216,8 @@ def test_readmes_commands_for_clusters_are_commands() -> None:
     from sweep.cli import app
 
     commands = get_command(app).commands  # type: ignore[attr-defined]
-    lines = [line.split()[1:] for block in blocks("text") for line in block.splitlines()]
+    texts = [line for block in blocks("text") for line in block.splitlines()]
+    lines = [line.split()[1:] for line in texts if line.startswith("sweep ")]
     assert {words[0] for words in lines} == {"run", "submit", "logs", "stop"}
     for name, *words in lines:
         commands[name].make_context(name, words)
@@ -256,12 +269,12 @@ def test_readmes_own_task_and_backbone_train(tmp_path: Path) -> None:
     assert "2 done" in done.stderr + done.stdout
 
 
-def test_every_command_is_in_readme() -> None:
+def test_every_command_is_on_a_page() -> None:
     from sweep.cli import app
 
     names = {command.callback.__name__ for command in app.registered_commands}
 
-    assert {name for name in names if f"sweep {name}" not in README} == set()
+    assert {name for name in names if f"sweep {name}" not in PAGES} == set()
 
 
 def test_shipped_sweep_files_are_valid(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,101 @@
+"""Pages that are made from the code at each build, so that they cannot fall behind it.
+
+The reference of the sweep file comes from the JSON Schema, the one of the command line from the
+commands, the one of the Python API from the public names.
+"""
+
+from __future__ import annotations
+
+import html
+import importlib
+from collections.abc import Iterator
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+Schema = dict[str, Any]
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages that are made from the code."""
+    pages = {"sweep-file": sweep_file(), "cli": command_line(), "python": python_names()}
+    for name, text in pages.items():
+        files.append(File.generated(config, f"reference/{name}.md", content=text))
+    return files
+
+
+def command_line() -> str:
+    """Return the page of all commands, as Typer writes it."""
+    import typer
+    from typer.cli import get_docs_for_click
+
+    from sweep.cli import app
+
+    command = typer.main.get_command(app)
+    page: str = get_docs_for_click(obj=command, ctx=typer.Context(command), name="sweep")
+    return page.replace("# `sweep`", "# Command line", 1)
+
+
+def python_names() -> str:
+    """Return the page of the public names of both packages."""
+    lines = ["# Python API", ""]
+    for package in ("sweep", "fpt"):
+        module = importlib.import_module(package)
+        lines += [f"## {package}", "", (module.__doc__ or "").split("\n\n")[0], ""]
+        for name in module.__all__:
+            if not name.startswith("__"):
+                lines += [f"::: {package}.{name}", ""]
+    return "\n".join(lines)
+
+
+def sweep_file() -> str:
+    """Return the page of every field of a sweep file."""
+    from sweep.sweepfile.schema import json_schema
+
+    schema: Schema = json_schema()
+    lines = [
+        "# Every field of a sweep file",
+        "",
+        (
+            "Made from the models that read the file. `sweep schema` prints the same as JSON Schema,"
+            " for editors that complete and check."
+        ),
+        "",
+    ]
+    parts = {"The file": schema} | schema.get("$defs", {})
+    for name, part in parts.items():
+        if "properties" in part:
+            lines += [f"## {name}", "", _text(part.get("description", "")), ""]
+            lines += ["| field | type | default | meaning |", "| :-- | :-- | :-- | :-- |"]
+            lines += [_row(field, own, part) for field, own in part["properties"].items()]
+            lines.append("")
+    return "\n".join(lines)
+
+
+def _row(name: str, field: Schema, part: Schema) -> str:
+    default = "required" if name in part.get("required", ()) else ""
+    if "default" in field:
+        default = f"`{field['default']}`".replace("|", "\\|")
+    kinds = " or ".join(dict.fromkeys(_types(field)))
+    return f"| `{name}` | {kinds} | {default} | {_text(field.get('description', ''))} |"
+
+
+def _types(field: Schema) -> Iterator[str]:
+    if "$ref" in field:
+        name = field["$ref"].rpartition("/")[2]
+        yield f"[{name}](#{name.lower()})"
+    for kind in ("anyOf", "oneOf", "allOf"):
+        for one in field.get(kind, ()):
+            yield from _types(one)
+    if "enum" in field or "const" in field:
+        yield from (f"`{value}`" for value in field.get("enum", [field.get("const")]))
+    elif field.get("type") == "array":
+        inner = " or ".join(dict.fromkeys(_types(field.get("items") or {}))) or "anything"
+        yield f"list of {inner}"
+    elif isinstance(field.get("type"), str):
+        yield field["type"]
+
+
+def _text(words: str) -> str:
+    return html.escape(" ".join(words.split()), quote=False).replace("|", "\\|")

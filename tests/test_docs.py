@@ -1,0 +1,73 @@
+"""The pages of docs/: they build, their links lead somewhere, and their map is true."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ARCHITECTURE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+CONTRACTS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"][
+    "importlinter"
+]["contracts"]
+
+
+def test_the_picture_of_the_tower_is_that_of_the_contracts() -> None:
+    (tower,) = (one for one in CONTRACTS if one.get("containers") == ["sweep"])
+    match = re.search(r"<!-- tower -->\n```text\n(.*?)\n-+\nfpt\n```", ARCHITECTURE, re.DOTALL)
+    assert match is not None
+
+    assert match[1].splitlines() == tower["layers"]
+
+
+def test_every_package_of_the_tower_is_described() -> None:
+    folders = {p.parent.relative_to(ROOT).as_posix() for p in (ROOT / "sweep").glob("*/*.py")}
+
+    assert set(re.findall(r"^\| `(\S+?)` \|", ARCHITECTURE, re.MULTILINE)) == folders | {"fpt"}
+
+
+def test_every_file_that_the_map_names_is_there() -> None:
+    named = re.findall(r"`((?:fpt|sweep)/[a-z_./]*)`", ARCHITECTURE)
+
+    assert len(named) > 15
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_a_contract_orders_the_files_of_every_package() -> None:
+    ordered = {one["containers"][0] for one in CONTRACTS if one["type"] == "layers"}
+    packages = {f"sweep.{p.parent.name}" for p in (ROOT / "sweep").glob("*/*.py")}
+
+    # Commands stand beside one another; mirrors holds one mirror.
+    assert packages - ordered <= {"sweep.cli", "sweep.mirrors"}
+
+
+def test_sweep_itself_holds_packages_alone() -> None:
+    files = {p.name for p in (ROOT / "sweep").iterdir() if p.is_file()}
+
+    assert files == {"__init__.py", "__main__.py", "py.typed"}
+
+
+@pytest.mark.slow
+def test_the_site_builds_strictly_and_its_reference_is_whole(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs", reason="the site needs the extra docs")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    names = (tmp_path / "reference/python/index.html").read_text(encoding="utf-8")
+    assert 'id="sweep.load_trials"' in names
+    assert 'id="fpt.train"' in names
+    fields = (tmp_path / "reference/sweep-file/index.html").read_text(encoding="utf-8")
+    assert "paired_by" in fields
+    pages = " ".join(p.read_text(encoding="utf-8") for p in tmp_path.rglob("*.html"))
+    assert re.findall(r'<(?:link|script|img)[^>]+(?:src|href)="https?://', pages) == []
