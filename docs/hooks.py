@@ -57,10 +57,8 @@ def sweep_file() -> str:
     lines = [
         "# Every field of a sweep file",
         "",
-        (
-            "Made from the models that read the file. `sweep schema` prints the same as JSON Schema,"
-            " for editors that complete and check."
-        ),
+        "Made from the models that read the file. `sweep schema` prints the same as JSON Schema,",
+        "for editors that complete and check.",
         "",
     ]
     parts = {"The file": schema} | schema.get("$defs", {})
