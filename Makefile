@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 export HF_HUB_OFFLINE = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart test lint format slow chaos docs bench clean
+.PHONY: help venv quickstart test test-all lint format slow chaos docs bench clean
 
 help: ## Show these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,11 @@ quickstart: venv ## Run experiments/quickstart.yaml and print its table
 
 test: venv lint ## Lint, then the tests
 	$(BIN)/python -m pytest
+
+test-all: ## The tests on each Python from 3.11 to 3.13 that is installed, an environment each
+	@set -e; for v in 3.11 3.12 3.13; do \
+	  if python$$v -c "" 2>/dev/null; then $(MAKE) test PYTHON=python$$v VENV=.venv-$$v; \
+	  else echo "python$$v: not installed"; fi; done
 
 lint: venv ## Style, types and the direction of imports
 	$(BIN)/ruff check .

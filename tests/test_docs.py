@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[1]
 ARCHITECTURE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
@@ -50,6 +51,17 @@ def test_sweep_itself_holds_packages_alone() -> None:
     files = {p.name for p in (ROOT / "sweep").iterdir() if p.is_file()}
 
     assert files == {"__init__.py", "__main__.py", "py.typed"}
+
+
+def test_the_workflow_calls_targets_that_there_are() -> None:
+    workflow = YAML(typ="safe").load(ROOT / ".github/workflows/ci.yml")
+    steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
+    called = {step["run"] for step in steps if "run" in step}
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+
+    assert called == {"bash .ci/run", "make test", "make docs"}
+    for target in ("test", "docs", "slow"):
+        assert re.search(rf"^{target}: ", makefile, re.MULTILINE)
 
 
 @pytest.mark.slow
