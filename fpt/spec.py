@@ -7,6 +7,7 @@ docstring under it. Whatever a user writes in a sweep file is parsed into specs 
 from __future__ import annotations
 
 import functools
+import math
 import os
 import re
 from pathlib import Path
@@ -50,18 +51,33 @@ class Spec(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _numbers_are_numbers(cls, value: Any) -> Any:
-        # pydantic would read `true` and "2" as numbers. One look at all fields: a validator on each
-        # doubles what it takes to plan a large sweep.
+        # pydantic would read `true` and "2" as numbers, and -0.0 has another text than the 0.0 that
+        # it equals. One look at all fields: a validator on each doubles what it takes to plan a
+        # large sweep.
         if isinstance(value, dict):
-            wrong = {
-                name: _NoNumber(given)
-                for name, given in value.items()
-                if isinstance(given, bool | str)
-                and name in _numeric(cls)
-                and _reads_as_number(given)
-            }
-            return value | wrong if wrong else value
+            changed: dict[Any, Any] = {}
+            for name, given in value.items():
+                if isinstance(given, bool | str):
+                    if name in _numeric(cls) and _reads_as_number(given):
+                        changed[name] = _NoNumber(given)
+                elif isinstance(given, float | list | tuple | dict) and _holds_minus_zero(given):
+                    changed[name] = _without_minus_zero(given)
+            return value | changed if changed else value
         return value
+
+
+def _holds_minus_zero(value: Any) -> bool:
+    if isinstance(value, list | tuple | dict):
+        return any(map(_holds_minus_zero, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, float) and value == 0 and math.copysign(1, value) < 0
+
+
+def _without_minus_zero(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_without_minus_zero(one) for one in value]
+    if isinstance(value, dict):
+        return {key: _without_minus_zero(one) for key, one in value.items()}
+    return 0.0 if _holds_minus_zero(value) else value
 
 
 class _NoNumber:

@@ -43,6 +43,17 @@ SPLITS = ("train", "test")
 """The two splits that image sets are published with; a tree of PNG files has a folder for each."""
 
 
+LEFT_BEHIND = frozenset(
+    (
+        "thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r", "__macosx",
+        "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found",
+        "network trash folder", "temporary items",
+    )
+)  # fmt: skip
+"""What Windows, macOS, Linux and network drives leave in folders, in lower case. Names that begin
+with a dot (.DS_Store, ._1.png, .directory) are left aside as well."""
+
+
 @dataclass(frozen=True)
 class Images:
     """A split as it is published."""
@@ -68,11 +79,21 @@ class ImageFiles:
     whether images and labels are as many and of the right size is for the caller to check."""
 
 
+def _entries(folder: Path) -> list[Path]:
+    """Return what people put into a folder, sorted."""
+    return sorted(
+        entry
+        for entry in folder.iterdir()
+        if not entry.name.startswith(".") and entry.name.lower() not in LEFT_BEHIND
+    )
+
+
 def find_images(folder: Path, classes: int) -> ImageFiles:
     """The labelled images that a folder holds, whatever their format.
 
     Args:
-        folder: Where they lie. Hidden files and files of no format are left aside.
+        folder: Where they lie. Files of no format are left aside, and so is what systems leave
+            behind, in every folder: hidden files and those in `LEFT_BEHIND`.
         classes: How many classes there are; a tree of PNG files has a folder for each.
 
     Raises:
@@ -81,7 +102,7 @@ def find_images(folder: Path, classes: int) -> ImageFiles:
     if not folder.is_dir():
         problem = "is a file, not a folder" if folder.exists() else "no such folder"
         raise DataError(f"{folder}: {problem}; set folder to one that holds {_FORMATS}")
-    names = {entry.name for entry in folder.iterdir() if not entry.name.startswith(".")}
+    names = {entry.name for entry in _entries(folder)}
     batches = folder / BATCHES_FOLDER if BATCHES_FOLDER in names else folder
     archives = sorted(folder / name for name in names if name.endswith(".npz"))
     found: dict[str, Callable[[], ImageFiles]] = {}
@@ -243,8 +264,7 @@ def _tree_images(folder: Path, classes: int) -> ImageFiles:
 
 
 def _folders(folder: Path) -> list[Path]:
-    found = (entry for entry in folder.iterdir() if not entry.name.startswith("."))
-    return sorted(entry for entry in found if entry.is_dir())
+    return [entry for entry in _entries(folder) if entry.is_dir()]
 
 
 @functools.lru_cache(maxsize=4)
@@ -263,7 +283,7 @@ def _tree(folder: Path, classes: tuple[str, ...], changed: tuple[int, ...]) -> I
 
 
 def _pngs(folder: Path) -> list[Path]:
-    files = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    files = _entries(folder)
     for file in files:
         if file.suffix.lower() != ".png" or not file.is_file():
             raise DataError(f"{file}: not a PNG file; a class's folder holds nothing else")

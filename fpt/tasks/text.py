@@ -133,7 +133,11 @@ def _files(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise DataError(f"{path}: no such file or folder; set path to the text")
-    files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES and file.is_file())
+    files = sorted(
+        file
+        for file in path.iterdir()
+        if file.suffix in SUFFIXES and file.is_file() and not file.name.startswith(".")
+    )
     if not files:
         raise DataError(f"{path}: holds no text (*.txt, *.md); set path to a folder that does")
     return files

@@ -7,28 +7,68 @@ file is evaluated. Reading goes on past a problem, so that all of them are told 
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.composer import Composer, ComposerError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 Location = tuple[str | int, ...]
 """Where a value stands in a file: ("axes", "task", 2, "bits")."""
 
-MOST_VALUES = 1_000_000
+MOST_BYTES = 1_000_000
+"""Size of a file. To read one takes some seconds a megabyte."""
+
+MOST_VALUES = 50_000
 """Values that a file may hold once its aliases are written out: a small file of aliases to aliases
 could fill any memory."""
+
+MOST_DEPTH = 50
+"""Mappings and lists that a value may lie in; a sweep file needs no more than eight."""
+
+SHOWN = 120
+"""Characters of a value that a message quotes."""
+
+JOINERS = "\u200c\u200d"
+"""Invisible characters that words need: Persian and Hindi ones, and emoji."""
+
+
+def is_unprintable(character: str) -> bool:
+    """Return whether a character commands a terminal or changes the direction of what follows.
+
+    These are Unicode's control and format characters, its separators of lines and paragraphs, and
+    halves of surrogate pairs, which no text can hold.
+    """
+    kind = unicodedata.category(character)
+    return kind in ("Cc", "Cf", "Cs", "Zl", "Zp") and character not in JOINERS
+
+
+def unprintable(text: str) -> str:
+    """Return the first character of a text that must not be in a name, or the empty string."""
+    if text.isprintable():  # Quicker, for what nearly all text is.
+        return ""
+    return next((one for one in text if is_unprintable(one)), "")
+
+
+def escaped(text: str) -> str:
+    """Return a text with its unprintable characters spelled as Python spells them."""
+    if text.isprintable():
+        return text
+    return "".join(
+        one.encode("unicode_escape").decode() if is_unprintable(one) else one for one in text
+    )
 
 
 class SweepFileError(ValueError):
     """A sweep file that cannot be used. Nothing of it was started."""
 
     def __init__(self, problems: Iterable[str]) -> None:
-        self.problems: tuple[str, ...] = tuple(problems)
-        """Each is `file:line: path: what; did you mean 'x'; allowed: ...`."""
+        self.problems: tuple[str, ...] = tuple(map(escaped, problems))
+        """Each is `file:line: path: what; did you mean 'x'; allowed: ...`, on one line."""
         super().__init__("\n".join(self.problems))
 
     def __reduce__(self) -> tuple[type[SweepFileError], tuple[tuple[str, ...]]]:
@@ -41,6 +81,7 @@ class Problems:
     def __init__(self, file: Path) -> None:
         self.file = file
         self._seen: dict[tuple[int, str], None] = {}
+        self._unread: set[tuple[int, str]] = set()
 
     def add(
         self,
@@ -60,12 +101,19 @@ class Problems:
             given: What was written, where it may be a misspelling of one of `allowed`.
             allowed: All that may stand there.
         """
+        if (line, path) in self._unread:
+            return
         names = [str(name) for name in allowed]
         close = difflib.get_close_matches(str(given), names, n=1) if given is not None else []
         parts = [f"{path}: {what}" if path else what]
         parts += [f"did you mean {close[0]!r}"] if close else []
         parts += [f"allowed: {', '.join(names)}"] if names else []
         self._seen[line, "; ".join(parts)] = None
+
+    def add_unread(self, line: int, path: str, what: str) -> None:
+        """Note that a value could not be read; what else seems wrong with it is not noted."""
+        self.add(line, path, what)
+        self._unread.add((line, path))
 
     def __bool__(self) -> bool:
         return bool(self._seen)
@@ -84,6 +132,12 @@ def spell(location: Location) -> str:
     return "".join(parts).removeprefix(".")
 
 
+def shown(value: Any) -> str:
+    """Return a value as a message quotes it: on one line, and cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 4]}...{text[-1]}"
+
+
 def label(value: Any) -> str:
     """A short name for a value, as an axis shows it: `0.001`, `input+output`, `null`.
 
@@ -97,7 +151,8 @@ def label(value: Any) -> str:
         return "+".join(label(one) for one in value)
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    return str(value)
+    text = str(value)
+    return text.strip() or text
 
 
 class Document:
@@ -123,15 +178,14 @@ class Document:
     def parse(self, problems: Problems) -> Any:
         """The file's content: dicts with str keys, lists and scalars."""
         yaml = YAML(typ="safe", pure=True)
+        yaml.Composer = _Composer
         try:
             root = yaml.compose(self.text)
-        except RecursionError:
-            problems.add(0, "", "not a sweep file: nested too deeply")
-            return None
         except MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             what = " ".join(filter(None, (error.context, error.problem)))
-            problems.add(mark.line + 1 if mark else 0, "", f"not YAML: {what}")
+            refused = "" if isinstance(error, _RefusedError) else "not YAML: "
+            problems.add(mark.line + 1 if mark else 0, "", f"{refused}{what}")
             return None
         except YAMLError as error:
             problems.add(0, "", f"not YAML: {str(error).splitlines()[0]}")
@@ -140,6 +194,56 @@ class Document:
             problems.add(0, "", "empty; a sweep file has at least `sweep: NAME`")
             return None
         return _Values(self, yaml, problems).value(root, ())
+
+
+class _RefusedError(ComposerError):
+    # YAML, but more than a sweep file may hold.
+    pass
+
+
+class _Composer(Composer):
+    # Refuses what is too much before it is read: composing a node takes a call inside another.
+
+    def __init__(self, loader: Any = None) -> None:
+        super().__init__(loader)
+        self.warn_double_anchors = False  # YAML lets an anchor be given anew.
+        self.nodes = self.nested = 0
+
+    def get_single_node(self) -> Any:
+        try:
+            return super().get_single_node()
+        # What ruamel raises itself: "\UFFFFFFFF" is no character, and there is no YAML 1.0.
+        except (ValueError, OverflowError, AssertionError) as error:
+            raise ComposerError(None, None, str(error), self.loader.reader.get_mark()) from None
+
+    def compose_document(self) -> Any:
+        start = self.parser.peek_event()
+        if start.version not in (None, (1, 2)):
+            version = ".".join(map(str, start.version))
+            what = f"%YAML {version}: a sweep file is YAML 1.2; leave this line out"
+            raise _RefusedError(None, None, what, start.start_mark)
+        return super().compose_document()
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        self.nodes += 1
+        self.nested += 1
+        if what := _excess(self.nodes, self.nested):
+            raise _RefusedError(None, None, what, self.parser.peek_event().start_mark)
+        node = super().compose_node(parent, index)
+        self.nested -= 1
+        return node
+
+
+def _excess(values: int, depth: int) -> str:
+    if values > MOST_VALUES:
+        return f"the file holds more than {MOST_VALUES:,} values"
+    return f"nested more than {MOST_DEPTH} deep" if depth > MOST_DEPTH else ""
+
+
+def _depth(location: Location) -> int:
+    # A dotted key stands for as many mappings.
+    dots = sum(part.count(".") for part in location if isinstance(part, str))
+    return len(location) + dots
 
 
 class _Values:
@@ -156,9 +260,9 @@ class _Values:
         line = node.start_mark.line + 1
         self.document.lines.setdefault(location, line)
         self.count += 1
-        if self.count > MOST_VALUES or id(node) in self.around:
-            many = f"the file holds more than {MOST_VALUES:,} values"
-            what = many if self.count > MOST_VALUES else "an alias to what it stands in"
+        looped = "an alias to what it stands in" if id(node) in self.around else ""
+        # Aliases to aliases may make more of what was composed.
+        if what := looped or _excess(self.count, _depth(location)):
             self.problems.add(line, spell(location), what)
             raise self.problems.error()
         self.around.add(id(node))
@@ -170,18 +274,31 @@ class _Values:
         kind = str(node.tag).removeprefix("tag:yaml.org,2002:")
         if isinstance(node, ScalarNode) and kind in ("str", "int", "float", "bool", "null"):
             try:
-                return self.scalar(node)
-            except (YAMLError, ValueError):
-                self.problems.add(line, spell(location), f"{node.value!r} is not of type {kind}")
-                return None
+                return self._scalar(node)
+            except OverflowError:
+                what = f"{shown(node.value)} is too large a number"
+            # What ruamel's constructors raise where a tag says what the text is not.
+            except (YAMLError, ValueError, LookupError):
+                what = f"{shown(node.value)} is not of type {kind}"
+            self.problems.add_unread(line, spell(location), what)
+            return None
         if isinstance(node, ScalarNode) and kind == "timestamp":
             return node.value  # A date means nothing in a sweep file: the text that was written.
         if isinstance(node, SequenceNode) and kind == "seq":
             return [self.value(one, (*location, i)) for i, one in enumerate(node.value)]
         if isinstance(node, MappingNode) and kind == "map":
             return self._mapping(node, location)
-        self.problems.add(line, spell(location), f"the tag {node.tag} is not used in sweep files")
+        what = f"the tag {node.tag} is not used in sweep files"
+        self.problems.add_unread(line, spell(location), what)
         return None
+
+    def _scalar(self, node: ScalarNode) -> Any:
+        value = self.scalar(node)
+        if isinstance(value, int):
+            float(value)  # More than any number of a trial can be; to print it may be an error.
+        if isinstance(value, str) and node.style in ("|", ">"):
+            return value.rstrip("\n")  # The line break that a block of text ends in.
+        return value
 
     def _mapping(self, node: MappingNode, location: Location) -> dict[str, Any]:
         out: dict[str, Any] = {}
@@ -207,7 +324,11 @@ class _Values:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open("rb") as stream:
+            content = stream.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
+            raise SweepFileError([f"{path}: larger than {MOST_BYTES:,} bytes; no sweep file is"])
+        return content.decode().replace("\r\n", "\n").replace("\r", "\n")
     except FileNotFoundError:
         folder = path.parent if path.parent.is_dir() else Path()
         found = {str(near): None for near in (*folder.glob("*.yaml"), *folder.glob("*.yml"))}

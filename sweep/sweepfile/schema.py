@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import re
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -40,7 +41,16 @@ from fpt.config import (
 from fpt.published import references
 from fpt.spec import JSON, Spec
 from fpt.tasks import TASKS
-from sweep.sweepfile.document import Document, Location, Problems, SweepFileError, label, spell
+from sweep.sweepfile.document import (
+    Document,
+    Location,
+    Problems,
+    SweepFileError,
+    label,
+    shown,
+    spell,
+    unprintable,
+)
 
 __all__ = [
     "ClaimSpec",
@@ -201,7 +211,7 @@ class ClaimSpec(Spec):
     def _two_sides(cls, value: str) -> str:
         if not re.fullmatch(r"\s*\S.*\s[<>]\s.*\S\s*", value):
             raise ValueError(f"{value!r} is not of the form 'A > B' or 'A < B'")
-        return value
+        return " ".join(_split(value))
 
     @property
     def sides(self) -> tuple[str, str]:
@@ -573,6 +583,7 @@ def read(path: str | Path) -> tuple[SweepFile | None, Problems]:
     file = _validated(document, content, problems)
     if file is not None:
         file._document = document
+        _check_text(file, problems)
         _check_names(file, problems)
     return file, problems
 
@@ -614,6 +625,35 @@ def _siblings(location: Location) -> Iterable[str]:
         return RangeSpec.model_fields
     inside = location[:-1] and parents.get(str(location[0]))
     return (inside or SweepFile).model_fields
+
+
+def _check_text(file: SweepFile, problems: Problems) -> None:
+    # That nothing which is printed as it stands holds a command to a terminal.
+    def check(what: str, text: str, *at: str | int) -> None:
+        if one := unprintable(text):
+            code = f"U+{ord(one):04X} {unicodedata.name(one, '')}".rstrip()
+            problem = f"{what} {shown(text)} holds a control character ({code}); leave it out"
+            problems.add(file.document.line(at), spell(at), problem)
+
+    for at, block in file.blocks():
+        for inside, axes in (
+            ((*at, "axes"), block.axes),
+            *(((*at, "zip", number), group) for number, group in enumerate(block.zip)),
+        ):
+            for axis, points in axes.items():
+                check("the name", axis, *inside, axis)
+                for number, point in enumerate(points):
+                    check("the label", label(point), *inside, axis, number)
+    for name in file.backbones:
+        check("the name", name, "backbones", name)
+    check("the description", file.description.replace("\n", " "), "description")
+    for number, claim in enumerate(file.claims):
+        check("the claim", claim.that, "claims", number, "that")
+    if file.table is not None:
+        check("the title", file.table.title or "", "table", "title")
+        for axis, names in file.table.labels.items():
+            for ours, theirs in names.items():
+                check("the name", theirs, "table", "labels", axis, ours)
 
 
 def _check_names(file: SweepFile, problems: Problems) -> None:
@@ -713,19 +753,19 @@ def explain(
         return "no such field", error["loc"][-1], siblings
     if kind == "literal_error":
         allowed = re.findall(r"'([^']*)'", str(error["ctx"]["expected"]))
-        return f"{given!r} is not known", given, allowed
+        return f"{shown(given)} is not known", given, allowed
     if kind == "unknown_task":
         name = given.get("name") if isinstance(given, dict) else given
         if name is None:
             return "name: missing", None, TASKS
-        return f"no task is called {name!r}", name, TASKS
+        return f"no task is called {shown(name)}", name, TASKS
     if kind == "too_short":
         return "has no points", None, ()
     subject, should, rest = message.partition(" should ")
     if should and " " not in subject:  # "Input should be a valid integer"
         plain = not isinstance(given, dict | list | tuple)
-        shown = repr(given) if plain else "this"
-        return f"{shown} should {rest}", None, ()
+        subject = shown(given) if plain else "this"
+        return f"{subject} should {rest}", None, ()
     return message[:1].lower() + message[1:], None, ()
 
 

@@ -17,7 +17,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -44,8 +44,9 @@ ADDED_FIELDS: dict[str, object] = {"backbone.groups": [], "evaluation.training_s
 does what it did before: there the field is left out of the hash, so that the ids of old trials
 stay."""
 
-MOST_TRIALS = 1_000_000
-"""Trials that one block of a file may make."""
+MOST_TRIALS = 100_000
+"""Trials that a file may make, those that `exclude` leaves out counted: to expand so many takes
+some seconds."""
 
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
 
@@ -562,6 +563,8 @@ class _Expansion:
         self.patterns_read: dict[Location, _Pattern | None] = {}
         self.used_patterns: set[Location] = set()
         self.left_out_by: Counter[Location] = Counter()
+        # All that patterns leave out, by the first pattern that does.
+        self.excluded: Counter[Location] = Counter()
         # What patterns leave out of the arms of claims: its labels, and the pattern.
         self.unpaired: list[tuple[dict[str, str], Location]] = []
         self.choices: dict[Location, list[_Choice]] = {}
@@ -598,6 +601,8 @@ class _Expansion:
 
     def points(self) -> tuple[Point, ...]:
         out: dict[str, Point] = {}
+        if self.too_many():
+            return ()
         same: dict[tuple[Location, str], list[tuple[Point, Point]]] = {}
         for at, block in self.spec.blocks():
             for point in self.block(at, block):
@@ -623,7 +628,43 @@ class _Expansion:
                 self.tell(("defaults", field, value), f"no trial's {field} is {value!r}")
             for place in self.patterns_read.keys() - self.used_patterns:
                 self.tell(place, "leaves out nothing")
+        if not out and self.excluded:
+            self.tell_nothing_left()
         return tuple(out.values())
+
+    def too_many(self) -> bool:
+        # Counted before any is made, and by what was written: an axis has a point for each entry.
+        def count(group: Mapping[str, Sequence[Any]], steps: Iterable[Mapping[str, Any]]) -> int:
+            zipped = (max(map(len, one.values()), default=1) for one in steps)
+            return math.prod((*map(len, group.values()), *zipped))
+
+        sizes = {
+            at: count({**self.spec.axes, **block.axes}, block.zip or self.spec.zip)
+            for at, block in self.spec.blocks()
+        }
+        total = sum(sizes.values())
+        if total <= MOST_TRIALS:
+            return False
+        largest = max(sizes, key=sizes.__getitem__)
+        most = f"the most is {MOST_TRIALS:,}, before `exclude` is asked"
+        whole = "" if len(sizes) == 1 else f", the file {total:,}"
+        self.tell(self.block_place(largest), f"makes {sizes[largest]:,} trials{whole}; {most}")
+        return True
+
+    def tell_nothing_left(self) -> None:
+        # A sweep without any trial would be done before it began.
+        places = sorted(self.excluded)
+        whys = dict.fromkeys(
+            pattern.why for one in places if (pattern := self.patterns_read[one]) and pattern.why
+        )
+        gone = sum(self.excluded.values())
+        all_ = "the only trial" if gone == 1 else f"all {gone:,} trials"
+        here = f" on this machine ({', '.join(whys)})" if whys else ""
+        if len(places) == 1:
+            self.tell(places[0], f"leaves out {all_}{here}; a sweep has at least one")
+            return
+        named = " and ".join(f"{spell(one)} (line {self.document.line(one)})" for one in places)
+        self.tell(("exclude",), f"{named} leave out {all_}{here}; a sweep has at least one")
 
     def studies(self, points: Sequence[Point]) -> tuple[Study, ...]:
         # The cells of a sweep with `tune:`. A rate that is given has no say there, and is an error.
@@ -692,10 +733,6 @@ class _Expansion:
         if at:
             trial = self.merge(trial, self.tree(block.trial, (*at, "trial")))
         dimensions = self.dimensions(at, block)
-        size = math.prod(len(dimension) for dimension in dimensions)
-        if size > MOST_TRIALS:
-            self.tell(self.block_place(at), f"makes {size:,} trials; the most is {MOST_TRIALS:,}")
-            return
         patterns = self.patterns(at, block)
         where = f"{self.document.file}:{self.document.line(self.block_place(at))}"
         # Without defaults, which lie between them, what is chosen goes straight onto the trial.
@@ -705,6 +742,7 @@ class _Expansion:
             fitting = [place for place, one in patterns.items() if self.fits(one, labels, fields)]
             self.used_patterns.update(fitting)
             if out := [place for place in fitting if patterns[place].applies]:
+                self.excluded[out[0]] += 1
                 if all(patterns[place].why for place in out):
                     self.left_out_by[out[0]] += 1
                 if any(labels.get(claim.axis) in claim.sides for claim in self.spec.claims):

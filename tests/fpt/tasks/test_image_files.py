@@ -66,12 +66,20 @@ def test_two_formats_in_a_folder(write_idx: Write, tmp_path: Path) -> None:
     refused(tmp_path, r"holds images twice \(idx files, some.npz\); keep one")
 
 
-def test_hidden_files_are_left_aside(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        ".DS_Store", "._1.png", ".directory", ".nfs0001", "Thumbs.db", "thumbs.db", "ehthumbs.db",
+        "Desktop.ini", "desktop.ini", "Icon\r", "__MACOSX/._1.png", "@eaDir/1.png", "lost+found/x",
+    ],
+)  # fmt: skip
+def test_what_systems_leave_behind_is_passed_over(name: str, tmp_path: Path) -> None:
     expected = find_images(write_tree(tmp_path / "plain"), 10)
-    hidden = write_tree(tmp_path / "hidden")
-    for folder in (hidden, hidden / "train", hidden / "train" / "a"):
-        (folder / ".DS_Store").touch()
-    found = find_images(hidden, 10)
+    littered = write_tree(tmp_path / "littered")
+    for folder in (littered, littered / "train", littered / "train" / "a", littered / "test"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"no image")
+    found = find_images(littered, 10)
 
     assert found.digest == expected.digest
     assert len(found.read()[0].labels) == 20

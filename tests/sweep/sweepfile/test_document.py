@@ -10,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sweep.sweepfile import document
-from sweep.sweepfile.document import Document, Problems, SweepFileError, label, spell
+from sweep.sweepfile.document import (
+    Document,
+    Problems,
+    SweepFileError,
+    escaped,
+    label,
+    spell,
+    unprintable,
+)
 
 
 def read(folder: Path, text: str) -> tuple[Any, Document, list[str]]:
@@ -71,12 +79,36 @@ def test_every_duplicate_key_is_told_with_both_lines(tmp_path: Path) -> None:
         ("a: !!int twelve\n", "1: ", "a: 'twelve' is not of type int"),
         ("x: &x {a: 1}\ny:\n  <<: *x\n", "3: ", "y: merge keys"),
         ("? [a]\n: 1\n", "1: ", "a key has to be"),
-        ("[" * 600, "", "nested too deeply"),
+        ("a: 1\nb: " + "[" * 600, "2: ", "nested more than 50 deep"),
+        ("a: 1\nb: " + "[" * 51 + "]" * 51, "2: ", "nested more than 50 deep"),
+        ("a: " + "{x: " * 400 + "1" + "}" * 400, "1: ", "nested more than 50 deep"),
+        ("a:\n" + "".join(f"{' ' * n}- \n" for n in range(1, 90)), "51: ", "nested more than 50"),
+        ("a: 1\n" + "b." * 400 + "c: 1\n", "2: ", "nested more than 50 deep"),
+        (
+            "a0: &a0 [1]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}]\n" for n in range(1, 99)),
+            "1: a49",
+            "nested more than 50 deep",
+        ),
         ("a: " + "9" * 5000, "1: ", "not of type int"),
+        ("a: " + "9" * 4000, "1: ", "is too large a number"),
+        ("a: 0x" + "f" * 10_000, "1: ", "is too large a number"),
+        ("a: -0o" + "7" * 10_000, "1: ", "is too large a number"),
+        ("? 0x" + "f" * 10_000 + "\n: 1\n", "1: ", "is too large a number"),
+        ("a: !!int ''\n", "1: ", "a: '' is not of type int"),
+        ("a: !!bool maybe\n", "1: ", "a: 'maybe' is not of type bool"),
+        ("a: !!float x\n", "1: ", "a: 'x' is not of type float"),
+        ('a: 1\nb: "\n\n \\UFFFFFFFF"\n', "4: ", "not YAML: "),
+        ('a: "\\U00110000"\n', "1: ", "not YAML: "),
+        ("%YAML 1.1\n---\na: 010\n", "2: ", "%YAML 1.1: a sweep file is YAML 1.2"),
+        ("%YAML 1.0\n---\na: 1\n", "", "not YAML: version"),
+        ("# old\n%YAML 1.1\n---\na: yes\n", "3: ", "%YAML 1.1: a sweep file is YAML 1.2"),
     ],
 )
 def test_what_is_no_plain_yaml_is_told(tmp_path: Path, text: str, line: str, what: str) -> None:
-    _, _, told = read(tmp_path, text)
+    try:
+        _, _, told = read(tmp_path, text)
+    except SweepFileError as error:  # Nothing is read past what is too much.
+        told = [one.removeprefix(f"{tmp_path}/file.yaml:") for one in error.problems]
     assert len(told) == 1
     assert what in told[0]
     assert told[0].lstrip().startswith(line)
@@ -95,6 +127,57 @@ def test_aliases_are_values_but_neither_loops_nor_bombs(
     monkeypatch.setattr(document, "MOST_VALUES", 5000)
     with pytest.raises(SweepFileError, match="more than 5,000 values"):
         read(tmp_path, bomb)
+
+
+def test_a_directive_of_this_version_and_an_anchor_given_anew_are_yaml(tmp_path: Path) -> None:
+    value, _, told = read(tmp_path, "%YAML 1.2\n---\na: &x 010\nb: *x\nc: &x 1e-3\nd: *x\n")
+    assert (value, told) == ({"a": 10, "b": 10, "c": 0.001, "d": 0.001}, [])
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("a: >\n  two\n  words\n", "two words"), ("a: |\n  two\n  lines\n", "two\nlines"),
+        ("a: >+\n  word\n\n\n", "word"), ("a: |-\n  word\n", "word"), ('a: "x\\n"\n', "x\n"),
+    ],
+)  # fmt: skip
+def test_a_block_of_text_ends_without_a_line_break(tmp_path: Path, text: str, value: str) -> None:
+    assert read(tmp_path, text)[0] == {"a": value}
+
+
+def test_a_large_file_is_refused_unread(tmp_path: Path) -> None:
+    file = tmp_path / "large.yaml"
+    file.write_bytes(b"a: [" + b"1, " * 400_000 + b"1]\n")
+    with pytest.raises(SweepFileError, match="larger than 1,000,000 bytes"):
+        Document(file)
+    many = "a: [" + "1, " * document.MOST_VALUES + "1]\n"
+    assert read(tmp_path, many)[2] == ["1: the file holds more than 50,000 values"]
+
+
+PIECES = (
+    "a", "bit-xor", "0", "-0.0", ".nan", "1e999", "9" * 400, "0x" + "f" * 5000, "~", "1_0", "1:30",
+    ": ", ", ", "- ", "\n", "\n  ", "[", "]", "{", "}", "'", '"', "&a ", "*a", "? ", "<<: ", "#",
+    "!!int ", "!!float ", "!!bool ", "!!null ", "!!str ", "!!timestamp ", "!!seq ", "!!map ", "! ",
+    "!x ", "!<tag:yaml.org,2002:int> ", "| \n  x\n", ">+\n  x\n\n", "|2-\n", "a." * 60 + "b",
+    "\\e", "\\u202e", "\\ud800", "\\UFFFFFFFF", "\\x00", "\u202e", "\ufeff", "\u2028", "\x85",
+    "%YAML 1.1\n---\n", "%YAML 1.2\n---\n", "%YAML 9\n", "%TAG ! tag:x,2000:\n", "---\n", "...\n",
+)  # fmt: skip
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    pieces=st.lists(st.sampled_from(PIECES), max_size=14),
+    inside=st.sampled_from(["%s", "a: %s\n", 'a: "%s"\n']),
+)
+def test_whatever_text_there_is_it_is_read_or_told(
+    tmp_path_factory: pytest.TempPathFactory, pieces: list[str], inside: str
+) -> None:
+    folder = tmp_path_factory.mktemp("text")
+    try:
+        _, _, told = read(folder, inside % "".join(pieces))
+    except SweepFileError as error:
+        told = list(error.problems)
+    assert all(one.isprintable() for one in told)
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
@@ -156,10 +239,36 @@ def test_problems_are_told_once_in_the_order_of_lines() -> None:
         (0.001, "0.001"), (1, "1"), (None, "null"), (True, "true"), ("word", "word"),
         (["input", "output"], "input+output"), ({"label": 5, "name": "x"}, "5"),
         ({"name": "bit-xor", "bits": 3}, "bit-xor"), ({"patience": 3}, "patience=3"),
+        (" a word ", "a word"), (" ", " "),
     ],
 )  # fmt: skip
 def test_labels(value: Any, name: str) -> None:
     assert label(value) == name
+
+
+@pytest.mark.parametrize(
+    "character",
+    ["\n", "\t", "\x1b", "\x07", "\x7f", "\x85", "\x9b", "\u061c", "\u200e", "\u200b", "\u202e",
+     "\u2028", "\u2029", "\u2066", "\u2069", "\ufeff", "\U000e0041", "\ud800"],
+)  # fmt: skip
+def test_unprintable_characters_are_found_and_escaped(character: str) -> None:
+    assert unprintable(f"a{character}b") == character
+    spelled = escaped(f"a{character}b")
+    assert spelled.isascii()
+    assert spelled.encode().decode("unicode_escape") == f"a{character}b"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "±", "日本", "\u0645\u06cc\u200c\u062e", "👩\u200d💻", "a b", "a\u00a0b"],
+)
+def test_words_of_any_script_are_printable(text: str) -> None:
+    assert unprintable(text) == ""
+    assert escaped(text) == text
+
+
+def test_no_problem_holds_what_commands_a_terminal() -> None:
+    assert SweepFileError(["a \x1b[31m\nb"]).problems == (r"a \x1b[31m\nb",)
 
 
 def test_the_error_survives_pickling() -> None:

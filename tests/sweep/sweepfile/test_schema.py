@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -21,6 +22,7 @@ from sweep.sweepfile.schema import (
     OBJECTS,
     PATHS,
     SweepFileError,
+    axis_labels,
     is_field,
     json_schema,
     load,
@@ -121,6 +123,83 @@ def test_packs_may_be_left_to_us(tmp_path: Path, written: str, meant: object) ->
     file = tmp_path / "sweep.yaml"
     file.write_text(f"{GOOD}{written}\n")
     assert load(file).pack == meant  # `off` is a word in YAML 1.2
+
+
+COMMANDS = ("two\nlines", "\t", "\x1b[31mred", "\x1b]0;title\x07", "\u202eback", "\u2066x", "\x85")
+
+
+@pytest.mark.parametrize("text", COMMANDS)
+@pytest.mark.parametrize(
+    ("place", "change"),
+    [
+        ("table.title", lambda text: {"table": {"rows": "seed", "columns": "task", "title": text}}),
+        ("description", lambda text: {"description": text}),
+        ("axes.arm[0]", lambda text: {"axes": {"arm": [{"label": text, "steps": 3}]}}),
+        ("axes.pretraining[1]", lambda text: {"axes": {"pretraining": ["random", text]}}),
+        ("zip[0].arm[0]", lambda text: {"zip": [{"arm": [{"label": text, "steps": 3}]}]}),
+        ("include[0].axes.arm[0]",
+         lambda text: {"include": [{"axes": {"arm": [{"label": [text, 1], "steps": 3}]}}]}),
+        ("axes.{}", lambda text: {"axes": {f"arm{text}x": [{"label": "a", "steps": 3}]}}),
+        ("backbones.{}", lambda text: {"backbones": {f"own{text}x": {"seed": 0}}}),
+    ],
+)  # fmt: skip
+def test_control_characters_are_refused_where_they_would_be_printed(
+    tmp_path: Path, text: str, place: str, change: Callable[[str], dict[str, Any]]
+) -> None:
+    if place == "description" and text == "two\nlines":
+        return  # It may have paragraphs.
+    file = tmp_path / "sweep.yaml"
+    value = {"sweep": "x", "axes": {"seed": [0], "task": ["bit-xor"]}}
+    changed = change(text)
+    changed["axes"] = value["axes"] | changed.get("axes", {})
+    file.write_text(json.dumps(value | changed))
+    with pytest.raises(SweepFileError, match="holds a control character") as caught:
+        load(file)
+    assert all(one.isprintable() for one in caught.value.problems)
+    start = spell_start(place)
+    assert any(one.startswith(f"{file}:1: {start}") for one in caught.value.problems)
+
+
+def spell_start(place: str) -> str:
+    return place.partition("{}")[0]
+
+
+def test_folded_words_are_words(tmp_path: Path) -> None:
+    file = tmp_path / "sweep.yaml"
+    file.write_text(
+        """\
+sweep: folded
+description: |
+  One.
+
+  Two.
+axes:
+  arm:
+  - label: >
+      frozen English
+    steps: 3
+  - label: |
+      random
+    steps: 4
+  - {label: ' c ', steps: 5}
+  seed: [0]
+table:
+  rows: arm
+  columns: seed
+  title: >
+    words
+claims:
+- that: >
+    frozen English
+    >  random
+  axis: arm
+- {that: c < random, axis: arm}
+"""
+    )
+    spec = load(file)
+    assert list(axis_labels(spec)["arm"]) == ["frozen English", "random", "c"]
+    assert spec.claims[0].that == "frozen English > random"
+    assert spec.description == "One.\n\nTwo."
 
 
 def test_all_problems_are_told_at_once(tmp_path: Path) -> None:

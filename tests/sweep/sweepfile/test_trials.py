@@ -604,12 +604,61 @@ def test_problems_of_every_kind_are_told_together(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_too_many_trials_are_refused_before_they_are_made(tmp_path: Path) -> None:
-    axes = "".join(
-        f"  a{n}: [{', '.join(f'{{label: {i}}}' for i in range(100))}]\n" for n in range(5)
+def axes(*sizes: int) -> str:
+    """Labelled axes of so many points each."""
+    return "".join(
+        f"  a{n}: [{', '.join(f'{{label: {i}}}' for i in range(size))}]\n"
+        for n, size in enumerate(sizes)
     )
-    (told,) = problems_of(tmp_path, HEAD + BODY + axes)
-    assert "makes 10,000,000,000 trials; the most is 1,000,000" in told
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (axes(*[100] * 5), "axes: makes 10,000,000,000 trials; the most is 100,000, before"),
+        (axes(1000, 1000), "axes: makes 1,000,000 trials; the most is"),
+        (axes(1000, 1000) + "exclude: [{a0: '1*'}]\n", "axes: makes 1,000,000 trials"),
+        (axes(1000) + "zip:\n-" + axes(101)[1:].replace("a0", "b"), "axes: makes 101,000 trials"),
+        (axes(1000) + "include:\n- axes:\n  " + axes(100).replace("a0", "b"),
+         "include[0]: makes 100,000 trials, the file 101,000; the most is"),
+    ],
+)  # fmt: skip
+def test_too_many_trials_are_refused_before_they_are_made(
+    tmp_path: Path, text: str, told: str
+) -> None:
+    (found,) = problems_of(tmp_path, HEAD + BODY + text)
+    assert told in found
+
+
+@pytest.mark.parametrize(
+    ("patterns", "told"),
+    [
+        ("[{task: bit-xor}]", "exclude[0]: leaves out all 3 trials; a sweep has at least one"),
+        ("[{task: bit-*, seed: [0, 1, 2]}]", "exclude[0]: leaves out all 3 trials;"),
+        ("[{seed: 0}, {seed: [1, 2]}]",
+         "exclude: exclude[0] (line 9) and exclude[1] (line 9) leave out all 3 trials;"),
+        ("[{task: bit-xor, missing: nowhere}]",
+         "exclude[0]: leaves out all 3 trials on this machine (nowhere is not there);"),
+        ("[{seed: 0}, {seed: '*', present: .}]",
+         "exclude: exclude[0] (line 9) and exclude[1] (line 9) leave out all 3 trials on this m"),
+    ],
+)  # fmt: skip
+def test_a_sweep_without_a_trial_is_refused(tmp_path: Path, patterns: str, told: str) -> None:
+    text = HEAD + "axes:\n  task: [bit-xor]\n  seed: [0, 1, 2]\n" + f"exclude: {patterns}\n"
+    (found,) = problems_of(tmp_path, text)
+    assert told in found
+
+
+def test_minus_zero_is_zero(tmp_path: Path) -> None:
+    assert trial_id(config(dropout=-0.0)) == trial_id(config(dropout=0))
+    assert trial_id(config(optimizer={"beta1": -0.0})) == trial_id(config(optimizer={"beta1": 0}))
+    assert repr(config(dropout=-0.0).dropout) == "0.0"
+    stops = "[{label: a, patience: 1, tolerance: 0}, {label: b, patience: 1, tolerance: -0e3}]"
+    for field, points in (("dropout", "[0, -0.0]"), ("stop", stops)):
+        (told,) = problems_of(tmp_path, HEAD + BODY + f"  {field}: {points}\n")
+        assert "make one and the same trial" in told
+    (told,) = problems_of(tmp_path, HEAD + BODY + "  optimizer.beta2: [-0.0, 0.0]\n")
+    assert "'0.0' is given twice" in told
 
 
 # --- properties
@@ -656,6 +705,10 @@ def test_expansion_is_the_product_without_what_is_excluded(
         for name, points in axes.items():
             gone *= len(pattern.get(name, points))
         fewer -= gone
+    if not fewer:
+        with pytest.raises(SweepFileError, match="a sweep has at least one"):
+            expand_value(tmp_path, value)
+        return
     sweep = expand_value(tmp_path, value)
     assert len(sweep.points) == fewer
     assert len({point.trial_id for point in sweep.points}) == fewer
