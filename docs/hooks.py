@@ -51,7 +51,7 @@ def python_names() -> str:
 
 def sweep_file() -> str:
     """Return the page of every field of a sweep file."""
-    from sweep.sweepfile.schema import json_schema
+    from sweep.sweepfile.json_schema import json_schema
 
     schema: Schema = json_schema()
     lines = [

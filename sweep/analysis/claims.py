@@ -38,13 +38,13 @@ from sweep.analysis.typeset import Entry, Footnotes, Line, Sheet
 from sweep.ledger.ledger import Ledger
 from sweep.planning import tuning
 from sweep.sweepfile import pairing
+from sweep.sweepfile.reading import axis_labels
 from sweep.sweepfile.schema import (
     CONVERGENCE,
     ClaimSpec,
     ConvergenceSpec,
     MetricName,
     SweepFileError,
-    axis_labels,
 )
 from sweep.sweepfile.trials import Point, Sweep, load
 

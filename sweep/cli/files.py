@@ -171,9 +171,9 @@ def fetch(
     raise typer.Exit(summary.exit_code)
 
 
-@app.command(epilog="Example: sweep schema > sweep.sweepfile.schema.json")
+@app.command(epilog="Example: sweep schema > sweep-file.schema.json")
 def schema() -> None:
     """Print the JSON Schema of sweep files, for editors that complete and check."""
-    from sweep.sweepfile.schema import json_schema
+    from sweep.sweepfile.json_schema import json_schema
 
     show_json(json_schema())

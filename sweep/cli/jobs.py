@@ -125,10 +125,10 @@ def _variable(text: str) -> tuple[str, str]:
 def _job(client: JobSubmissionClient, which: str) -> Job:
     """The job that a sweep file or an id stands for."""
     from sweep.cluster import submission
-    from sweep.sweepfile import schema
+    from sweep.sweepfile import reading
 
     if Path(which).is_file():
-        return submission.find(client, which, sweep=schema.load(which).sweep)
+        return submission.find(client, which, sweep=reading.load(which).sweep)
     return submission.find(client, which)
 
 

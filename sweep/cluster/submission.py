@@ -30,8 +30,9 @@ from urllib.parse import urlsplit
 from fpt.backbones.sources import HUB, PACKAGE, weight_files
 from sweep.cluster.connection import ClusterError, asks_for_token, is_secret, reachable, use_token
 from sweep.ledger import provenance
-from sweep.sweepfile import lock, schema
+from sweep.sweepfile import lock, reading
 from sweep.sweepfile.document import SweepFileError
+from sweep.sweepfile.schema import NO_PATH
 from sweep.sweepfile.trials import load
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def parcel(file: str | Path, *, allow_code: bool = False, package: bool = False)
         SweepFileError: With all problems, if it cannot be sent so.
     """
     file = Path(file)
-    spec = schema.load(file)
+    spec = reading.load(file)
     words = set(_words(spec.model_dump(exclude={"description"})))
     classes = sorted(
         word
@@ -204,7 +205,7 @@ def _named_files(file: Path, words: Iterable[str]) -> tuple[list[Path], list[str
     for point in sweep.all:
         config = point.config
         weights = config.backbone.weights
-        if config.reads_weights and weights and not weights.startswith(schema.NO_PATH):
+        if config.reads_weights and weights and not weights.startswith(NO_PATH):
             paths |= {} if weights in absolute else dict.fromkeys(weight_files(weights))
         for name in type(config.task).model_fields:
             value = getattr(config.task, name)

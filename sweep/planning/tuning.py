@@ -29,8 +29,8 @@ from fpt.files import cache_folder
 from sweep.ledger.errors import in_one_line, without_password
 from sweep.ledger.ledger import Ledger
 from sweep.sweepfile.document import SweepFileError
-from sweep.sweepfile.schema import rounded
 from sweep.sweepfile.trials import Point, Study, Sweep, being_tuned
+from sweep.sweepfile.tuning_spec import rounded
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
@@ -211,7 +211,7 @@ def notes(sweep: Sweep) -> tuple[str, ...]:
         return ()
     rates = tune.learning_rate
     span = f"{rates.log[0]:g} and {rates.log[1]:g}" if rates.log else ""
-    among = f"{tune.budget} between {span}" if span else ", ".join(f"{r:g}" for r in rates.even())
+    among = f"{tune.budget} between {span}" if span else ", ".join(f"{r:g}" for r in rates.grid())
     seeds = "seed " if len(tune.seeds) == 1 else "seeds "
     chosen = (
         f"learning rate chosen for each cell, of {among}, by {tune.by.replace('_', ' ')} with "
@@ -477,7 +477,7 @@ def _endings(state: State) -> dict[str, FrozenTrial]:
     # What Optuna is told of a study, by the ids of the trials behind it.
     log = state.study.tune.learning_rate.log
     if log is None:
-        values = state.study.tune.learning_rate.even()
+        values = state.study.tune.learning_rate.grid()
         log = (values[0], values[-1])
     steps = state.study.first_steps
     out = {}

@@ -32,9 +32,10 @@ from fpt.files import DataError
 from fpt.plugins import look_in
 from fpt.spec import JSON
 from fpt.tasks import TASKS
-from sweep.sweepfile import lock, pairing, schema
+from sweep.sweepfile import lock, pairing, reading, schema
 from sweep.sweepfile.document import Location, Problems, SweepFileError, label, spell
-from sweep.sweepfile.schema import Block, ClaimSpec, KeepSpec, SweepFile, TableSpec, TuneSpec
+from sweep.sweepfile.schema import Block, ClaimSpec, KeepSpec, SweepFile, TableSpec
+from sweep.sweepfile.tuning_spec import TuneSpec
 
 IDENTITY_VERSION = 2
 """Raised when ids change their meaning; it is part of every id."""
@@ -393,7 +394,7 @@ def load(path: str | Path, *, locked: bool = True) -> Sweep:
     Raises:
         SweepFileError: With all problems, if there are any.
     """
-    spec, problems = schema.read(path)
+    spec, problems = reading.read(path)
     if spec is None:
         raise problems.error()
     look_in(spec.document.file.resolve().parent)
@@ -414,7 +415,7 @@ def load(path: str | Path, *, locked: bool = True) -> Sweep:
         text=spec.document.text,
         points=_opened(points, studies),
         pretrainings=pretrainings,
-        axes=tuple(schema.axis_labels(spec)),
+        axes=tuple(reading.axis_labels(spec)),
         spec=spec,
         left_out=expansion.left_out(),
         warnings=warnings,
@@ -552,7 +553,7 @@ class _Expansion:
         self.cells: dict[tuple[int, ...], _Cell] = {}
 
         self.trial = self.tree(spec.trial, ("trial",))
-        self.axes = set(schema.axis_labels(spec))
+        self.axes = set(reading.axis_labels(spec))
         self.defaults = {
             (field, value): self.tree(fields, ("defaults", field, value))
             for field, by_value in spec.defaults.items()
@@ -578,10 +579,10 @@ class _Expansion:
         self.problems.add(self.document.line(at), spell(at), what, **more)
 
     def known_field(self, name: str, at: Location) -> bool:
-        if schema.is_field(name) or name in self.axes:
+        if reading.is_field(name) or name in self.axes:
             return True
         *parents, last = name.split(".")
-        allowed = schema.field_names(tuple(parents)) or (*schema.field_names(()), *self.axes)
+        allowed = reading.field_names(tuple(parents)) or (*reading.field_names(()), *self.axes)
         self.tell(at, "neither a field of the trial nor an axis", given=last, allowed=allowed)
         self.whole = False
         return False
@@ -970,8 +971,8 @@ class _Expansion:
                     return self.tree(own, here)
                 self.tell(here, "a point that sets several fields needs a label")
                 return None
-        if not schema.is_field(name):
-            allowed = schema.field_names(path[:-1]) or schema.field_names(())
+        if not reading.is_field(name):
+            allowed = reading.field_names(path[:-1]) or reading.field_names(())
             what = "no such field (an axis of another name has points {label: ..., field: ...})"
             self.tell(at, what, given=path[-1], allowed=allowed)
             return None
@@ -1027,7 +1028,7 @@ class _Expansion:
     def fits(self, pattern: _Pattern, labels: Mapping[str, str], fields: _Tree) -> bool:
         return all(
             (key in labels and _fits(wanted, labels[key]))
-            or (schema.is_field(key) and _fits(wanted, self.value(fields, key)))
+            or (reading.is_field(key) and _fits(wanted, self.value(fields, key)))
             for key, wanted in pattern.fields.items()
         )
 
@@ -1136,12 +1137,12 @@ class _Expansion:
         self, error: ErrorDetails, fields: _Tree, labels: Mapping[str, str], at: Location
     ) -> None:
         loc = list(error["loc"])
-        siblings = schema.field_names(tuple(str(part) for part in loc[:-1]))
+        siblings = reading.field_names(tuple(str(part) for part in loc[:-1]))
         if loc[:1] == ["task"] and loc[1:] and loc[1] in TASKS:
             # Pydantic names the member of a union as if it were a field.
             siblings = tuple(TASKS[str(loc.pop(1))].model_fields)
         if not loc:
-            self.tell_trial(at, schema.explain(error)[0], labels)
+            self.tell_trial(at, reading.explain(error)[0], labels)
             return
         node, depth = _descend(fields, loc)
         if depth == 0:  # Not in the file at all.
@@ -1150,7 +1151,7 @@ class _Expansion:
                 what = "missing; give it under `trial:`, or as an axis"
                 self.tell((*place, *loc), what)
             return
-        what, given, allowed = schema.explain(error, siblings)
+        what, given, allowed = reading.explain(error, siblings)
         place = (*_place(node), *loc[depth:])
         if loc == ["backbone"] and isinstance(node, dict):
             # Its size is resolved before its fields are judged one by one.

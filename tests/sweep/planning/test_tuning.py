@@ -34,8 +34,9 @@ from sweep.ledger.ledger import Ledger
 from sweep.planning import tuning
 from sweep.planning.packing import Workers
 from sweep.planning.plan import Unfolding, plan
-from sweep.sweepfile.schema import RangeSpec, SweepFileError
+from sweep.sweepfile.schema import SweepFileError
 from sweep.sweepfile.trials import Point, Sweep, cell_id, load, trial_id
+from sweep.sweepfile.tuning_spec import RangeSpec
 from tests.support import trial_row
 
 HEAD = """\
@@ -85,9 +86,9 @@ def rates_in_order(sweep: Sweep) -> list[float]:
 
 
 def test_a_grid_has_its_ends_as_they_were_written_and_even_steps_between() -> None:
-    assert RangeSpec(log=(1e-4, 1e-1), points=4).even() == RATES
-    assert RangeSpec(log=(1e-5, 1e-2), points=1).even() == (0.0003162,)
-    assert RangeSpec(values=(1e-2, 1e-3)).even() == (1e-3, 1e-2)
+    assert RangeSpec(log=(1e-4, 1e-1), points=4).grid() == RATES
+    assert RangeSpec(log=(1e-5, 1e-2), points=1).grid() == (0.0003162,)
+    assert RangeSpec(values=(1e-2, 1e-3)).grid() == (1e-3, 1e-2)
 
 
 @given(
@@ -97,8 +98,8 @@ def test_a_grid_has_its_ends_as_they_were_written_and_even_steps_between() -> No
 def test_quasi_random_rates_lie_inside_and_more_of_them_keep_the_first(
     low: float, factor: float, points: int, more: int
 ) -> None:
-    few = RangeSpec(log=(low, low * factor), points=points).scattered()
-    many = RangeSpec(log=(low, low * factor), points=points + more).scattered()
+    few = RangeSpec(log=(low, low * factor), points=points).quasi_random()
+    many = RangeSpec(log=(low, low * factor), points=points + more).quasi_random()
 
     assert many[:points] == few
     assert all(low * 0.999 <= rate <= low * factor * 1.001 for rate in many)

@@ -15,18 +15,10 @@ from fpt.spec import DataPath, Spec
 from fpt.tasks import TASKS
 from sweep.ledger.ledger import TRIALS
 from sweep.sweepfile import schema
-from sweep.sweepfile.document import Document, Problems
-from sweep.sweepfile.schema import (
-    CONVERGENCE,
-    METRICS,
-    OBJECTS,
-    PATHS,
-    SweepFileError,
-    axis_labels,
-    is_field,
-    json_schema,
-    load,
-)
+from sweep.sweepfile.document import Document, Problems, SweepFileError
+from sweep.sweepfile.json_schema import json_schema
+from sweep.sweepfile.reading import axis_labels, is_field, load
+from sweep.sweepfile.schema import CONVERGENCE, METRICS, OBJECTS, PATHS
 
 ROOT = Path(__file__).parents[3]
 SHIPPED = sorted((ROOT / "experiments").rglob("*.yaml"))
