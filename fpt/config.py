@@ -24,6 +24,7 @@ from pydantic import (
 
 from fpt.backbones import AUTO, BACKBONES, NOTHING, Backbone, Group, row
 from fpt.backbones.sources import (
+    HUB,
     IMAGE,
     LANGUAGE,
     LAYER_STATISTICS,
@@ -32,6 +33,7 @@ from fpt.backbones.sources import (
     STATISTICS,
     TRIAL,
     check_weights,
+    deviations,
     sizes_of,
     weights_identity,
 )
@@ -103,13 +105,15 @@ class BackboneConfig(Spec):
     layers: int = Field(ge=1)
     """Layers. Fewer than the pretrained weights have: the first ones."""
     width: int = Field(ge=1)
-    """Width of the residual stream; the feed-forward layer is four times as wide."""
+    """Width of the residual stream; the feed-forward layer is four times as wide, unless the
+    config.json of `weights` says otherwise."""
     heads: int = Field(ge=1)
     """Attention heads; they divide the width."""
     weights: str | None = None
-    """Pretrained weights: `hub:ID` or `hub:ID@REVISION` (Hugging Face Hub), `shipped:NAME` (comes
-    with this package), `package:MODULE/FOLDER` (comes with an installed one), or a directory
-    holding config.json and model.safetensors. Default: those of the named size."""
+    """Pretrained weights, whose own config.json says what the backbone computes: `hub:ID` or
+    `hub:ID@REVISION` (Hugging Face Hub), `shipped:NAME` (comes with this package),
+    `package:MODULE/FOLDER` (comes with an installed one), or a directory holding config.json and
+    model.safetensors. Default: those of the named size."""
     initialiser: Literal["plain", "scaled"] = "plain"
     """How random weights are drawn. plain: every matrix N(0, 0.02). scaled: projections into the
     residual stream N(0, 0.02 / sqrt(2 layers)), as GPT-2's authors and some releases of
@@ -185,8 +189,30 @@ class BackboneConfig(Spec):
         if self.initialiser == "scaled" and self.row.residual_outputs == NOTHING:
             raise ValueError(f"initialiser scaled: {self.name} has its own way to draw weights")
         if self.weights is not None:
-            check_weights(self.weights, layers=self.layers, width=self.width, heads=self.heads)
+            check_weights(self.weights, self.name, **self.sizes)
         return self
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Layers, width and heads."""
+        return {"layers": self.layers, "width": self.width, "heads": self.heads}
+
+    @property
+    def has_own_config(self) -> bool:
+        """Whether a drawn backbone too is built by the config.json of `weights`: a directory's."""
+        published = {size.weights for size in self.row.sizes.values()}
+        return self.weights not in (None, *published) and not str(self.weights).startswith(HUB)
+
+    def deviations(self) -> dict[str, Any]:
+        """Return the fields of a directory's config.json by which the backbone computes another
+        function than one without weights.
+
+        Raises:
+            DataError: If the directory lacks config.json or weights.
+        """
+        return (
+            deviations(self.weights or "", self.name, **self.sizes) if self.has_own_config else {}
+        )
 
 
 class OptimizerConfig(Spec):
@@ -375,6 +401,9 @@ class TrialConfig(Spec):
             and (self.reads_weights or self.backbone.name == AUTO)
             else None
         )
+        if drawn and out["backbone"]["weights"] is None and (own := self.backbone.deviations()):
+            # Elsewhere it is part of what the digest of weights, or the parent's id, stands for.
+            out["backbone"]["function"] = own
         out["backbone"]["initialiser"] = self.backbone.initialiser if drawn else None
         if self.backbone.row.version is not None:
             out["backbone"]["version"] = self.backbone.row.version

@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers.initialization import no_init_weights
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 from transformers.pytorch_utils import Conv1D
 
 from fpt import groups, random_streams
-from fpt.backbones import Group, weights
+from fpt.backbones import Group, fields, weights
 from fpt.config import TrialConfig
 from fpt.pack_layers import (
     Dropout,
@@ -61,8 +60,10 @@ class Model(nn.Module):
             rows=[1] * len(trials),
         )
         row = first.backbone.row
-        with no_init_weights():  # every value comes from `weights.initial`
-            self.backbone: nn.Module = weights.module_class(row)(first.backbone, self.shape.tokens)
+        config = weights.config_of(first, backbones or {})
+        self.function = fields.deviations(first.backbone.name, config, first.backbone.sizes)
+        """The fields of its config by which the backbone is not the plain one."""
+        self.backbone = weights.skeleton(first, self.shape.tokens, config)
         own = {name: tuple(p.shape) for name, p in self.backbone.named_parameters()}
         self.groups: dict[str, Group] = groups.assign(
             ["input.weight", "output.weight", "output.bias"]

@@ -298,7 +298,9 @@ class Training(Iterator[Record]):
             for name, p in self._members[trial].parameters.items()
             if name.startswith(groups.PREFIX)
         }
-        return backbone_weights.to_bytes(own, {})
+        function = self.model.function
+        known = {backbone_weights.FUNCTION: function} if function else {}
+        return backbone_weights.to_bytes(own, known)
 
     def stop(self, trial: int) -> None:
         """Let a trial leave now, without an outcome; the others go on unchanged."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from fpt.backbones.sources import check_pointer
 from fpt.files import DataError, cache_folder, content_digest
 
 
@@ -23,11 +25,14 @@ def one_safetensors(files: list[Path]) -> Path:
     """Weights as one safetensors file.
 
     Args:
-        files: One safetensors file; or an index and its shards; or a pickle of PyTorch's.
+        files: One safetensors file, or a pickle of PyTorch's; or an index and its shards of
+            either kind.
 
     Raises:
         DataError: If they cannot be read, or the cache cannot be written.
     """
+    for file in files:
+        check_pointer(file)
     if files[0].suffix == ".safetensors":
         return files[0]
     target = cache_folder() / "weights" / f"{content_digest(files)}.safetensors"
@@ -48,22 +53,53 @@ def one_safetensors(files: list[Path]) -> Path:
 
 
 def _read(files: list[Path]) -> dict[str, Tensor]:
-    try:
-        if files[1:]:
-            return {name: one for file in files[1:] for name, one in load_file(file).items()}
-        # Tensors and plain containers alone: a pickle could name any function to be called.
-        stored = torch.load(files[0], map_location="cpu", weights_only=True)
-    # A damaged pickle may raise anything.
-    except Exception as error:
-        raise DataError(
-            f"{files[0]}: cannot be read as weights ({str(error).splitlines()[0]}); fetch it again"
-        ) from error
-    found = stored if isinstance(stored, dict) else {}
+    shards = files[1:] or files
+    tensors: dict[str, Tensor] = {}
+    for file in shards:
+        try:
+            if file.suffix == ".safetensors":
+                stored = load_file(file)
+            else:
+                # Tensors and plain containers alone: a pickle could name any function to be called.
+                stored = torch.load(file, map_location="cpu", weights_only=True)
+        # A damaged pickle may raise anything.
+        except Exception as error:
+            raise DataError(
+                f"{file}: cannot be read as weights ({str(error).splitlines()[0]}); fetch it again"
+            ) from error
+        tensors |= _tensors(stored, file)
     # Tied weights are one tensor under two names, which a safetensors file cannot hold.
-    tensors = {name: t.clone().contiguous() for name, t in found.items() if isinstance(t, Tensor)}
-    if not tensors:
-        raise DataError(f"{files[0]}: holds no tensors by name")
-    return tensors
+    return {name: tensor.clone().contiguous() for name, tensor in tensors.items()}
+
+
+def _tensors(stored: object, file: Path) -> dict[str, Tensor]:
+    """The tensors by name in what a pickle holds: at the top, or in one dict inside it."""
+    if found := _by_name(stored):
+        return found
+    inside = {path: tensors for path, inner in _dicts(stored) if (tensors := _by_name(inner))}
+    if not inside:
+        raise DataError(f"{file}: holds no tensors by name")
+    if len(inside) > 1:
+        raise DataError(
+            f"{file}: holds tensors by name in {' and in '.join(sorted(inside))}; keep the one "
+            "that is meant: torch.save(torch.load(FILE)[...], FILE)"
+        )
+    return next(iter(inside.values()))
+
+
+def _by_name(stored: object) -> dict[str, Tensor]:
+    if not isinstance(stored, dict):
+        return {}
+    return {n: t for n, t in stored.items() if isinstance(n, str) and isinstance(t, Tensor)}
+
+
+def _dicts(stored: object, path: str = "") -> Iterator[tuple[str, object]]:
+    """The dicts in a dict, by their path; those of an optimizer have numbers for keys."""
+    if isinstance(stored, dict):
+        for name, inner in stored.items():
+            if isinstance(name, str) and isinstance(inner, dict):
+                yield path + name, inner
+                yield from _dicts(inner, f"{path}{name}.")
 
 
 def _write(tensors: dict[str, Tensor], target: Path) -> None:

@@ -6,12 +6,14 @@ Dropout is off in transformers' own modules: `fpt.model` puts the members' in th
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+import math
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own convention)
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import (
     AttentionInterface,
@@ -23,20 +25,83 @@ from transformers import (
     GPT2Model,
     LongformerConfig,
     LongformerModel,
+    PreTrainedConfig,
     T5Config,
     ViTConfig,
 )
+from transformers.activations import ACT2FN
 from transformers.models.longformer.modeling_longformer import LongformerSelfAttention
 from transformers.models.t5.modeling_t5 import T5Stack
 from transformers.models.vit.modeling_vit import ViTLayer
 
+from fpt.backbones import fields
 from fpt.backbones.sources import weight_files
+from fpt.files import DataError
 
 if TYPE_CHECKING:
     from fpt.config import BackboneConfig
 
 ATTENTION = "fpt_members"
 """The name under which `fpt.pack_layers` registers its attention with transformers."""
+
+_NO_DROPOUT = dict.fromkeys(
+    (
+        "resid_pdrop", "embd_pdrop", "attn_pdrop", "hidden_dropout_prob",
+        "attention_probs_dropout_prob", "dropout_rate",
+    ),
+    0.0,
+)  # fmt: skip
+"""A trial has its own dropout, in the same places."""
+
+_NO_TOKENS = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "sep_token_id"))
+
+_Config = TypeVar("_Config", bound=PreTrainedConfig)
+
+
+def _built(
+    kind: type[_Config],
+    backbone: BackboneConfig,
+    said: Mapping[str, Any] | None,
+    **ours: Any,
+) -> _Config:
+    """Build transformers' config of a backbone.
+
+    Args:
+        kind: Its class.
+        backbone: Name, layers, width and heads.
+        said: The content of the weights' config.json; None: the plain one.
+        ours: Fields that are ours whatever the file says.
+
+    Raises:
+        DataError: If transformers refuses a field of the file.
+    """
+    if said is None:
+        said = fields.plain(backbone.name, backbone.sizes)
+    known = {
+        name: value
+        for name, value in fields.values(backbone.name, said, backbone.sizes).items()
+        if value is not None
+    }
+    for name in ("activation_function", "hidden_act", "dense_act_fn"):
+        if (activation := known.get(name)) is not None and activation not in ACT2FN:
+            raise DataError(
+                f"backbone {backbone.name}: weights {backbone.weights}: {name}: {activation!r} is "
+                "no activation of transformers"
+            )
+    sizes = {
+        "num_hidden_layers": backbone.layers,
+        "hidden_size": backbone.width,
+        "num_attention_heads": backbone.heads,
+    }
+    own = {kind.attribute_map.get(name, name): value for name, value in (sizes | ours).items()}
+    try:
+        return kind.from_dict(known | _NO_DROPOUT | _NO_TOKENS | own)
+    except (StrictDataclassError, TypeError, ValueError) as error:
+        what = " ".join(str(error).split())
+        raise DataError(
+            f"backbone {backbone.name}: weights {backbone.weights}: its config.json: {what}"
+        ) from error
+
 
 ReadOut = Callable[[Tensor], Tensor]
 """(R, T, ...) -> (R, P, ...), the positions that are read out. A backbone with `reads_out` computes
@@ -72,21 +137,14 @@ class Gpt2(GPT2Model):
 
     reads_out = True
 
-    def __init__(self, config: BackboneConfig, tokens: int) -> None:
-        super().__init__(
-            GPT2Config(
-                vocab_size=1,
-                n_positions=tokens,
-                n_embd=config.width,
-                n_layer=config.layers,
-                n_head=config.heads,
-                # The same function as gelu_new, computed by torch's native kernel.
-                activation_function="gelu_pytorch_tanh",
-                bos_token_id=None,
-                eos_token_id=None,
-                use_cache=False,
-            )
-        )
+    def __init__(
+        self, config: BackboneConfig, tokens: int, said: Mapping[str, Any] | None = None
+    ) -> None:
+        built = _built(GPT2Config, config, said, vocab_size=1, n_positions=tokens, use_cache=False)
+        if built.activation_function == "gelu_new":
+            # The same function, computed by torch's native kernel.
+            built.activation_function = "gelu_pytorch_tanh"
+        super().__init__(built)
         self.register_module("wte", nn.Identity())
         self.set_attn_implementation(ATTENTION)
 
@@ -106,7 +164,8 @@ class Gpt2(GPT2Model):
         own: Any = last
         attention = own.attn
         states = attention.c_attn(own.ln_1(hidden)).chunk(3, -1)
-        attended = read_out(_attend(attention, states, attention.num_heads, seen))
+        heads, scaling = attention.num_heads, attention.scaling
+        attended = read_out(_attend(attention, states, heads, seen, scaling=scaling))
         hidden = attention.resid_dropout(attention.c_proj(attended)) + read_out(hidden)
         hidden = hidden + own.mlp(own.ln_2(hidden))
         return self.ln_f(hidden)  # type: ignore[no-any-return]
@@ -117,19 +176,11 @@ class Bert(BertModel):
 
     reads_out = True
 
-    def __init__(self, config: BackboneConfig, tokens: int) -> None:
-        super().__init__(
-            BertConfig(
-                vocab_size=1,
-                max_position_embeddings=tokens,
-                hidden_size=config.width,
-                num_hidden_layers=config.layers,
-                num_attention_heads=config.heads,
-                intermediate_size=4 * config.width,
-                pad_token_id=None,
-            ),
-            add_pooling_layer=False,
-        )
+    def __init__(
+        self, config: BackboneConfig, tokens: int, said: Mapping[str, Any] | None = None
+    ) -> None:
+        built = _built(BertConfig, config, said, vocab_size=1, max_position_embeddings=tokens)
+        super().__init__(built, add_pooling_layer=False)
         self.embeddings.register_module("word_embeddings", nn.Identity())
         self.set_attn_implementation(ATTENTION)
 
@@ -155,23 +206,11 @@ class T5(T5Stack):
 
     reads_out = True
 
-    def __init__(self, config: BackboneConfig, tokens: int) -> None:
-        super().__init__(
-            T5Config(
-                vocab_size=1,
-                d_model=config.width,
-                d_kv=config.width // config.heads,
-                d_ff=4 * config.width,
-                num_layers=config.layers,
-                num_heads=config.heads,
-                dropout_rate=0.0,
-                use_cache=False,
-                is_encoder_decoder=False,
-                is_decoder=False,
-                pad_token_id=None,
-                eos_token_id=None,
-            )
-        )
+    def __init__(
+        self, config: BackboneConfig, tokens: int, said: Mapping[str, Any] | None = None
+    ) -> None:
+        alone = dict.fromkeys(("use_cache", "is_encoder_decoder", "is_decoder"), False)
+        super().__init__(_built(T5Config, config, said, vocab_size=1, **alone))
         self.register_module("embed_tokens", nn.Identity())
         self.set_attn_implementation(ATTENTION)
 
@@ -197,10 +236,6 @@ class T5(T5Stack):
         return self.dropout(self.final_layer_norm(hidden))  # type: ignore[no-any-return]
 
 
-WINDOW = 512
-"""Tokens that a token of Longformer attends to: half of them before it, half after."""
-
-
 class _Sliding(LongformerSelfAttention):
     # transformers' own sliding attention, with the dropout of its weights as a module.
 
@@ -223,31 +258,34 @@ class Longformer(LongformerModel):
     a window around it, none to all (the public code names no global token either).
     """
 
-    def __init__(self, config: BackboneConfig, tokens: int) -> None:
-        # In a window of twice the sequence each token sees every other one, as in a wider window,
-        # with less padding.
-        window = min(WINDOW, 2 * tokens)
-        inner = LongformerConfig(
+    def __init__(
+        self, config: BackboneConfig, tokens: int, said: Mapping[str, Any] | None = None
+    ) -> None:
+        inner = _built(
+            LongformerConfig,
+            config,
+            said,
             vocab_size=1,
             max_position_embeddings=tokens,
-            hidden_size=config.width,
-            num_hidden_layers=config.layers,
-            num_attention_heads=config.heads,
-            intermediate_size=4 * config.width,
-            attention_window=[window] * config.layers,
             type_vocab_size=1,
-            layer_norm_eps=1e-5,
-            attention_probs_dropout_prob=0.0,
             pad_token_id=0,
-            bos_token_id=None,
-            eos_token_id=None,
-            sep_token_id=None,
         )
+        windows = inner.attention_window
+        windows = [windows] * config.layers if isinstance(windows, int) else windows
+        if len(windows) < config.layers:
+            raise DataError(
+                f"backbone longformer: weights {config.weights}: attention_window: has "
+                f"{len(windows)} windows, wanted one for each of {config.layers} layers"
+            )
+        # In a window of twice the sequence each token sees every other one, as in a wider window,
+        # with less padding.
+        windows = [min(window, 2 * tokens) for window in windows[: config.layers]]
+        inner.attention_window = windows
         super().__init__(inner, add_pooling_layer=False)
         layers: Any = self.encoder.layer
         for number, layer in enumerate(layers):
             layer.attention.self = _Sliding(inner, number)
-        self.window = window
+        self.window = math.lcm(*windows)
         self.embeddings.register_module("word_embeddings", nn.Identity())
 
     def forward(self, embedded: Tensor, mask: Tensor | None) -> Tensor:
@@ -266,27 +304,23 @@ class Longformer(LongformerModel):
 
 class Vit(nn.Module):
     """The layers of ViT (Dosovitskiy et al., arXiv 2010.11929) as the public code of arXiv
-    2103.05247 runs them: no patches, no class token, positions of its own that begin at zero, norms
-    with epsilon 1e-6, and dropout wherever timm has it.
+    2103.05247 runs them: no patches, no class token, positions of its own that begin at zero, and
+    dropout wherever timm has it; without weights, norms with timm's epsilon of 1e-6.
     """
 
     reads_out = True
 
-    def __init__(self, config: BackboneConfig, tokens: int) -> None:
+    def __init__(
+        self, config: BackboneConfig, tokens: int, said: Mapping[str, Any] | None = None
+    ) -> None:
         super().__init__()
-        inner = ViTConfig(
-            hidden_size=config.width,
-            num_hidden_layers=config.layers,
-            num_attention_heads=config.heads,
-            intermediate_size=4 * config.width,
-            layer_norm_eps=1e-6,
-        )
+        inner = _built(ViTConfig, config, said)
         inner._attn_implementation = ATTENTION
         self.positions = nn.Embedding(tokens, config.width)
         self.dropout = nn.Dropout(0.0)
         layers: list[Any] = [ViTLayer(inner) for _ in range(config.layers)]
         for layer in layers:
-            layer.mlp.activation_fn = nn.Sequential(nn.GELU(), nn.Dropout(0.0))
+            layer.mlp.activation_fn = nn.Sequential(ACT2FN[inner.hidden_act], nn.Dropout(0.0))
         self.layers = nn.ModuleList(layers)
         self.layernorm = nn.LayerNorm(config.width, eps=inner.layer_norm_eps)
 

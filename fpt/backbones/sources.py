@@ -10,8 +10,10 @@ import importlib.util
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from fpt import hub
+from fpt.backbones import fields
 from fpt.files import DataError, content_digest
 
 LANGUAGE, IMAGE, STATISTICS, LAYER_STATISTICS, RANDOM, TRIAL = (
@@ -31,9 +33,16 @@ HUB = "hub:"
 PACKAGE = "package:"
 """Before the name of an installed Python package, and perhaps `/folder` in it."""
 
-FORMATS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
-"""What published weights are, the best first: one file; an index of several; a pickle."""
+FORMATS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+"""What published weights are, the best first: one file, an index of several; pickles alike."""
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""How a file begins that Git LFS has put in the place of the real one."""
 
 NAMES = {
     "layers": ("n_layer", "n_layers", "num_layers", "num_hidden_layers"),
@@ -73,7 +82,28 @@ def weight_files(weights: str) -> list[Path]:
                 f"package:MODULE/FOLDER, or shipped:NAME (shipped: "
                 f"{', '.join(sorted(p.name for p in SHIPPED.iterdir() if p.is_dir()))})"
             )
+        check_pointer(file)
     return files
+
+
+def check_pointer(file: Path) -> None:
+    """Refuse a file that only points to the one that is wanted.
+
+    Raises:
+        DataError: If it is a pointer of Git LFS.
+    """
+    try:
+        with file.open("rb") as stream:
+            head = stream.read(1024)
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror or error})") from error
+    if head.startswith(LFS_POINTER):
+        size = re.search(rb"^size (\d+)$", head, re.MULTILINE)
+        of = f" of a file of {int(size[1]):,} bytes" if size else ""
+        raise DataError(
+            f"{file}: is the Git LFS pointer{of}, not the file itself; fetch it with `git lfs "
+            f"pull` in {file.parent}"
+        )
 
 
 def _folder(weights: str) -> Path:
@@ -106,18 +136,19 @@ def package_folders(source: str) -> list[Path]:
 
 
 def shards(index: Path) -> list[str]:
-    """The files that an index of safetensors files names, sorted.
+    """Return the files that an index of shards names, sorted.
 
     Raises:
         DataError: If it is no such index.
     """
+    suffix = index.name.removesuffix(".index.json").rpartition(".")[2]
     try:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise DataError(f"{index}: not an index of safetensors files; fetch it again") from None
+        raise DataError(f"{index}: not an index of {suffix} files; fetch it again") from None
     for name in names:
-        if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+\.safetensors", name):
-            raise DataError(f"{index}: names {name!r}, which is no safetensors file beside it")
+        if not isinstance(name, str) or not re.fullmatch(rf"[\w.-]+\.{suffix}", name):
+            raise DataError(f"{index}: names {name!r}, which is no {suffix} file beside it")
     return sorted(names)
 
 
@@ -162,15 +193,53 @@ def _first_file(repository: str, revision: str | None) -> Path:
     raise DataError(f"model {repository}: holds no weights ({', '.join(FORMATS)})")
 
 
-def check_weights(weights: str, *, layers: int, width: int, heads: int) -> None:
+def config_file(weights: str) -> Path | None:
+    """Return the config.json of pretrained weights; None: a repository on the Hub that has none.
+
+    Raises:
+        DataError: If it cannot be had.
+    """
+    if not weights.startswith(HUB):
+        return weight_files(weights)[0]
+    repository, revision = hub_id(weights)
+    folder = hub.snapshot(repository, kind="model", revision=revision)
+    if folder is not None and (folder / "config.json").is_file():
+        return folder / "config.json"
+    return hub.file(repository, "config.json", revision=revision)
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """Return the content of a config.json.
+
+    Raises:
+        DataError: If it is no JSON object.
+    """
+    check_pointer(file)
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise DataError(f"{file}: not a JSON object")
+    return found
+
+
+def check_weights(weights: str, backbone: str, *, layers: int, width: int, heads: int) -> None:
     """Refuse weights whose own config.json tells of another model, where it can be read here.
 
     The number of heads shapes no tensor: without this check, weights would run as a model that
     they were not trained as.
 
+    Args:
+        weights: Where they come from.
+        backbone: The row of the table that is to run them.
+        layers: Of the trial's backbone; width and heads alike.
+        width: See layers.
+        heads: See layers.
+
     Raises:
-        ValueError: If they are of another width or number of heads, or of fewer layers, or if a
-            hub id is none.
+        ValueError: If they are of another width or number of heads, or of fewer layers, if a field
+            cannot be honoured, or if a hub id is none.
     """
     if weights.startswith(HUB):
         if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?", weights.removeprefix(HUB)):
@@ -182,31 +251,45 @@ def check_weights(weights: str, *, layers: int, width: int, heads: int) -> None:
         raise ValueError(f"weights: {weights!r} is not {PACKAGE}MODULE or {PACKAGE}MODULE/FOLDER")
     # What is missing is told where it is needed.
     with contextlib.suppress(DataError, OSError):
-        _agree(weights, layers, width, heads)
+        _agree(weights, backbone, layers, width, heads)
 
 
 @functools.lru_cache(maxsize=256)
-def _agree(weights: str, layers: int, width: int, heads: int) -> None:
+def _agree(weights: str, backbone: str, layers: int, width: int, heads: int) -> None:
     # Kept, since each trial of a sweep asks; an exception is not.
-    check_config(weight_files(weights)[0], weights, layers=layers, width=width, heads=heads)
+    file = weight_files(weights)[0]
+    check_config(file, weights, backbone, layers=layers, width=width, heads=heads)
 
 
-def check_config(file: Path, weights: str, *, layers: int, width: int, heads: int) -> None:
+def check_config(
+    file: Path, weights: str, backbone: str, *, layers: int, width: int, heads: int
+) -> None:
     """Refuse the config.json of weights that tells of another model.
 
     Raises:
         ValueError: As `check_weights`.
         DataError: If it is no JSON object.
     """
-    try:
-        config = dict(json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, TypeError):
-        raise DataError(f"{weights}: its config.json is not JSON") from None
+    config = read_config(file)
     asked = {"layers": layers, "width": width, "heads": heads}
     for what, ours in asked.items():
         theirs = next((config[name] for name in NAMES[what] if name in config), ours)
-        if ours > theirs if what == "layers" else ours != theirs:
+        if not isinstance(theirs, int) or (ours > theirs if what == "layers" else ours != theirs):
             raise ValueError(f"weights: {weights} has {theirs} {what}, not {ours}")
+    if problem := fields.refused(backbone, config):
+        raise ValueError(f"weights: {file}: {problem}")
+
+
+def deviations(
+    weights: str, backbone: str, *, layers: int, width: int, heads: int
+) -> dict[str, Any]:
+    """Return the fields by which weights in a directory compute another function than is usual.
+
+    Raises:
+        DataError: If the directory lacks config.json or weights.
+    """
+    sizes = {"layers": layers, "width": width, "heads": heads}
+    return fields.deviations(backbone, read_config(weight_files(weights)[0]), sizes)
 
 
 @functools.lru_cache(maxsize=256)
@@ -217,8 +300,8 @@ def sizes_of(weights: str) -> dict[str, int]:
         DataError: If the file is missing, or does not say.
     """
     file = weight_files(weights)[0]
+    config = read_config(file)
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
         return {
             what: int(next(config[name] for name in names if name in config))
             for what, names in NAMES.items()

@@ -20,16 +20,21 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
+from transformers.initialization import no_init_weights
 
 from fpt import random_streams
+from fpt.backbones import fields
 from fpt.backbones.conversion import one_safetensors
 from fpt.backbones.sources import (
     HUB,
     LAYER_STATISTICS,
     RANDOM,
     STATISTICS,
+    check_config,
+    config_file,
     hub_files,
+    read_config,
     weight_files,
 )
 from fpt.backbones.statistics import kind_of
@@ -40,12 +45,22 @@ if TYPE_CHECKING:
     from fpt.backbones import Backbone
     from fpt.config import TrialConfig
 
+FUNCTION = "function"
+"""In the metadata of a trained backbone, where it is not the plain one: the fields of its config
+that change what it computes."""
+
 DEVIATION = 0.02
 """Standard deviation of random matrices, as in GPT-2 and BERT."""
 
 _OLD_NAMES = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))
-_PREFIXES = ("", "transformer.", "bert.", "longformer.", "vit.", "model.")
-"""What checkpoints of larger models put before a backbone's own names."""
+_WRAPPER = re.compile(
+    r"(module|_orig_mod|base_model\.model|backbone|model|transformer|bert|longformer|vit)\."
+)
+"""What wrappers (DistributedDataParallel, torch.compile, PEFT, a model with a head, a file of this
+package) put before a backbone's own names, once or several times."""
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""Types of weights that are numbers as they stand; others are quantised, and want their scales."""
 
 
 def site(name: str) -> int:
@@ -77,13 +92,10 @@ def initial(
     if trial.pretraining == RANDOM:
         return _random(trial, shapes)
     if trial.parent is not None:
-        if trial.parent not in backbones:
-            raise DataError(
-                f"backbone of trial {trial.parent}: not there; run the trial that trains it first"
-            )
-        return _select(read_tensors(backbones[trial.parent]), shapes, backbones[trial.parent])
+        file = _trained(trial.parent, backbones)
+        return _select(read_tensors(file), shapes, file)
     file = weights_file(trial.backbone.weights or "")
-    stored = _own_names(read_tensors(file), shapes, row)
+    stored = _own_names(read_tensors(file), shapes, row, file)
     first = row.first_position
     if first:
         stored |= {
@@ -124,6 +136,76 @@ def module_class(row: Backbone) -> Any:
     return imported(row.module)
 
 
+def config_of(trial: TrialConfig, backbones: Mapping[str, Path]) -> dict[str, Any]:
+    """Return the config that a trial's backbone takes its function from, as config.json has it.
+
+    That of the weights, also where the trial draws its own; of the trial that trained the backbone;
+    else the plain one. Drawn weights want nothing of the Hub, nor of a size of the table.
+
+    Args:
+        trial: The trial.
+        backbones: Id of a trial -> the file of the backbone that it trained.
+
+    Raises:
+        DataError: If the file is missing, or cannot be honoured.
+    """
+    own = trial.backbone
+    plain = fields.plain(own.name, own.sizes)
+    if trial.parent is not None:
+        return plain | function_of(_trained(trial.parent, backbones))
+    if own.weights is None or not (trial.reads_weights or own.has_own_config):
+        return plain
+    file = config_file(own.weights)
+    if file is None:
+        return plain
+    try:
+        check_config(file, own.weights, own.name, **own.sizes)
+    except ValueError as error:
+        raise DataError(str(error)) from error
+    return read_config(file)
+
+
+def _trained(parent: str, backbones: Mapping[str, Path]) -> Path:
+    if parent not in backbones:
+        raise DataError(
+            f"backbone of trial {parent}: not there; run the trial that trains it first"
+        )
+    return backbones[parent]
+
+
+def function_of(file: Path) -> dict[str, Any]:
+    """Return what the file of a trained backbone says of its function: see `FUNCTION`.
+
+    Raises:
+        DataError: If the file is missing or damaged.
+    """
+    try:
+        with safe_open(file, framework="pt") as stored:
+            own = json.loads((stored.metadata() or {}).get("fpt", "{}"))
+    except (OSError, SafetensorError, ValueError) as error:
+        raise DataError(f"{file}: not a readable safetensors file ({error})") from error
+    return dict(own.get(FUNCTION, {}))
+
+
+def skeleton(trial: TrialConfig, tokens: int, config: Mapping[str, Any]) -> nn.Module:
+    """Build the module of a trial's backbone, without values.
+
+    Args:
+        trial: The trial.
+        tokens: Tokens of its sequences.
+        config: See `config_of`.
+
+    Raises:
+        DataError: If the config cannot be honoured.
+        ValueError: If the module cannot have so many tokens.
+    """
+    own = trial.backbone
+    build = functools.partial(module_class(own.row), own, tokens)
+    with no_init_weights():  # every value comes from `initial`
+        module: nn.Module = build(config) if own.name in fields.FIELDS else build()
+    return module
+
+
 def _random(trial: TrialConfig, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
     """As the backbone's class draws a parameter; else norm gains 1, biases 0, every matrix N(0,
     0.02), or scaled towards the residual stream.
@@ -154,23 +236,44 @@ def _random(trial: TrialConfig, shapes: Mapping[str, tuple[int, ...]]) -> dict[s
 
 
 def _own_names(
-    stored: Mapping[str, Tensor], wanted: Collection[str], row: Backbone
+    stored: Mapping[str, Tensor], wanted: Collection[str], row: Backbone, file: Path
 ) -> dict[str, Tensor]:
     """Published tensors by the backbone's own names: without what a checkpoint of a larger model
     puts before them, and renamed.
+
+    Raises:
+        DataError: If the file holds the backbone twice, or beside adapters.
     """
-
-    def named(prefix: str) -> dict[str, Tensor]:
-        out = {}
-        for name, tensor in stored.items():
-            own = name.removeprefix(prefix)
+    # A name may begin with a word that elsewhere is a wrapper's ("transformer." in DistilBERT), so
+    # each name is tried behind every wrapper that it could have.
+    by_prefix: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in stored.items():
+        prefix, own = "", name
+        while True:
+            renamed = own
             for old, new in row.renames:
-                own = re.sub(old, new, own)
-            out[own] = tensor
-        return out
-
-    # "transformer." stands before all of GPT-2's names, and before some of DistilBERT's own.
-    return max((named(prefix) for prefix in _PREFIXES), key=lambda own: len(own.keys() & wanted))
+                renamed = re.sub(old, new, renamed)
+            by_prefix.setdefault(prefix, {})[renamed] = tensor
+            if not (wrapper := _WRAPPER.match(own)):
+                break
+            prefix, own = prefix + wrapper[0], own[wrapper.end() :]
+    adapters = next(
+        (name for name in stored if re.search(r"\.lora_[AB]\b|\.base_layer\.", name)), None
+    )
+    if adapters is not None:
+        raise DataError(
+            f"{file}: {adapters} is of an adapter that was not merged into the weights; merge it "
+            "(PEFT: merge_and_unload) and save the result"
+        )
+    found = {prefix: len(own.keys() & wanted) for prefix, own in by_prefix.items()}
+    most = max(found.values(), default=0)
+    best = [prefix for prefix, number in found.items() if number == most]
+    if len(best) > 1 and most:
+        places = " and behind ".join(repr(prefix) for prefix in sorted(best))
+        raise DataError(
+            f"{file}: holds tensors of these names behind {places}; keep the ones that are meant"
+        )
+    return by_prefix[best[0]] if best else {}
 
 
 def weights_file(weights: str) -> Path:
@@ -216,13 +319,19 @@ def _select(
     for name, shape in shapes.items():
         tensor = stored.get(name)
         if tensor is None:
+            packed = re.sub(r"weight$", "qweight", name)
+            if packed != name and packed in stored:
+                raise DataError(_quantised(file, packed, stored[packed]))
             problems.append(f"{name} is missing")
-        elif tuple(tensor.shape) == shape:
-            chosen[name] = tensor.float()
+            continue
+        if tensor.dtype not in _FLOATS:
+            raise DataError(_quantised(file, name, tensor))
+        if tuple(tensor.shape) == shape:
+            chosen[name] = _finite(tensor, name, file)
         elif "position" in name or name.startswith("wpe") or "token_type" in name:
             if tensor.shape[1:] != shape[1:]:
                 problems.append(f"{name} is {tuple(tensor.shape)}, wanted (any, {shape[1]})")
-            chosen[name] = tensor[: shape[0]].float()
+            chosen[name] = _finite(tensor, name, file)[: shape[0]]
         else:
             problems.append(f"{name} is {tuple(tensor.shape)}, wanted {shape}")
     if problems:
@@ -232,6 +341,33 @@ def _select(
             "check backbone.layers, width and heads against the file's config.json"
         )
     return chosen
+
+
+def _quantised(file: Path, name: str, tensor: Tensor) -> str:
+    kind = str(tensor.dtype).removeprefix("torch.")
+    return (
+        f"{file}: {name} is of type {kind}: quantised weights mean nothing without their scales; "
+        "wanted are float16, bfloat16, float32 or float64"
+    )
+
+
+def _finite(tensor: Tensor, name: str, file: Path) -> Tensor:
+    """A tensor in float32.
+
+    Raises:
+        DataError: If a number in it is none.
+    """
+    plain = tensor.float()
+    # The sum is the quick look; it may be infinite where no number is.
+    if not bool(plain.sum().isfinite()) and not bool((good := plain.isfinite()).all()):
+        at = [int(i) for i in (~good).nonzero()[0]]
+        value = float(plain[tuple(at)])
+        of = " once it is read as float32" if bool(tensor[tuple(at)].isfinite()) else ""
+        raise DataError(
+            f"{file}: {name} holds {value}{of}, at {at}; weights have to be finite numbers: fetch "
+            "them again, or take an earlier checkpoint"
+        )
+    return plain
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:

@@ -38,14 +38,14 @@ from fpt.backbones.sources import (
     weight_files,
     weights_identity,
 )
-from fpt.config import TrialConfig
+from fpt.config import BackboneConfig, TrialConfig
 from fpt.files import DataError
 from sweep.sweepfile import lock as locks
 from sweep.sweepfile.document import SweepFileError
 from sweep.sweepfile.lock import Entry, Lock, LockedFile, LockError, Source, sources
 from sweep.sweepfile.trials import Sweep, load
 
-CONFIG, INDEX = "config.json", FORMATS[1]
+CONFIG, INDEX = "config.json", ".index.json"
 THE_LOCK = "the lock"
 TIMEOUT = 30.0
 """Seconds that the Hub has to list a repository."""
@@ -231,7 +231,7 @@ class _Fetcher:
         names = _chosen(source, wanted, listing.files)
         for name in names:
             files[name] = self.file(source, listing, name)
-            if name == INDEX:  # The rest is known once it is here; the loop goes on with it.
+            if name.endswith(INDEX):  # The rest is known once it is here; the loop goes on with it.
                 names += shards(self.path(source, listing.revision, name))
         size = sum(one.size for one in files.values())
         self.summary.size += size
@@ -344,9 +344,9 @@ class _Fetcher:
             return
         if CONFIG in entry.files:
             file = self.path(source, entry.revision, CONFIG)
-            for layers, width, heads in what.sizes:
+            for one in what.backbones:
                 try:
-                    check_config(file, str(source), layers=layers, width=width, heads=heads)
+                    check_config(file, str(source), one.name, **one.sizes)
                 except ValueError as error:
                     raise DataError(str(error)) from error
         weights_file(f"{HUB}{source.repository}@{entry.revision}")
@@ -356,12 +356,11 @@ class _Fetcher:
 class _Wanted:
     # What trials want of a source.
     files: dict[str, None] = field(default_factory=dict)
-    sizes: set[tuple[int, int, int]] = field(default_factory=set)
+    backbones: set[BackboneConfig] = field(default_factory=set)
 
     def add(self, files: Iterable[str], config: TrialConfig) -> None:
         self.files |= dict.fromkeys(files)
-        one = config.backbone
-        self.sizes.add((one.layers, one.width, one.heads))
+        self.backbones.add(config.backbone)
 
 
 def weights_file(weights: str) -> Path:
