@@ -37,10 +37,10 @@ from fpt.backbones.sources import (
     sizes_of,
     weights_identity,
 )
-from fpt.plugins import imported
+from fpt.plugins import class_path, imported, registered
 from fpt.precision import Numerics
 from fpt.spec import JSON, Spec
-from fpt.tasks import TASKS, Task
+from fpt.tasks import TASK_GROUP, TASKS, Task
 from fpt.tasks.base import ProtocolName
 
 TRAINABLE = ("attention", "feedforward", "input", "norm", "output", "position")
@@ -69,9 +69,12 @@ def _task_name(value: Any) -> str:
 def _own_task(value: Any, ours: ValidatorFunctionWrapHandler) -> Any:
     """A task of the table, or of a user's own class."""
     name = _task_name(value)
-    if ":" not in name or isinstance(value, Task):
-        return ours(value) if ":" not in name else value
-    own = imported(name)
+    path = None if name in TASKS else class_path(name, TASK_GROUP)
+    if path is None:
+        return ours(value)
+    if isinstance(value, Task):
+        return value
+    own = imported(path)
     if not issubclass(own, Task):
         raise ValueError(f"{name} is not a subclass of fpt.Task")
     return own.model_validate(value)
@@ -85,7 +88,8 @@ else:
         Discriminator(
             _task_name,
             custom_error_type="unknown_task",
-            custom_error_message=f"unknown task; tasks: {', '.join(TASKS)}, or module:Class",
+            custom_error_message="unknown task; tasks: "
+            f"{', '.join([*TASKS, *registered(TASK_GROUP)])}, or module:Class",
         ),
         WrapValidator(_own_task),
         # A user's own class has fields of its own.

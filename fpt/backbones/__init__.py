@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from fpt.plugins import imported
+from fpt.plugins import class_path, imported, registered
 
 Group = Literal[
     "input", "output", "norm", "position", "attention", "feedforward", "recurrent", "token", "head"
@@ -20,6 +20,9 @@ tables) and `head` (poolers) are named so that no parameter is without a group, 
 
 NOTHING = r"(?!)"
 """A regular expression that matches nothing."""
+
+BACKBONE_GROUP = "fpt_sweep.backbones"
+"""The group of entry points by which an installed package adds backbones of its own."""
 
 AUTO = "auto"
 """The backbone whose architecture a local directory of transformers' own says."""
@@ -263,8 +266,8 @@ def row(name: str, groups: tuple[tuple[str, Group], ...] = ()) -> Backbone:
     """
     if name in BACKBONES:
         found = BACKBONES[name]
-    elif ":" in name:
-        own = imported(name)
+    elif (path := class_path(name, BACKBONE_GROUP)) is not None:
+        own = imported(path)
         said = {
             field: getattr(own, field)
             for field in ("groups", "causal", "layer", "residual_outputs", "packs")
@@ -277,9 +280,10 @@ def row(name: str, groups: tuple[tuple[str, Group], ...] = ()) -> Backbone:
             )
         defaults = {"groups": (), "causal": False, "layer": r"^layers\.(\d+)\."}
         version = int(getattr(own, "version", 1))
-        found = Backbone(module=name, sizes={}, version=version, **defaults | said)  # type: ignore[arg-type]
+        found = Backbone(module=path, sizes={}, version=version, **defaults | said)  # type: ignore[arg-type]
     else:
         raise ValueError(
-            f"unknown backbone {name!r}; known: {', '.join(BACKBONES)}, or module:Class"
+            f"unknown backbone {name!r}; known: "
+            f"{', '.join([*BACKBONES, *registered(BACKBONE_GROUP)])}, or module:Class"
         )
     return dataclasses.replace(found, groups=(*groups, *found.groups)) if groups else found

@@ -21,4 +21,7 @@ TASKS: dict[str, type[Task]] = {
     "text": Text,
 }
 
-__all__ = ["TASKS", "Task"]
+TASK_GROUP = "fpt_sweep.tasks"
+"""The group of entry points by which an installed package adds tasks of its own."""
+
+__all__ = ["TASKS", "TASK_GROUP", "Task"]

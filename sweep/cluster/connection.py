@@ -20,6 +20,7 @@ import os
 import re
 import secrets
 import socket
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -165,6 +166,7 @@ def connected(address: str | None, max_concurrent: int | None, scratch: Path) ->
         try:
             ray.init(
                 **options,
+                job_config=_job_config(),
                 namespace="fpt-sweep",
                 log_to_driver=False,
                 logging_level=logging.ERROR,
@@ -277,9 +279,29 @@ def is_secret(name: str, value: str) -> bool:
 
 
 def module_path() -> dict[str, str]:
-    """Where workers find classes that a sweep file names."""
-    own = [*plugins.FOLDERS, *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {"PYTHONPATH": os.pathsep.join(own)} if own else {}
+    """Return the variables by which workers find classes that a sweep file names."""
+    used = [folder for folder in plugins.FOLDERS if folder in sys.path]
+    own = {plugins.VARIABLE: os.pathsep.join(used)} if used else {}
+    path = os.environ.get("PYTHONPATH")
+    return own | ({"PYTHONPATH": path} if path else {})
+
+
+class _NoFolders(list[str]):
+    """Ray puts the driver's working folder and that of its script before the standard library of
+    every worker, where any file of a user's would take the place of an installed module.
+    """
+
+    def extend(self, folders: object) -> None:
+        """Take none."""
+
+
+def _job_config() -> Any:
+    """Return Ray's settings for this driver's workers, whose path is that of Python alone."""
+    from ray.job_config import JobConfig
+
+    config = JobConfig()
+    config._py_driver_sys_path = _NoFolders()
+    return config
 
 
 @contextmanager

@@ -15,7 +15,6 @@ import asyncio
 import hashlib
 import logging
 import os
-import re
 import shlex
 import tempfile
 import time
@@ -27,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from fpt import plugins
 from fpt.backbones.sources import HUB, PACKAGE, weight_files
 from sweep.cluster.connection import ClusterError, asks_for_token, is_secret, reachable, use_token
 from sweep.ledger import provenance
@@ -40,9 +40,6 @@ if TYPE_CHECKING:
 
 LIMIT = 100 * 1024**2
 """Bytes that a job's working directory may have, by Ray's own documentation."""
-
-OWN_CLASS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-"""A task or backbone of the user's: `module:Class`."""
 
 NOT_SENT = {"__pycache__", "node_modules", "venv"}
 """Folders that are never sent, beside all whose name begins with a dot."""
@@ -131,7 +128,7 @@ def parcel(file: str | Path, *, allow_code: bool = False, package: bool = False)
     classes = sorted(
         word
         for word in words
-        if OWN_CLASS.fullmatch(word) and not word.startswith((HUB, PACKAGE, "shipped:"))
+        if plugins.CLASS.fullmatch(word) and not word.startswith((HUB, PACKAGE, "shipped:"))
     )
     if classes and not allow_code:
         allowed = "--allow-code sends the Python files beside it, to be run on the cluster"
@@ -147,6 +144,10 @@ def parcel(file: str | Path, *, allow_code: bool = False, package: bool = False)
         files += found
         problems += [f"{file}: {one}" for one in wrong]
     if classes:
+        try:
+            plugins.check_names(folder)
+        except ValueError as error:
+            problems.append(str(error))
         files += _modules(folder, classes)
     # Relative paths keep their meaning: the working directory begins where all of them meet.
     root = Path(os.path.commonpath([one.parent for one in files]))

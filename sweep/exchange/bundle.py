@@ -33,6 +33,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from fpt import plugins
 from fpt.spec import JSON
 from sweep.analysis import tables
 from sweep.ledger.errors import unwritable
@@ -223,17 +224,15 @@ def _members(sweep: Sweep, ledger: Ledger, objects: list[str]) -> dict[str, Memb
 
 
 def _sources(sweep: Sweep) -> Iterator[Path]:
-    # The sweep file, its lock, and the modules beside it that hold classes of the user's own.
-    folder = sweep.file.parent
+    # The sweep file, its lock, and the modules beside it that the user's own classes take.
+    folder, here = sweep.file.parent, sweep.file.resolve().parent
     yield sweep.file
     if (locked := lock.lock_file(sweep.file)).is_file():
         yield locked
     names = (name for p in sweep.all for name in (p.config.task.name, p.config.backbone.name))
-    modules = {name.partition(":")[0].partition(".")[0] for name in names if ":" in name}
-    for module in sorted(modules):
-        if (alone := folder / f"{module}.py").is_file():
-            yield alone
-        yield from sorted(path for path in (folder / module).rglob("*.py") if path.is_file())
+    modules = {name.partition(":")[0] for name in names if ":" in name}
+    files = {file for module in modules for file in plugins.sources(module).values()}
+    yield from sorted(folder / f.relative_to(here) for f in files if f.is_relative_to(here))
 
 
 def _readme(sweep: Sweep, status: Mapping[str, str], objects: list[str]) -> bytes:

@@ -15,9 +15,10 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from fpt.config import TrialConfig
+from fpt.plugins import registered
 from fpt.published import references
 from fpt.spec import JSON, Spec
-from fpt.tasks import TASKS
+from fpt.tasks import TASK_GROUP, TASKS
 from sweep.sweepfile.document import (
     Document,
     Location,
@@ -251,7 +252,7 @@ def explain(
         name = given.get("name") if isinstance(given, dict) else given
         if name is None:
             return "name: missing", None, TASKS
-        return f"no task is called {shown(name)}", name, TASKS
+        return f"no task is called {shown(name)}", name, (*TASKS, *registered(TASK_GROUP))
     if kind == "too_short":
         return "has no points", None, ()
     subject, should, rest = message.partition(" should ")

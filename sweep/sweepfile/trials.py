@@ -25,11 +25,11 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from fpt.backbones import BACKBONES
+from fpt.backbones import BACKBONE_GROUP, BACKBONES
 from fpt.backbones.sources import PACKAGE, RANDOM, TRIAL, package_folders
 from fpt.config import AnyTask, BackboneConfig, Seed, TrialConfig
 from fpt.files import DataError
-from fpt.plugins import look_in
+from fpt.plugins import look_in, registered
 from fpt.spec import JSON
 from fpt.tasks import TASKS
 from sweep.sweepfile import lock, pairing, reading, schema
@@ -1156,8 +1156,9 @@ class _Expansion:
         if loc == ["backbone"] and isinstance(node, dict):
             # Its size is resolved before its fields are judged one by one.
             name, size = (_plain(node.get(key, _Leaf(None, ()))) for key in ("name", "size"))
-            if name not in list(BACKBONES) and ":" not in str(name):
-                what, given, allowed = f"no backbone is called {name!r}", name, BACKBONES
+            known = [*BACKBONES, *registered(BACKBONE_GROUP)]
+            if name not in known and ":" not in str(name):
+                what, given, allowed = f"no backbone is called {name!r}", name, known
                 place = _place(node.get("name", node))
             elif name in list(BACKBONES) and size not in (None, *BACKBONES[name].sizes):
                 what, given, allowed = f"{name} has no size {size!r}", size, BACKBONES[name].sizes
