@@ -5,9 +5,12 @@ Identity knows no paths.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import getpass
 import hashlib
 import os
+import tempfile
 from pathlib import Path
 
 
@@ -19,6 +22,27 @@ def cache_folder() -> Path:
     user = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     folder = os.environ.get("FPT_SWEEP_CACHE") or f"{user}/fpt-sweep"
     return Path(folder).expanduser().absolute()
+
+
+def ensure_home() -> None:
+    """Name a home folder and a user where the system knows none: a container's bare number.
+
+    Ray, MLflow and torch ask for them, and fail where there is no answer. Both are kept in the
+    environment, for processes that are started from here too.
+    """
+    try:
+        Path.home()
+    except RuntimeError:
+        home = Path(tempfile.gettempdir(), f"fpt-sweep-home-{os.getuid()}")
+        with contextlib.suppress(OSError):
+            home.mkdir(mode=0o700, exist_ok=True)
+        # Somebody else may have made a folder of this name.
+        ours = home.is_dir() and home.stat().st_uid == os.getuid()
+        os.environ["HOME"] = str(home if ours else tempfile.mkdtemp(prefix="fpt-sweep-home-"))
+    try:
+        getpass.getuser()
+    except (OSError, KeyError):
+        os.environ["USER"] = f"user-{os.getuid()}"
 
 
 class DataError(Exception):

@@ -12,6 +12,8 @@ from __future__ import annotations
 import gc
 import sys
 
+from fpt.files import ensure_home
+
 from sweep.cli import files, running, jobs, results, report  # isort: skip  # as --help lists them
 from sweep.cli import query, studies, models, archive, upkeep  # isort: skip
 from sweep.cli.common import UserError, app, say
@@ -37,6 +39,7 @@ def main() -> None:
     # A large sweep is a million objects, nearly none of them garbage; at 700, the default, looking
     # them over again and again takes a tenth of a command's time.
     gc.set_threshold(100_000)
+    ensure_home()
     try:
         app()
     except Exception as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -72,7 +73,8 @@ class View:
         traceback: TracebackType | None,
     ) -> None:
         if self._live is not None:
-            self._live.stop()
+            with suppress(OSError):
+                self._live.stop()
 
     def __call__(self, event: Event) -> None:
         """Take in one event."""
@@ -124,7 +126,8 @@ class View:
 
     def _line(self, text: str) -> None:
         self._last_line = time.monotonic()
-        self.console.print(escape(text), highlight=False, soft_wrap=True)
+        with suppress(OSError):  # a terminal that was closed costs no trial
+            self.console.print(escape(text), highlight=False, soft_wrap=True)
 
     def _count(self) -> str:
         return f"[{self.ended}/{len(self.steps)}]"

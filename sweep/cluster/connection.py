@@ -14,21 +14,26 @@ A job that is submitted takes none of the submitting machine's along: the cluste
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
 import re
 import secrets
+import shutil
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from fpt import plugins
+from sweep.cluster import local_ray
 
 WORKERS = {
     # A core a worker.
@@ -67,6 +72,9 @@ QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 """Environment variables of the driver's process."""
+
+SHUTDOWN_SECONDS = 20.0
+"""What Ray may take to end."""
 
 UNPACK_SECONDS = 30.0
 """What a node may take to unpack a job's working directory."""
@@ -125,64 +133,142 @@ def cluster_id(address: str) -> str | None:
         raise _refused(address, error) from None
 
 
+@dataclass(frozen=True)
+class Connection:
+    """A Ray to work with."""
+
+    own: bool
+    """Whether it is one of our own, which ends with the connection."""
+    scratch: Path
+    """A folder of this run's, removed at its end."""
+    log: Path | None
+    """What Ray itself says, between whose lines none of ours are; None where it cannot be kept."""
+
+    def abandon(self) -> None:
+        """Remove what is ours without asking Ray, for a process that is about to end."""
+        if self.own:
+            local_ray.end_processes([self.scratch])
+        shutil.rmtree(self.scratch, ignore_errors=True)
+
+    def ended(self) -> list[str]:
+        """Return the processes of our own Ray that have ended and without which nothing trains."""
+        import ray
+
+        node = ray._private.worker._global_node
+        if not self.own or node is None:
+            return []
+        return [name for name, _ in node.dead_processes() if name in local_ray.NEEDED]
+
+
 @contextmanager
-def connected(address: str | None, max_concurrent: int | None, scratch: Path) -> Iterator[None]:
-    """A Ray to work with: the one at `address`, or one of our own that ends with this block.
+def connected(address: str | None, max_concurrent: int | None) -> Iterator[Connection]:
+    """Connect to the Ray at `address`, or start one of our own that ends with this block.
 
     Raises:
-        ClusterError: If there is none at `address`, or one that does not let us in.
+        ClusterError: If there is none at `address`, one that does not let us in, or this machine
+            lets none be started.
     """
     address = address or os.environ.get("RAY_ADDRESS")
     outlive_parent()
-    options: dict[str, Any]
-    if address is None:
-        # Its workers inherit this process's variables, and so may be started ahead of time, which
-        # Ray does not do for those that are given a runtime_env.
-        variables = QUIET | WORKERS | module_path()
-        options = {
-            "address": "local",
-            "num_cpus": max(len(os.sched_getaffinity(0)), max_concurrent or 1),
-            "include_dashboard": False,
-            "object_store_memory": 100 * 1024**2,
-            "_temp_dir": str(scratch),
-        }
-        if not set(AUTH) & os.environ.keys():
-            # A Ray of one's own asks for a token, and would leave one in the home folder. Kept to
-            # the end of this process, since Ray reads it once.
-            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    else:
-        if address.startswith(("http://", "https://")):
-            raise ClusterError(
-                f"--address {address}: is a dashboard's; `sweep submit` takes it, a run the "
-                "HOST:PORT that `ray start --head` printed"
-            )
-        reachable(address)
-        use_token()
-        variables = QUIET
-        options = {"address": address, "runtime_env": {"env_vars": passed_on()}}
-    with environment(variables):
+    with ExitStack() as stack:
+        try:
+            scratch = stack.enter_context(local_ray.scratch_folder())
+            options = _start_here(max_concurrent, scratch) if address is None else _join(address)
+        except local_ray.LimitError as error:
+            raise ClusterError(str(error)) from None
+        # Workers of our own Ray inherit this process's variables, and so may be started ahead of
+        # time, which Ray does not do for those that are given a runtime_env.
+        variables = QUIET | WORKERS | module_path() if address is None else QUIET
+        stack.enter_context(environment(variables))
+        log = stack.enter_context(
+            local_ray.apart(f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}")
+        )
         import ray
 
+        stack.callback(_disconnect, own=address is None, scratch=scratch)
         try:
-            ray.init(
-                **options,
-                job_config=_job_config(),
-                namespace="fpt-sweep",
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
-        except (ConnectionError, RuntimeError, ray.exceptions.AuthenticationError) as error:
+            with local_ray.kept_from_children():
+                ray.init(
+                    **options,
+                    job_config=_job_config(),
+                    namespace="fpt-sweep",
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
+        except (OSError, RuntimeError, ray.exceptions.RayError) as error:
             if address is None:
-                raise
+                raise ClusterError(_no_start(error, log)) from None
             raise _refused(address, error) from None
         logging.getLogger("ray").setLevel(logging.CRITICAL)
         # Without this it prints what a node leaves when it dies, in dozens of lines.
         ray._private.worker._worker_logs_enabled = False
         stay()
-        try:
-            yield
-        finally:
-            ray.shutdown()
+        yield Connection(address is None, scratch, log)
+
+
+def _start_here(max_concurrent: int | None, scratch: Path) -> dict[str, Any]:
+    """The options of a Ray of our own.
+
+    Raises:
+        LimitError: If this process may not have what it takes.
+    """
+    workers = max(len(os.sched_getaffinity(0)), max_concurrent or 1)
+    local_ray.check_limits(workers)
+    if not set(AUTH) & os.environ.keys():
+        # A Ray of one's own asks for a token, and would leave one in the home folder. Kept to the
+        # end of this process, since Ray reads it once.
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    return {
+        "address": "local",
+        "num_cpus": workers,
+        "include_dashboard": False,
+        "object_store_memory": 100 * 1024**2,
+        "_temp_dir": str(scratch),
+    }
+
+
+def _join(address: str) -> dict[str, Any]:
+    """The options of a cluster's Ray.
+
+    Raises:
+        ClusterError: If nothing answers there, or something else than a Ray for drivers.
+    """
+    if address.startswith(("http://", "https://")):
+        raise ClusterError(
+            f"--address {address}: is a dashboard's; `sweep submit` takes it, a run the "
+            "HOST:PORT that `ray start --head` printed"
+        )
+    reachable(address)
+    use_token()
+    return {"address": address, "runtime_env": {"env_vars": passed_on()}}
+
+
+def _no_start(error: Exception, log: Path | None) -> str:
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    said = f"; what Ray said: {log}" if log is not None and log.stat().st_size else ""
+    return (
+        f"Ray cannot be started on this machine ({first}){said}; look at its limits (`ulimit -a`) "
+        "and its free memory, or name a running cluster (--address)"
+    )
+
+
+def _disconnect(*, own: bool, scratch: Path) -> None:
+    """End the connection, and a Ray of our own with all its processes.
+
+    Without a head Ray would wait for it, for a minute, and then abort this process: so its own
+    processes are ended first, and a wait is left to a thread that ends with this process.
+    """
+    import ray
+
+    if own and (node := ray._private.worker._global_node) is not None:
+        # Ray gives each of them a second to take a SIGTERM, which is kept from them.
+        end = functools.partial(local_ray.end_processes, [scratch])
+        setattr(node, "kill_all_processes", lambda **_: end())  # noqa: B010
+    thread = threading.Thread(target=ray.shutdown, name="ray-shutdown", daemon=True)
+    thread.start()
+    thread.join(SHUTDOWN_SECONDS)
+    if own:
+        local_ray.end_processes([scratch])
 
 
 def stay() -> None:

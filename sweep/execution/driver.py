@@ -11,15 +11,13 @@ Ray is imported when there is something to run, and a second run of a finished s
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import os
 import re
-import shutil
+import shlex
 import signal
 import socket
 import sys
-import tempfile
 import threading
 import time
 import uuid
@@ -30,12 +28,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from fpt.files import ensure_home
 from sweep.cluster import preflight
 from sweep.cluster.connection import ClusterError as ClusterError
-from sweep.cluster.connection import cluster_id, connected, entrusted, environment
+from sweep.cluster.connection import Connection, cluster_id, connected, entrusted, environment
 from sweep.execution import worker
 from sweep.execution.causes import Cause, cause_of
 from sweep.execution.channel import Beat, Heard, Line, Reports
+from sweep.execution.interrupts import Interrupts
 from sweep.execution.scheduler import Agenda, NoQuicker, OnEvent
 from sweep.execution.scheduler import Event as Event
 from sweep.execution.worker import Job, Result, Train
@@ -168,6 +168,7 @@ def run(
             if this machine cannot train in a numerics class; nothing was trained.
     """
     began = time.monotonic()
+    ensure_home()
     ledger = Ledger(results, write=True)
     planned = plan(file, ledger, stale=stale)
     _check_pinned(planned)
@@ -183,7 +184,7 @@ def run(
     if not planned.packs:
         _resume(planned.sweep, ledger, pause)
     else:
-        with _Interrupts() as interrupts, ExitStack() as stack:
+        with Interrupts() as interrupts, ExitStack() as stack:
             lease, waited = _driver_lease(ledger, lease_name(address), interrupts, emit)
             if lease is not None:
                 stack.enter_context(lease)
@@ -287,7 +288,7 @@ def lease_name(address: str | None = None) -> str:
 
 
 def _driver_lease(
-    ledger: Ledger, name: str, interrupts: _Interrupts, emit: OnEvent
+    ledger: Ledger, name: str, interrupts: Interrupts, emit: OnEvent
 ) -> tuple[Lease | None, bool]:
     """The lease, once no other driver holds it (None if Ctrl-C came first), and whether one did."""
     waited = False
@@ -309,52 +310,9 @@ def _driver_lease(
     return None, waited
 
 
-class _Interrupts:
-    """Ctrl-C (and SIGTERM): the first one is counted, the second one raises KeyboardInterrupt.
-
-    Outside the main thread no signal can be caught, and nothing is interrupted.
-    """
-
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.first: int | None = None
-        """The signal that came first."""
-        self._old: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> _Interrupts:
-        self.catch()
-        return self
-
-    def catch(self) -> None:
-        """Take the signals; to be repeated once Ray has started, since it takes SIGTERM."""
-        if threading.current_thread() is threading.main_thread():
-            for number in self.SIGNALS:
-                old = signal.signal(number, self._handle)
-                self._old.setdefault(number, old)
-
-    def __exit__(self, *exception: object) -> None:
-        for number, old in self._old.items():
-            signal.signal(number, old)
-
-    def wait(self, seconds: float) -> None:
-        """Return after so long, or soon after the first signal."""
-        end = time.monotonic() + seconds
-        while not self.count and time.monotonic() < end:
-            time.sleep(min(0.1, seconds))
-
-    def _handle(self, number: int, frame: object) -> None:
-        # What it interrupts may hold any lock, that of an Event included: it must not need one.
-        self.first = self.first or number
-        self.count += 1
-        if self.count > 1:
-            raise KeyboardInterrupt
-
-
 @contextmanager
 def _mirrored(
-    sweep: Sweep, ledger: Ledger, interrupts: _Interrupts, emit: OnEvent
+    sweep: Sweep, ledger: Ledger, interrupts: Interrupts, emit: OnEvent
 ) -> Iterator[None]:
     """Let MLflow follow along, in a thread of its own, and catch up at the end.
 
@@ -403,34 +361,6 @@ def _studied(sweep: Sweep, ledger: Ledger) -> Iterator[None]:
 
 
 # ---------------------------------------------------------------------------------------------- Ray
-
-
-@contextmanager
-def _scratch() -> Iterator[Path]:
-    """A folder for Ray's own files, removed at the end; those of killed drivers are removed too.
-
-    Its path is short, since Ray puts sockets into it, whose paths may have 107 characters.
-    """
-    parent = Path(tempfile.gettempdir())
-    if len(str(parent)) > 20:
-        parent = Path("/tmp")
-    for old in parent.glob("fpt-sweep-*/lock"):
-        try:
-            with old.open() as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(old.parent, ignore_errors=True)
-        except OSError:
-            continue  # it belongs to a running driver, or to somebody else
-    folder = Path(tempfile.mkdtemp(prefix="fpt-sweep-", dir=parent))
-    with (folder / "new").open("w") as lock:
-        # The kernel lets go of it when this process ends, however it ends. It gets the name that
-        # others look for once it is locked.
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        (folder / "new").rename(folder / "lock")
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 @functools.cache
@@ -484,7 +414,7 @@ class HungError(Exception):
 def _drive(
     planned: Plan,
     ledger: Ledger,
-    interrupts: _Interrupts,
+    interrupts: Interrupts,
     lease: Lease,
     emit: OnEvent,
     *,
@@ -500,12 +430,11 @@ def _drive(
     Returns:
         The ids of the trials that failed, with the reasons; and whether it was stopped.
     """
-    with _scratch() as scratch, connected(address, max_concurrent, scratch):
+    with connected(address, max_concurrent) as connection:
         import ray
         from ray import tune
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        interrupts.catch()
         nodes, groups = preflight.nodes(), preflight.autoscaled()
         have = preflight.capacity(nodes, groups)
         if gpus is None:
@@ -516,15 +445,14 @@ def _drive(
                 "ask for fewer (a fraction shares one), or for 0 to train on the CPU"
             )
         # Of another Ray the preflight asks each node.
-        own = address is None and "RAY_ADDRESS" not in os.environ
-        if own and not gpus and planned.refusals:
+        if connection.own and not gpus and planned.refusals:
             raise ClusterError(f"{planned.sweep.file}: {'; '.join(planned.refusals)}")
         slots = max_concurrent or max(1, int(have.get("CPU", 1)))
         if gpus:
             slots = min(slots, max(1, int(have["GPU"] / gpus)))
         if (workers := Workers(slots, gpus)) != planned.workers:
             planned = plan(planned.sweep, ledger, stale=stale, workers=workers)
-        if not own:
+        if not connection.own:
             preflight.check(
                 planned,
                 ledger,
@@ -555,7 +483,8 @@ def _drive(
         line = cast("ActorHandle[Line]", actor.remote())
         state = _Run(
             agenda, slots, line, ledger, interrupts, lease, claims,
-            sweep=planned.sweep, until=until, entrusted={} if own else entrusted(),
+            sweep=planned.sweep, until=until, connection=connection,
+            entrusted={} if connection.own else entrusted(),
         )  # fmt: skip
         trainable = tune.with_resources(
             _trainable(line, state.interval, ledger.uri, train),
@@ -578,7 +507,7 @@ def _drive(
                         ),
                         run_config=tune.RunConfig(
                             name=uuid.uuid4().hex[:8],
-                            storage_path=str(scratch / "tune"),
+                            storage_path=str(connection.scratch / "tune"),
                             verbose=0,
                         ),
                     ).fit()
@@ -587,6 +516,8 @@ def _drive(
             if agenda.running:
                 text = "killed: running trials go on from their last states"
                 emit(Event("message", message=text))
+        if connection.log is not None and connection.log.stat().st_size:
+            emit(Event("message", message=f"what Ray itself said: {connection.log}"))
         return agenda.failed, state.stopped
 
 
@@ -650,13 +581,14 @@ class _Run:
         slots: int,
         line: ActorHandle[Line],
         ledger: Ledger,
-        interrupts: _Interrupts,
+        interrupts: Interrupts,
         lease: Lease,
         claims: Claims,
         *,
         sweep: Sweep,
         until: float | None,
         entrusted: Mapping[str, str],
+        connection: Connection,
     ) -> None:
         self.agenda = agenda
         self.slots = slots
@@ -670,6 +602,7 @@ class _Run:
         self.sweep = sweep
         self.until = until
         self.entrusted = entrusted
+        self.connection = connection
         self.heard: dict[str, Heard] = {}
         """Attempt -> what was heard of it; without an entry it has not begun."""
         self.condemned: dict[str, str] = {}
@@ -689,12 +622,19 @@ class _Run:
         self._held = self._turned
         self._looked = self._judged = 0.0
         self._paused = False
+        self._broken: list[str] = []
+        """Processes of our own Ray that have ended."""
         self._draining: frozenset[str] = frozenset()
         self._told: set[str] = set()
         """Nodes whose workers were told that they are about to be taken away."""
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._chores, name="chores", daemon=True)
         self._watch = threading.Thread(target=self._watch_head, name="head", daemon=True)
+
+    @property
+    def again(self) -> str:
+        """The command that goes on where this run stopped."""
+        return shlex.join(["sweep", "run", str(self.sweep.file), "--results", self.ledger.uri])
 
     def __enter__(self) -> _Run:
         self._thread.start()
@@ -715,6 +655,8 @@ class _Run:
         address = ray.get_runtime_context().gcs_address
         host, _, port = address.rpartition(":")
         patience = 0.75 * float(os.environ.get(*map(str, HEAD_AWAY)))
+        if self.connection.own:  # it does not come back
+            patience = min(patience, TERM_SECONDS + STOP_SECONDS)
         away: float | None = None
         while not self._end.wait(CHORE_SECONDS):
             try:
@@ -728,15 +670,18 @@ class _Run:
                     self.lease.release()
                 sys.stderr.write(
                     f"\n{address}: the head of the cluster has not answered for {patience:.0f} s; "
-                    "rows and states are kept: once it is there, or another one, run again\n"
+                    "rows and states are kept; once it is there, or another one, go on with:\n"
+                    f"  {self.again}\n"
                 )
                 sys.stderr.flush()
+                self.connection.abandon()
                 os._exit(1)
 
     def _chores(self) -> None:
         from ray._private.state import state  # Ray itself looks here, and offers nothing else
 
         while not self._end.wait(CHORE_SECONDS):
+            self._broken = self.connection.ended()
             with suppress(LedgerError):
                 self._paused = self.ledger.paused(self.sweep.name)
             with suppress(Exception):  # a head that is gone is noticed where it matters
@@ -858,6 +803,9 @@ class _Run:
             why, patience = "stopping: running trials save their states", TERM_SECONDS
             if self.interrupts.first == signal.SIGINT:
                 why, patience = f"{why}; Ctrl-C again kills them", STOP_SECONDS
+        elif self._broken:
+            names, patience = " and ".join(self._broken), TERM_SECONDS
+            why = f"stopping: {names} of our own Ray has ended; running trials save their states"
         elif self._paused:
             why = "stopping: somebody asked for a pause; running trials save their states"
         elif self.until is not None and now > self.until:
@@ -934,11 +882,15 @@ def _adapters(run: _Run) -> tuple[Searcher, TrialScheduler]:
 
     class Feed(Searcher):
         given = 0
+        begun = False
 
         def suggest(  # type: ignore[override]  # FINISHED is a string
             self, trial_id: str
         ) -> dict[str, Any] | str | None:
             # With nothing running Tune asks here and turns no further.
+            if not self.begun:
+                self.begun = True
+                run.interrupts.catch()  # Tune takes SIGUSR1 at its start
             run.turn()
             if run.agenda.finished or self.given >= WAVE or run.interrupts.count:
                 return Searcher.FINISHED

@@ -61,12 +61,11 @@ def test_a_folder_that_does_not_come_back_is_told(
 
 ORPHAN = """
 import os, socket, sys, time
-from pathlib import Path
 from sweep.cluster.connection import connected
 
 while os.getppid() == int(sys.argv[1]):
     time.sleep(0.05)
-with connected(None, 1, Path(sys.argv[2])):
+with connected(None, 1):
     import ray
 
     ray.get(ray.remote(lambda: None).remote())
@@ -89,7 +88,7 @@ def test_a_driver_whose_parent_has_ended_ends_by_itself(tmp_path: Path) -> None:
     said.touch()
     scratch = Path(tempfile.mkdtemp(prefix="fpt-"))  # a socket's path has to be short
     # What a shell does for `nohup ... &` before it is closed.
-    start = f'"{sys.executable}" "{code}" $$ "{scratch}" >"{said}" 2>&1 &'
+    start = f'TMPDIR="{scratch}" "{sys.executable}" "{code}" $$ >"{said}" 2>&1 &'
     subprocess.run(["sh", "-c", start], check=True)
     until = time.monotonic() + 120
     while "parent" not in said.read_text() and time.monotonic() < until:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pty
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -15,7 +17,7 @@ import textwrap
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +29,7 @@ from sweep.cli import running
 from sweep.execution import driver, worker
 from sweep.execution.channel import Beat
 from sweep.execution.driver import Event, Summary, run
+from sweep.execution.interrupts import SIGNALS, Interrupts
 from sweep.ledger.ledger import Ledger, new_attempt
 from sweep.planning import tuning
 from sweep.planning.packing import Workers
@@ -505,6 +508,9 @@ def test_a_head_that_is_gone_ends_the_driver_by_a_sentence(
     released: list[bool] = []
     one: Any = object.__new__(driver._Run)
     one._end = threading.Event()
+    one.sweep = SimpleNamespace(file=Path("small.yaml"))
+    one.ledger = SimpleNamespace(uri="results")
+    one.connection = SimpleNamespace(own=False, abandon=lambda: None)
     one.lease = SimpleNamespace(release=lambda: released.append(True))
 
     def leave(code: int) -> None:
@@ -550,7 +556,7 @@ class Turns:
         monkeypatch.setattr(driver, "time", SimpleNamespace(monotonic=lambda: self.now))
         self.now = 1000.0
         self.events: list[Event] = []
-        self.interrupts = driver._Interrupts()
+        self.interrupts = Interrupts()
         job = SimpleNamespace(points=(), resources={})
         agenda: Any = SimpleNamespace(
             stopped=None, running={"a": job}, emit=self.events.append, ended=self._ended
@@ -562,9 +568,10 @@ class Turns:
         line: Any = self.line
         claims: Any = SimpleNamespace(release=lambda ids: None)
         ledger: Any = SimpleNamespace()
+        connection: Any = SimpleNamespace(own=False, ended=list)
         self.run = driver._Run(
             agenda, slots, line, ledger, self.interrupts, lease, claims,
-            sweep=sweep, until=None, entrusted={},
+            sweep=sweep, until=None, entrusted={}, connection=connection,
         )  # fmt: skip
 
     def _ended(self, attempt: str, results: Any) -> None:
@@ -653,7 +660,7 @@ def test_a_signal_amid_any_wait_ends_it_and_the_second_one_kills(
     end = lambda seconds: signal.raise_signal(signal.SIGTERM)  # noqa: E731
     monkeypatch.setattr(driver, "time", SimpleNamespace(monotonic=time.monotonic, sleep=end))
 
-    with driver._Interrupts() as interrupts:
+    with Interrupts() as interrupts:
         found = driver._driver_lease(ledger, "driver-here", interrupts, lambda event: None)
         assert (found, interrupts.count) == ((None, True), 1)
         with pytest.raises(KeyboardInterrupt):
@@ -670,6 +677,7 @@ def test_a_note_that_cannot_be_made_costs_no_pause(monkeypatch: pytest.MonkeyPat
     pauses = iter([False, True])
     one._end = SimpleNamespace(wait=lambda seconds: next(rounds))
     one.sweep = SimpleNamespace(name="small")
+    one.connection = SimpleNamespace(ended=list)
     one.ledger = SimpleNamespace(paused=lambda name: next(pauses))
     one.lease = SimpleNamespace(note={})
 
@@ -778,7 +786,7 @@ def test_the_driver_of_another_cluster_may_see_a_pause_before_it_is_taken_back(
     planned.ledger.pause("small")
     seen: list[tuple[float, bool]] = []
     wait = lambda _, seconds: seen.append((seconds, planned.ledger.paused("small")))  # noqa: E731
-    monkeypatch.setattr(driver._Interrupts, "wait", wait)
+    monkeypatch.setattr(Interrupts, "wait", wait)
 
     planned()
 
@@ -988,21 +996,37 @@ print(json.dumps(figures))
 """
 
 
+def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Those that still run. Who has ended may wait for the machine's first process to see it."""
+    found = []
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
 class Driver:
     """A driver in a process of its own, in a session of its own as under a terminal."""
 
-    def __init__(self, file: Path, scratch: Path) -> None:
+    def __init__(
+        self, file: Path, scratch: Path, *, inside: Sequence[str] = (), **options: Any
+    ) -> None:
         (scratch / "home").mkdir(exist_ok=True)
         environment = os.environ | {"HOME": str(scratch / "home"), "TMPDIR": str(scratch)}
+        self.scratch = scratch
         # What Ray does without it depends on what earlier Rays left in the home folder.
         environment.pop("RAY_AUTH_MODE")
         self.process = subprocess.Popen(
-            [sys.executable, "-c", DRIVER, str(file), str(file.parent / "results")],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=environment,
-            start_new_session=True,
+            [*inside, sys.executable, "-c", DRIVER, str(file), str(file.parent / "results")],
+            **{
+                "stdout": subprocess.PIPE,
+                "stderr": subprocess.STDOUT,
+                "text": True,
+                "env": environment,
+                "start_new_session": True,
+            }
+            | options,
         )
         self.said: list[str] = []
 
@@ -1034,6 +1058,16 @@ class Driver:
         _, alive = psutil.wait_procs(working, timeout=120)
         assert alive == []
         return code
+
+    def ends_well(self, children: list[psutil.Process], seconds: float = 60) -> None:
+        """Wait until it has stopped by itself, with nothing of it left and states kept."""
+        assert self.process.wait(timeout=seconds) == 1
+        assert alive(children) == []
+        assert list(self.scratch.glob("fpt-sweep-*")) == []
+        assert self.process.stdout is not None
+        with self.process.stdout as rest:
+            self.said += rest.read().splitlines()
+        assert not [line for line in self.said if ".cc:" in line or "Traceback" in line]
 
 
 @pytest.fixture
@@ -1095,6 +1129,163 @@ def test_ctrl_c_and_kill_lose_no_result_and_change_no_figure(tmp_path: Path, scr
     assert {
         r["trial_id"]: (r["train_loss"], r["validation_loss"], r["test_loss"]) for r in rows
     } == (expected)
+
+
+@pytest.fixture
+def training(tmp_path: Path, scratch: Path) -> Iterator[Driver]:
+    """A driver whose trials train for long, on a Ray of its own."""
+    file = sweep_file(tmp_path, "axes: {seed: [0, 1]}\nlimits: {save_seconds: 1}\n", steps=10**6)
+    one = Driver(file, scratch)
+    one.until("record")
+    yield one
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(one.process.pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", sorted({*SIGNALS} - {signal.SIGINT}))
+def test_a_signal_to_all_of_a_run_saves_states_and_leaves_nothing(
+    training: Driver, tmp_path: Path, number: signal.Signals
+) -> None:
+    children = training.children()
+    os.killpg(training.process.pid, number)
+
+    training.ends_well(children)
+    ledger = Ledger(tmp_path / "results")
+    assert training.said[-1] == "summary 0 2 True"
+    # Each of those that had begun: by itself, and not by the death of its worker.
+    causes = ledger.failures().column("cause").to_pylist()
+    assert causes == ["interrupted"] * len(ledger.states())
+    assert causes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["raylet", "gcs_server", "DashboardAgent"])
+def test_a_ray_of_ours_that_loses_a_part_ends_within_a_minute(
+    training: Driver, tmp_path: Path, part: str
+) -> None:
+    states = tmp_path / "results/states"
+    until = time.monotonic() + 120
+    while not (states.is_dir() and any(states.iterdir())) and time.monotonic() < until:
+        time.sleep(0.2)
+    children = training.children()
+    (victim,) = [child for child in children if part in child.name()]
+    victim.kill()
+
+    training.ends_well(children)
+    again = f"sweep run {tmp_path / 'small.yaml'} --results {tmp_path / 'results'}"
+    # Where Ray keeps this process in a call for ever, it is ended by a sentence.
+    assert training.said[-1] in ("summary 0 2 True", f"  {again}")
+    assert Ledger(tmp_path / "results").states()
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_without_a_dashboard(training: Driver) -> None:
+    children = training.children()
+    (victim,) = [child for child in children if "dashboard.py" in " ".join(child.cmdline())]
+    victim.kill()
+    for _ in range(5):
+        training.until("record")
+    training.process.send_signal(signal.SIGTERM)
+    training.ends_well(children)
+
+
+@pytest.mark.slow
+def test_a_closed_terminal_saves_states(tmp_path: Path, scratch: Path) -> None:
+    file = sweep_file(tmp_path, "axes: {seed: [0, 1]}\n", steps=10**6)
+    results = tmp_path / "results"
+    terminal, other = pty.openpty()
+    process = subprocess.Popen(
+        # Who starts a session and opens a terminal controls it.
+        ["setsid", "--ctty", sys.executable, "-m", "sweep", "run", str(file), "--results", results],
+        **dict.fromkeys(["stdin", "stdout", "stderr"], other),
+        env=os.environ | {"TMPDIR": str(scratch)},
+    )
+    os.close(other)
+    text = b""
+    while b"accuracy" not in text or b"/1000000" not in text:
+        text += os.read(terminal, 10_000)
+    children = psutil.Process(process.pid).children(recursive=True)
+    os.close(terminal)
+
+    assert process.wait(60) == 1
+    assert alive(children) == []
+    ledger = Ledger(results)
+    assert ledger.states()
+    assert set(ledger.failures().column("cause").to_pylist()) == {"interrupted"}
+
+
+NOBODY = (
+    "unshare",
+    "--user",
+    "--map-user=12345",
+    "env",
+    "-u",
+    "HOME",
+    "-u",
+    "USER",
+    "-u",
+    "LOGNAME",
+)
+"""Runs a command as a user that no passwd knows, and that has no home."""
+
+
+READ_ONLY = """
+for name in sweep fpt; do
+    mount --bind "$0/$name" "$0/$name" && mount -o remount,ro,bind "$0/$name"
+done
+exec "$@"
+"""
+
+
+def can(*command: str) -> bool:
+    return bool(shutil.which(command[0])) and subprocess.run([*command, "true"]).returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "inside",
+    [
+        NOBODY,
+        ("env", "HOME=/proc/none"),
+        ("unshare", "-m", "sh", "-c", READ_ONLY, str(Path(driver.__file__).parents[2])),
+    ],
+    ids=["nobody", "no home", "read-only"],
+)
+def test_a_bare_number_for_a_user_no_home_and_a_read_only_package_will_do(
+    tmp_path: Path, scratch: Path, inside: tuple[str, ...]
+) -> None:
+    if not can(*inside):
+        pytest.skip("namespaces are not allowed here")
+    one = Driver(sweep_file(tmp_path, "axes: {seed: [0]}\n"), scratch, inside=inside)
+    one.until("summary")
+    assert one.end([]) == 0
+    assert one.said[-1] == "summary 1 0 False"
+    assert not [line for line in one.said if "Traceback" in line or "mirror" in line]
+    assert (tmp_path / "results/mlflow.db").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", ["-u 40", "-u 150", "-v 2000000"])
+def test_limits_under_which_no_ray_starts_are_a_sentence(
+    tmp_path: Path, scratch: Path, limit: str
+) -> None:
+    nobody = NOBODY[:3]
+    if not can(*nobody):
+        pytest.skip("namespaces are not allowed here")
+    file = sweep_file(tmp_path, "axes: {seed: [0]}\n")
+    run_it = f'ulimit {limit}; exec "$0" -m sweep run "$1" --results "$2"'
+    done = subprocess.run(
+        [*nobody, "sh", "-c", run_it, sys.executable, file, tmp_path / "results"],
+        env=os.environ | {"TMPDIR": str(scratch)},
+        capture_output=True,
+        text=True,
+    )
+    first, said = done.stderr.splitlines()
+    assert first == "small: 1 trial: 1 missing"
+    assert said.startswith(f"ulimit {limit[:2]}: ")
+    assert done.returncode == 2
+    assert list(scratch.iterdir()) == []
 
 
 def test_a_cell_is_tuned_and_then_trained_in_one_run_and_optuna_told(runs: Runs) -> None:
