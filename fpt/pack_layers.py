@@ -30,8 +30,8 @@ from fpt.backbones.huggingface import ATTENTION
 from fpt.precision import Numerics
 
 ROW_MULTIPLE = 16
-"""Rows of a product are padded to a multiple of this. Below 16 rows MKL's sgemm sums in an order
-that depends on the number of rows."""
+"""Rows of a product are padded to a multiple of this, or of what `fpt.exactness` measures that this
+processor needs. Below 16 rows MKL's sgemm sums in an order that depends on the number of rows."""
 
 _Rows = TypeVar("_Rows", Tensor, np.ndarray)
 
@@ -328,6 +328,7 @@ class SharedLinear(nn.Module):
         self.bias = layer.bias
         self.transposed = isinstance(layer, Conv1D)  # Conv1D holds (in, out)
         self.numerics = numerics
+        self.row_multiple = ROW_MULTIPLE
         self._rounded: tuple[Tensor, int, Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -336,7 +337,7 @@ class SharedLinear(nn.Module):
         weight = weight if self.transposed else weight.t()
         flat = x.reshape(-1, x.shape[-1]).to(weight.dtype)
         rows = flat.shape[0]
-        if padding := -rows % ROW_MULTIPLE:
+        if padding := -rows % self.row_multiple:
             flat = F.pad(flat, (0, 0, 0, padding))
         if self.numerics == "bf16":
             out = (flat @ weight).float()

@@ -24,12 +24,14 @@ import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 from torch import Tensor
 
-from fpt import groups, random_streams
+from fpt import exactness, groups, random_streams
 from fpt.backbones import weights as backbone_weights
 from fpt.checkpoints import Figures, State
 from fpt.config import OptimizerConfig, TrialConfig
 from fpt.files import DataError
 from fpt.model import Model, Weights, build_model
+from fpt.pack_layers import SharedLinear
+from fpt.packing import pack_key, packs
 from fpt.precision import refusal
 from fpt.tasks.base import FIXED_SET_SEED, Batch, Splits, Stored
 
@@ -236,6 +238,13 @@ class Training(Iterator[Record]):
         # only compete for the core.
         self._pool = ThreadPoolExecutor(1) if device.type == "cuda" else None
         self._next: Future[list[Batch | Exception]] | None = None
+        first = model.trials[0]
+        self._may_be_exact = device.type == "cpu" and first.numerics == "fp32" and packs(first)
+        """Whether packs are to change no bit."""
+        self._row_multiple = exactness.row_multiple(model) if self._may_be_exact else 0
+        for module in model.modules() if self._row_multiple else ():
+            if isinstance(module, SharedLinear):
+                module.row_multiple = self._row_multiple
 
     def _enrol(
         self,
@@ -278,6 +287,39 @@ class Training(Iterator[Record]):
     def settled(self) -> bool:
         """True when every record of the step at hand has been handed out: the time to save."""
         return not self._queue
+
+    @functools.cached_property
+    def row_padding(self) -> int | None:
+        """What rows of shared products are padded to a multiple of, for these members to have the
+        same bits as alone on this processor: measured. 0: nothing tried does, and each of them
+        should train by itself. None: no pack of such trials, or on such a device, is exact.
+
+        A caller's own batches are taken as they come, and nothing is measured of them.
+        """
+        if not self._may_be_exact:
+            return None
+        if not self._row_multiple or len(self._live) == 1:
+            return self._row_multiple
+        live, pack = self._live, self.model.members
+        if any(member.own_batches is not None for member in live):
+            return self._row_multiple
+        drawn = [self._try_batch(member, member.figures.step) for member in live]
+        batches = [batch for batch in drawn if isinstance(batch, Batch)]
+        if len(batches) < len(live):
+            return self._row_multiple  # what is wrong is raised when the step comes
+        rows = [0] * len(self._members)
+        for member in live:
+            rows[member.index] = member.trial.batch_size
+            pack.steps[member.index] = member.figures.step
+
+        def forward(members: Sequence[int]) -> Tensor:
+            chosen = [b for m, b in zip(live, batches, strict=True) if m.index in members]
+            logits: Tensor = self.model(*self._tensors(chosen))
+            return logits
+
+        kind = pack_key(live[0].trial), tuple(m.trial.dropout > 0 for m in live)
+        exact = exactness.members_are_exact(kind, self.model, rows, forward)
+        return self._row_multiple if exact else 0
 
     def states(self) -> dict[int, State]:
         """States of the trials still training, by index.

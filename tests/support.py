@@ -77,6 +77,7 @@ def trial_row(point: Point, **overrides: Any) -> dict[str, Any]:
         "examples": config.steps * config.batch_size,
         "pack_size": 1,
         "accumulation": 1,
+        "row_padding": 16,
         "attempts": 1,
         "attempt": "a1",
         "extended_from": None,

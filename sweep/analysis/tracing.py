@@ -40,6 +40,7 @@ PROVENANCE = (
     "numerics",
     "pack_size",
     "accumulation",
+    "row_padding",
     "extended_from",
     "host",
     "device",

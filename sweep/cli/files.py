@@ -141,6 +141,11 @@ def _packs(planned: Plan) -> Iterable[str]:
         yield f"  packs save about {planned.saving:.0%} of the time in training (estimated)"
     if planned.apart:
         yield f"  {count(planned.apart, 'trial')} alone, measured to be no quicker in packs"
+    if planned.inexact:
+        yield (
+            f"  {count(planned.inexact, 'trial')} alone, since in packs they would have other bits "
+            "on the processors that trained such trials (row_padding 0 in their rows)"
+        )
     if planned.seeds_apart:
         yield (
             f"  {count(planned.seeds_apart, 'trial')} alone, since each seed draws a backbone of "

@@ -562,7 +562,8 @@ def _measured(planned: Plan, ledger: Ledger) -> NoQuicker | None:
 
     def no_quicker() -> frozenset[tuple[object, ...]]:
         try:
-            return packing.no_quicker(ledger, planned.workers.device)
+            device = planned.workers.device
+            return packing.no_quicker(ledger, device) | packing.not_exact(ledger, device)
         except LedgerError:
             return frozenset()
 

@@ -19,6 +19,7 @@ import functools
 import json
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -137,6 +138,8 @@ class Progress:
     """What they were in the last saved state."""
     segment: int = 0
     extended_from: str | None = None
+    row_padding: int | None = None
+    """See `fpt.trainer.Training.row_padding`."""
     rows: list[JSON] = field(default_factory=list)
     """Of the curve, since the last segment."""
 
@@ -311,7 +314,6 @@ class _Attempt:
         for trial, state in zip(self.trials, states, strict=True):
             if state is not None:
                 trial.began = trial.seconds = trial.saved = state.figures.seconds
-            on_start(trial.point, 0 if state is None else state.step)
         _keep_to_share(self.job.resources)
         options: dict[str, Any] = {}
         if self.job.accumulation > 1:
@@ -324,6 +326,14 @@ class _Attempt:
             log_every=LOG_EVERY,
             **options,
         )
+        padding = getattr(training, "row_padding", None)
+        if padding == 0 and len(self.trials) > 1:
+            del training
+            self._run_one_at_a_time(train, on_start)
+            return
+        for trial, state in zip(self.trials, states, strict=True):
+            trial.row_padding = padding if trial.row_padding is None else trial.row_padding
+            on_start(trial.point, 0 if state is None else state.step)
         self.pulse.listen(training)
         flushed = time.monotonic()
         try:
@@ -347,6 +357,20 @@ class _Attempt:
             if not any(error is one for one in training.failures.values()):
                 raise
         self._insist(training, self._settle)
+
+    def _run_one_at_a_time(self, train: Train, on_start: Callable[[Point, int], None]) -> None:
+        """Train the members of a pack that would not end with the bits that they have alone."""
+        _note_inexact()
+        for trial in self.trials:
+            trial.row_padding = 0
+            if stop := self.halted():
+                self._fail(trial, stop, InterruptedError("stopped before it began"))
+                continue
+            job = replace(self.job, points=(trial.point,))
+            own = _Attempt(
+                job, self.ledger, [trial], self.results, self.on_record, self.halted, self.pulse
+            )
+            own.run(train, on_start)
 
     def _if_storage_allows(self, training: Training, write: Callable[[Training], None]) -> bool:
         """Write, and say whether that went well. If not, trials train on, and it is tried later."""
@@ -503,6 +527,18 @@ class _Attempt:
             self.ledger.fail(failure_row(self.job, trial, "doubled", error))
 
 
+@functools.cache
+def _note_inexact() -> None:
+    """Say once a process that packs are not exact here; each trial's row says it too."""
+    warnings.warn(
+        f"{provenance.device_name('cpu')}: no padding of rows that was tried gives the trials of a "
+        "pack the bits that they have alone, so that they train one at a time (row_padding 0 in "
+        "their rows); later plans leave them alone",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
 def _check_device(resources: Mapping[str, float]) -> None:
     """Refuse to train on a core where a GPU is reserved.
 
@@ -644,6 +680,7 @@ def trial_row(trial: Progress, outcome: Outcome, job: Job) -> JSON:
         "examples": outcome.examples,
         "pack_size": len(job.points),
         "accumulation": job.accumulation,
+        "row_padding": trial.row_padding,
         "attempts": job.attempts[point.trial_id],
         "attempt": job.attempt,
         "extended_from": trial.extended_from,

@@ -145,8 +145,13 @@ class Dataset:
 
 TRIALS = Dataset(
     name="trials",
-    version=3,
-    added={"training_set_loss": 2, "training_set_accuracy": 2, "accumulation": 3},
+    version=4,
+    added={
+        "training_set_loss": 2,
+        "training_set_accuracy": 2,
+        "accumulation": 3,
+        "row_padding": 4,
+    },
     key=("trial_id",),
     pattern="trials/{trial_id}.parquet",
     lost="a row that is not whole cannot be trusted: delete the file and run the sweep again, "
@@ -200,6 +205,9 @@ TRIALS = Dataset(
             ("examples", pa.int64()),
             ("pack_size", pa.int32()),
             ("accumulation", pa.int32()),  # parts of a batch, their gradients summed; 1: whole
+            # What rows of shared products were padded to a multiple of, for the same bits in packs
+            # of any size on this processor, as measured there. 0: nothing does. Null: not measured.
+            ("row_padding", pa.int32()),
             ("attempts", pa.int32()),
             ("attempt", pa.string()),
             ("extended_from", pa.string()),

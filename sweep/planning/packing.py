@@ -25,7 +25,16 @@ from fpt.config import TrialConfig
 from sweep.ledger.ledger import Ledger
 from sweep.sweepfile.trials import Point
 
-__all__ = ["Workers", "form", "kind_of", "no_quicker", "saving", "seeds_apart", "sizes"]
+__all__ = [
+    "Workers",
+    "form",
+    "kind_of",
+    "no_quicker",
+    "not_exact",
+    "saving",
+    "seeds_apart",
+    "sizes",
+]
 
 CPU_ROWS = 640
 """Rows of a step up to which a pack pays on a CPU core. Measured with GPT-2 base in fp32 (16 trials
@@ -133,7 +142,7 @@ def form(
             within a stage.
         workers: By what they are trained.
         most: The most members of a pack; None: as many as pay.
-        alone: What is no quicker in packs, as `no_quicker` tells it.
+        alone: Kinds that packs do not help, as `no_quicker` and `not_exact` tell them.
 
     Returns:
         The packs in order: each stands where its first member stood, its members in their order.
@@ -218,6 +227,28 @@ def no_quicker(ledger: Ledger, device: str) -> frozenset[tuple[object, ...]]:
             if min(len(single), len(packed)) >= ENOUGH:
                 helped[kind] = helped.get(kind, False) or median(packed) < median(single)
     return frozenset(kind for kind, better in helped.items() if not better)
+
+
+def not_exact(ledger: Ledger, device: str) -> frozenset[tuple[object, ...]]:
+    """Return the kinds of trials that would not have the bits in packs that they have alone.
+
+    A processor says so with a `row_padding` of 0 in a row. A kind of trial is in the answer if all
+    that trained such trials, by their names, say so.
+
+    Raises:
+        LedgerError: If the ledger cannot be read.
+    """
+    paddings = ledger.trials(columns=["row_padding"], strict=False).column("row_padding")
+    if 0 not in paddings.unique().to_pylist():
+        return frozenset()
+    columns = [*KIND_COLUMNS, "device", "device_name", "row_padding"]
+    least: dict[tuple[object, ...], dict[str, int]] = defaultdict(dict)
+    for row in ledger.trials(columns=columns, strict=False).to_pylist():
+        name, padding = row["device_name"], row["row_padding"]
+        if row["device"] == device and padding is not None:
+            processors = least[tuple(row[name] for name in KIND_COLUMNS)]
+            processors[name] = min(padding, processors.get(name, padding))
+    return frozenset(kind for kind, found in least.items() if not any(found.values()))
 
 
 def kind_of(config: TrialConfig) -> tuple[object, ...]:

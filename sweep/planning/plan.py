@@ -57,6 +57,8 @@ class Plan:
     """What the packs are formed for."""
     apart: int = 0
     """Trials that are left alone since the ledger measured that packs do not help them."""
+    inexact: int = 0
+    """Trials that are left alone since they were measured to have other bits in packs."""
 
     def counts(self) -> dict[str, int]:
         """Status -> number of trials, for every status."""
@@ -113,6 +115,7 @@ class Plan:
                 "resources": dict(self.workers.resources),
                 "estimated_saving": round(self.saving, 3),
                 "measured_no_quicker": self.apart,
+                "measured_not_exact": self.inexact,
                 "seeds_apart": self.seeds_apart,
             },
             "unpinned": list(self.unpinned),
@@ -161,8 +164,8 @@ def plan(
         elif own != "blocked" and (parent is None or status.get(parent, "done") == "done"):
             runs[point.trial_id] = 0
     workers = workers or Workers.here()
-    packs, apart = _packs(_stages(sweep, runs), sweep, ledger, workers)
-    return Plan(sweep, status, why, packs, workers, apart)
+    packs, apart, inexact = _packs(_stages(sweep, runs), sweep, ledger, workers)
+    return Plan(sweep, status, why, packs, workers, apart, inexact)
 
 
 class Unfolding:
@@ -254,13 +257,19 @@ def _stages(sweep: Sweep, runs: Mapping[str, int]) -> list[list[Point]]:
 
 def _packs(
     stages: Collection[Collection[Point]], sweep: Sweep, ledger: Ledger, workers: Workers
-) -> tuple[tuple[Pack, ...], int]:
-    # What to train, and how many trials the ledger has measured to be no quicker in packs.
+) -> tuple[tuple[Pack, ...], int, int]:
+    # What to train, and how many trials the ledger has measured to be no quicker in packs, and how
+    # many not to be exact there.
     points = [point for stage in stages for point in stage]
     rule = sweep.spec.pack
     most = {"auto": None, "off": 1}[rule] if isinstance(rule, str) else rule
-    alone = packing.no_quicker(ledger, workers.device) if points and rule == "auto" else frozenset()
-    formed = packing.form(stages, workers, most, alone)
+    slow: frozenset[tuple[object, ...]] = frozenset()
+    inexact: frozenset[tuple[object, ...]] = frozenset()
+    if points and rule == "auto":
+        slow = packing.no_quicker(ledger, workers.device)
+    if points and rule != "off":
+        inexact = packing.not_exact(ledger, workers.device)
+    formed = packing.form(stages, workers, most, slow | inexact)
     shorter = _shorter(ledger, points)
     packs = tuple(
         Pack(
@@ -270,7 +279,9 @@ def _packs(
         )
         for members in formed
     )
-    return packs, sum(packing.kind_of(point.config) in alone for point in points) if alone else 0
+    kinds = Counter(packing.kind_of(point.config) for point in points) if slow | inexact else {}
+    apart = sum(kinds[kind] for kind in kinds if kind in slow - inexact)
+    return packs, apart, sum(kinds[kind] for kind in kinds if kind in inexact)
 
 
 def _judge(

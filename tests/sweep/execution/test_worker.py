@@ -565,6 +565,55 @@ def test_the_size_of_a_pack_is_that_of_those_who_trained(ledger: Ledger) -> None
     assert [size[p.trial_id] for p in trials] == [2, 1, 2]
 
 
+class Inexact(StandIn):
+    """A pack whose members would have other bits than alone; alone they are padded by 16."""
+
+    @property
+    def row_padding(self) -> int:
+        return 16 if len(self.trials) == 1 else 0
+
+
+def test_a_pack_that_is_not_exact_here_trains_one_at_a_time(
+    ledger: Ledger, recwarn: pytest.WarningsRecorder
+) -> None:
+    trials, started, sizes = [point(seed) for seed in range(3)], [], []
+
+    def train(configs: Any, **options: Any) -> StandIn:
+        sizes.append(len(configs))
+        return Inexact(configs, **options)
+
+    results = run_pack(
+        job(*trials), ledger, train=train, on_start=lambda p, step: started.append(p.trial_id)
+    )
+
+    assert sizes == [3, 1, 1, 1]
+    assert started == [p.trial_id for p in trials]
+    assert [r.status for r in results] == ["done"] * 3
+    rows = ledger.trials().select(["pack_size", "row_padding"]).to_pylist()
+    assert rows == [{"pack_size": 1, "row_padding": 0}] * 3
+    run(ledger, job(point(3)), train)
+    run_pack(job(point(4), point(5)), ledger, train=train)
+    (said,) = [str(one.message) for one in recwarn]
+    assert "row_padding 0 in their rows" in said
+    paddings = {row["seed"]: row["row_padding"] for row in ledger.trials().to_pylist()}
+    assert paddings == {0: 0, 1: 0, 2: 0, 3: 16, 4: 0, 5: 0}
+
+
+def test_a_stop_ends_what_trains_one_at_a_time(ledger: Ledger) -> None:
+    trials, sizes = [point(seed) for seed in range(3)], []
+
+    def train(configs: Any, **options: Any) -> StandIn:
+        sizes.append(len(configs))
+        return Inexact(configs, **options)
+
+    results = run_pack(
+        job(*trials), ledger, train=train, halted=lambda: "interrupted" if sizes[1:] else None
+    )
+
+    assert sizes == [3, 1]
+    assert [r.cause for r in results] == ["interrupted"] * 3
+
+
 def test_a_member_whose_data_differs_here_is_refused_and_the_others_train(ledger: Ledger) -> None:
     planned = replace(point(7), trial_id="0123456789ab")
 

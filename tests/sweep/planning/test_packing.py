@@ -13,7 +13,16 @@ from fpt.config import TrialConfig
 from fpt.packing import pack_key
 from sweep.ledger.ledger import Ledger
 from sweep.planning import packing
-from sweep.planning.packing import CPU_ROWS, Workers, form, kind_of, no_quicker, saving, seeds_apart
+from sweep.planning.packing import (
+    CPU_ROWS,
+    Workers,
+    form,
+    kind_of,
+    no_quicker,
+    not_exact,
+    saving,
+    seeds_apart,
+)
 from sweep.sweepfile.trials import Point, cell_id, trial_id
 from tests.support import trial_row
 
@@ -227,6 +236,22 @@ def test_one_machine_that_packs_help_is_enough_and_few_rows_are_not(tmp_path: Pa
     rows(ledger, 6, 1, 4.0, device_name="another processor")
     rows(ledger, 9, 4, 2.0, device_name="another processor")
     assert no_quicker(ledger, "cpu") == frozenset()
+
+
+def test_the_ledger_tells_what_is_not_exact_in_packs(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    kind = kind_of(point().config)
+    assert not_exact(ledger, "cpu") == frozenset()
+    ledger.commit(trial_row(point(0), row_padding=None))
+    ledger.commit(trial_row(point(1, bits=6), row_padding=16))
+    assert not_exact(ledger, "cpu") == frozenset()
+    ledger.commit(trial_row(point(2), row_padding=0))
+    assert not_exact(ledger, "cpu") == {kind}
+    assert not_exact(ledger, "cuda") == frozenset()
+    ledger.commit(trial_row(point(3), row_padding=16))  # left alone by then
+    assert not_exact(ledger, "cpu") == {kind}
+    ledger.commit(trial_row(point(4), row_padding=32, device_name="another processor"))
+    assert not_exact(ledger, "cpu") == frozenset()
 
 
 def test_other_batches_are_another_kind() -> None:

@@ -108,7 +108,8 @@ def test_counts_and_json(sweep: Sweep, ledger: Ledger) -> None:
     assert sum(told["packs"].pop("members").values()) == len(planned.packs)
     assert told["packs"] == {
         "at_a_time": len(os.sched_getaffinity(0)), "resources": {"CPU": 1},
-        "estimated_saving": round(planned.saving, 3), "measured_no_quicker": 0, "seeds_apart": 0,
+        "estimated_saving": round(planned.saving, 3), "measured_no_quicker": 0,
+        "measured_not_exact": 0, "seeds_apart": 0,
     }  # fmt: skip
 
 
@@ -386,6 +387,22 @@ def test_what_packs_were_measured_not_to_help_is_left_alone(tmp_path: Path, ledg
     off = tmp_path / "off.yaml"
     off.write_text(text + "pack: 3\n")  # who gives a number means it
     assert plan(off, ledger, workers=Workers(1)).apart == 0
+
+
+def test_what_packs_are_not_exact_for_is_left_alone_whoever_asks(
+    tmp_path: Path, ledger: Ledger
+) -> None:
+    file = tmp_path / "packed.yaml"
+    file.write_text(PACKED.replace("[random, own]", "[random]") + "pack: 3\n")
+    first, *_ = load(file).points
+    ledger.commit(trial_row(first, row_padding=0))
+
+    planned = plan(file, ledger, workers=Workers(1))
+
+    left = sum(len(pack.points) for pack in planned.packs)
+    assert [len(pack.points) for pack in planned.packs] == [1] * left
+    assert (planned.inexact, planned.apart) == (2, 0)
+    assert planned.to_json()["packs"]["measured_not_exact"] == 2
 
 
 STEPS = """\

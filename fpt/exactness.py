@@ -1,0 +1,131 @@
+"""Whether a row of a product has the same bits whoever its neighbours are: measured, not assumed.
+
+BLAS chooses a kernel by the shapes of a product, and kernels add in different orders. Which shapes
+take which kernel depends on the processor and the library. So a process measures the products that
+its program makes, once for each of their shapes, with what it makes them with.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Hashable, Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from fpt.model import Model
+from fpt.pack_layers import ROW_MULTIPLE, SharedLinear
+
+ROW_MULTIPLES = (ROW_MULTIPLE, 2 * ROW_MULTIPLE, 4 * ROW_MULTIPLE)
+"""What the rows of a product may be padded to a multiple of, tried in this order. A trial alone is
+padded as one in a pack is, so that the choice depends on the products alone, never on the pack."""
+
+COUNTS = (1, 2, 3, 4, 5, 7, 10)
+"""Numbers of rows to try, in row multiples; and `MOST_ROWS`."""
+
+MOST_ROWS = 640
+"""Of a step of a pack, as the planner forms them for a CPU."""
+
+_conv: Callable[[int, int], Conv1D] = Conv1D
+
+SEED = 20210309
+"""Of the numbers that are multiplied."""
+
+
+def row_multiple(model: Model) -> int:
+    """Return what the rows of all products of `model` with frozen weights have to be padded to a
+    multiple of, for a row's bits not to depend on how many there are; 0 if nothing tried does.
+    """
+    layers = {
+        (*one.weight.shape, one.transposed, one.bias is not None)
+        for one in model.modules()
+        if isinstance(one, SharedLinear)
+    }
+    threads = torch.get_num_threads()
+    return next((n for n in ROW_MULTIPLES if all(_exact(n, threads, *s) for s in layers)), 0)
+
+
+@functools.cache
+def _exact(multiple: int, threads: int, first: int, second: int, conv: bool, bias: bool) -> bool:
+    """Whether a layer of these shapes is exact, at so many threads."""
+    draws = torch.Generator().manual_seed(SEED)
+    with torch.device("meta"):  # where initial values cost nothing, and no random number
+        plain = _conv(second, first) if conv else nn.Linear(second, first, bias=bias)
+    plain.to_empty(device="cpu")
+    plain.requires_grad_(requires_grad=False)
+    for parameter in plain.parameters():
+        parameter.normal_(generator=draws)
+    layer = SharedLinear(plain)
+    layer.row_multiple = multiple
+    inner, outer = (first, second) if conv else (second, first)
+    x = torch.randn(MOST_ROWS, inner, generator=draws)
+    upstream = torch.randn(MOST_ROWS, outer, generator=draws)
+
+    def bits(rows: int) -> tuple[Tensor, Tensor]:
+        given = x[:rows].clone().requires_grad_()
+        with torch.enable_grad():
+            out = layer(given)
+        (gradient,) = torch.autograd.grad(out, given, upstream[:rows].clone())
+        return out.detach(), gradient
+
+    whole = bits(MOST_ROWS)
+    return all(
+        torch.equal(part, most[: len(part)])
+        for count in COUNTS
+        for part, most in zip(bits(multiple * count), whole, strict=True)
+    )
+
+
+_known: dict[Hashable, bool] = {}
+
+
+def members_are_exact(
+    kind: Hashable, model: Model, rows: Sequence[int], forward: Callable[[Sequence[int]], Tensor]
+) -> bool:
+    """Return whether each member's logits and gradients are the same bits beside the others as by
+    itself.
+
+    Args:
+        kind: What the shapes of the program depend on: measured once for each.
+        model: A model of several members, none of whose shared weights train.
+        rows: Sequences of each member.
+        forward: (members) -> their logits, (rows of these, P, classes), one after another; what it
+            reads has to be the same at every call.
+    """
+    key = kind, tuple(rows), torch.get_num_threads()
+    if key not in _known:
+        everyone = [k for k, n in enumerate(rows) if n]
+        together = _bits(model, rows, everyone, forward)
+        alone = [_bits(model, rows, [k], forward)[0] for k in everyone]
+        _known[key] = all(
+            all(map(torch.equal, *both)) for both in zip(together, alone, strict=True)
+        )
+    return _known[key]
+
+
+def _bits(
+    model: Model,
+    rows: Sequence[int],
+    chosen: Sequence[int],
+    forward: Callable[[Sequence[int]], Tensor],
+) -> list[list[Tensor]]:
+    """Logits of each of the members, and the gradients that they pass on to what it trains."""
+    model.members.rows = [n if k in chosen else 0 for k, n in enumerate(rows)]
+    model.train()
+    logits = forward(chosen)
+    parts = torch.split(logits.detach(), [rows[k] for k in chosen])
+    # Any gradient of a member's own will do: its logits are one.
+    torch.autograd.backward(logits, logits.detach())
+    found = [
+        [part, *(p.grad for p in model.member(k).values() if p.grad is not None)]
+        for k, part in zip(chosen, parts, strict=True)
+    ]
+    model.zero_grad(set_to_none=True)
+    return found
+
+
+def forget() -> None:
+    """Forget what was measured: for a process whose kernels are others from now on."""
+    _exact.cache_clear()
+    _known.clear()
