@@ -188,7 +188,7 @@ def test_of_processes_that_commit_one_trial_one_is_first(tmp_path: Path) -> None
 
 WRITE = """
 import sys
-from tests.sweep.test_ledger import fill
+from tests.sweep.ledger.test_ledger import fill
 from sweep.ledger.ledger import Ledger
 fill(Ledger(sys.argv[1]), range(int(sys.argv[2]), int(sys.argv[2]) + 50))
 """
