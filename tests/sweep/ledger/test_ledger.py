@@ -356,7 +356,8 @@ DAMAGE: dict[str, tuple[Callable[[], bytes], str]] = {
     "other columns": (lambda: parquet(FAILURES, [failure(1)], 1), "its columns are not those"),
     "newer": (
         lambda: parquet(TRIALS, [row(1)], 99),
-        f"its schema version 99 is newer than {TRIALS.version}, the newest that this fpt-sweep reads; upgrade",
+        f"its schema version 99 is newer than {TRIALS.version}, the newest that this fpt-sweep "
+        "reads; upgrade",
     ),
 }
 
@@ -530,7 +531,9 @@ def test_a_cache_may_be_lost_or_broken_at_any_time(tmp_path: Path, content: str)
                 "garbage": b"PAR1garbage",
                 "half": whole[: len(whole) // 2],
                 "a row": (tmp_path / f"trials/{trial(1)}.parquet").read_bytes(),
-                "older": whole.replace(b"schema_version\x18\x01%d" % TRIALS.version, b"schema_version\x18\x011"),
+                "older": whole.replace(
+                    b"schema_version\x18\x01%d" % TRIALS.version, b"schema_version\x18\x011"
+                ),
             }[content]
         )
         assert cache.read_bytes() != whole
