@@ -356,8 +356,10 @@ DAMAGE: dict[str, tuple[Callable[[], bytes], str]] = {
     "other columns": (lambda: parquet(FAILURES, [failure(1)], 1), "its columns are not those"),
     "newer": (
         lambda: parquet(TRIALS, [row(1)], 99),
-        f"its schema version 99 is newer than {TRIALS.version}, the newest that this fpt-sweep "
-        "reads; upgrade",
+        (
+            f"its schema version 99 is newer than {TRIALS.version}, the newest that this fpt-sweep "
+            "reads; upgrade"
+        ),
     ),
 }
 
