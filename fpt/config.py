@@ -291,7 +291,7 @@ class TrialConfig(Spec):
     what the public code has; GPT-2 itself began with 0.02, which suits pretraining from scratch."""
     numerics: Numerics = "fp32"
     """The numerics class. fp32: all of it, with TF32 off. bf16: products with frozen weights take
-    their operands in bfloat16, forward and backward, which is faster (it needs a processor with AMX
+    their operands in bfloat16, forward and backward, which is faster (it needs AMX, AVX-512 BF16
     or a recent GPU) and another trajectory; what trains, norms, attention and losses stay in fp32.
     A trial's bits may then depend on the pack that it trained in."""
     protocol: ProtocolName = "sound"

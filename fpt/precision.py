@@ -11,8 +11,10 @@ from typing import Literal
 
 Numerics = Literal["fp32", "bf16"]
 
-CPU_FLAG = "amx_bf16"
-"""The flag of a processor that multiplies tiles of bfloat16 (AMX), by Linux' name for it."""
+AMX, AVX512 = "amx_bf16", "avx512_bf16"
+"""The flags of a processor that multiplies tiles, or vectors, of bfloat16, by Linux' names. Sums
+are in fp32 either way. Where there is only the latter, a process that trains measures first whether
+it is faster than fp32: see `fpt.exactness.bfloat16_is_faster`."""
 
 CPU_FLAGS = Path("/proc/cpuinfo")
 """Where Linux lists the flags of its processors."""
@@ -34,13 +36,17 @@ def refusal(numerics: Numerics, capability: tuple[int, int] | None = None) -> st
         if capability >= CAPABILITY:
             return None
         has = "this GPU's is {}.{}".format(*capability)
-    elif CPU_FLAGS.exists() and CPU_FLAG in CPU_FLAGS.read_text().split():
+    elif cpu_flags() & {AMX, AVX512}:
         return None
     else:
         has = "this processor has no such flag"
     return (
-        f"numerics bf16: needs a processor with AMX (the flag {CPU_FLAG} in {CPU_FLAGS}) or a CUDA "
-        "device of compute capability {}.{} or later; {}; use numerics fp32".format(
-            *CAPABILITY, has
-        )
+        f"numerics bf16: needs a processor that multiplies bfloat16 (the flag {AMX} or {AVX512} in "
+        f"{CPU_FLAGS}) or a CUDA device of compute capability {{}}.{{}} or later; {{}}; use "
+        "numerics fp32".format(*CAPABILITY, has)
     )
+
+
+def cpu_flags() -> set[str]:
+    """Return the flags of this machine's processors; none where Linux does not list them."""
+    return set(CPU_FLAGS.read_text().split()) if CPU_FLAGS.exists() else set()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from fpt import precision
+from fpt import exactness, precision
 from fpt.checkpoints import State
 from fpt.files import DataError
 from fpt.model import build_model
@@ -235,15 +237,53 @@ def test_a_pack_is_of_one_class(trial: Any) -> None:
 
 def test_a_processor_needs_its_flag(processor: Path, trial: Any) -> None:
     assert precision.refusal("bf16") is None
-    for flags in ("flags : fpu avx512_bf16 amx_int8\n", "flags : amx_bf16_x\n"):
+    processor.write_text("flags : fpu avx512_bf16 amx_int8\n")
+    assert precision.refusal("bf16") is None
+    for flags in ("flags : fpu avx512_fp16 amx_int8\n", "flags : amx_bf16_x\n"):
         processor.write_text(flags)
-        assert "flag amx_bf16" in (precision.refusal("bf16") or "")
+        assert "flag amx_bf16 or avx512_bf16" in (precision.refusal("bf16") or "")
     processor.unlink()  # not Linux
     assert precision.refusal("fp32") is None
     with pytest.raises(DataError, match=r"numerics bf16: needs .* amx_bf16 .* use numerics fp32"):
         train([trial(numerics="bf16")])
     # To build is to look at it, on whatever machine.
     build_model([trial(numerics="bf16")])
+
+
+def ticks(*seconds: float) -> Callable[[], float]:
+    """A clock by which fp32 and bf16, in turn, take so long."""
+    spans = itertools.cycle(seconds)
+    now, begins = 0.0, True
+
+    def clock() -> float:
+        nonlocal now, begins
+        now += 0 if begins else next(spans)
+        begins = not begins
+        return now
+
+    return clock
+
+
+@pytest.mark.parametrize(
+    ("seconds", "faster"),
+    [((2, 1), True), ((1, 2), False), ((1, 1), False), ((3, 2, 3, 9, 1, 2), False)],
+)
+def test_the_least_of_several_times_tells_whether_bfloat16_is_faster(
+    seconds: tuple[float, ...], faster: bool
+) -> None:
+    assert exactness.bfloat16_is_faster(ticks(*seconds)) == faster
+
+
+def test_vectors_of_bfloat16_are_used_where_they_are_faster(
+    processor: Path, trial: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processor.write_text("flags : fpu avx512_bf16\n")
+    monkeypatch.setattr(exactness, "bfloat16_is_faster", lambda: True)
+    train([trial(numerics="bf16")])
+    monkeypatch.setattr(exactness, "bfloat16_is_faster", lambda: False)
+    with pytest.raises(DataError, match="measured to be no faster than in fp32"):
+        train([trial(numerics="bf16")])
+    train([trial()])
 
 
 def test_a_gpu_needs_its_compute_capability(processor: Path) -> None:
