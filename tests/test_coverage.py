@@ -47,17 +47,45 @@ def test_the_simulated_interval_is_the_tables(coverage: ModuleType) -> None:
     assert coverage.interval_coverage(draw, truth, 5, 300) == share
 
 
-@pytest.mark.parametrize("outcome", ["normal", "skewed", "bounded", "all or nothing", "near 100"])
-def test_a_family_of_claims_is_seldom_wrong(coverage: ModuleType, outcome: str) -> None:
-    draw, _ = coverage.OUTCOMES[outcome]
-    for seeds in (3, 5, 10):
-        wrong, uncorrected = coverage.false_verdicts(draw, seeds, SWEEPS)
-        assert wrong <= 0.06 + coverage.error(0.06, SWEEPS)
-        # That the bar can be missed: without the correction, and near 100 without the resolution.
-        if outcome == "normal":
-            assert uncorrected > 0.2
-        if (outcome, seeds) == ("near 100", 3):
-            assert coverage.false_verdicts(draw, seeds, SWEEPS, 0.0)[0] > 0.06
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+def test_a_family_of_claims_is_seldom_wrong_in_any_null(coverage: ModuleType, seeds: int) -> None:
+    for name in coverage.NULLS:
+        for family in (1, coverage.FAMILY):
+            wrong = coverage.wrong_families(name, family, seeds, SWEEPS)
+            assert wrong <= 0.06 + 0.5 * coverage.error(0.06, SWEEPS), (name, family)
+    for family in (1, coverage.FAMILY):
+        assert coverage.missing_pairs(family, seeds, SWEEPS) <= 0.06
+
+
+def test_the_bar_of_wrong_families_can_be_missed(coverage: ModuleType) -> None:
+    # By the paired t test alone, with the shapes that it is no test for.
+    family = coverage.FAMILY
+    assert coverage.by_pairs("one arm steady, one failing", 1, 3, SWEEPS) > 0.5
+    assert coverage.by_pairs("one arm steady, one failing", family, 3, SWEEPS) > 0.98
+    assert coverage.by_pairs("both arms 100 or 50", family, 3, SWEEPS) > 0.15
+    assert coverage.by_pairs("20 test examples", family, 3, SWEEPS) > 0.09
+    # And by what is used now, where nothing that was drawn shows what the arms are like.
+    assert coverage.wrong_families("one arm skewed, one steady", 1, 3, SWEEPS) > 0.09
+
+
+def test_readings_and_additions_stay_within_the_bar(coverage: ModuleType) -> None:
+    for family in (1, coverage.FAMILY):
+        for times in (1, 4):
+            assert coverage.extended(family, times, SWEEPS) <= 0.06
+        for looks in ((3, 5, 10), (5, 10, 20, 30)):
+            assert coverage.looked_at(looks, family, SWEEPS) <= 0.06
+        assert coverage.read_while_they_come(family, SWEEPS) <= 0.06
+
+
+@pytest.mark.parametrize("effect", [2, 4])
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+def test_no_less_is_found_than_by_a_paired_test(
+    coverage: ModuleType, effect: int, seeds: int
+) -> None:
+    for family in (1, coverage.FAMILY):
+        ours = coverage.found(effect, seeds, SWEEPS, family)
+        theirs = coverage.found_by_pairs(effect, seeds, SWEEPS, family)
+        assert ours >= theirs - 0.01
 
 
 def test_what_is_printed_beside_a_bootstrap_is_what_it_covers_at_worst(
@@ -82,4 +110,4 @@ def test_a_bootstrap_over_three_seeds_is_worth_little(coverage: ModuleType) -> N
 def test_a_true_difference_is_found_more_often_with_more_seeds(coverage: ModuleType) -> None:
     shares = [coverage.found(2, seeds, SWEEPS) for seeds in (3, 5, 10)]
 
-    assert shares[0] < 0.2 < shares[1] < 0.9 < shares[2]
+    assert shares[0] < 0.2 < 0.6 < shares[1] < 0.9 < shares[2]

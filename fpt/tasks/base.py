@@ -235,6 +235,10 @@ class Task(Spec):
         """
         raise NotImplementedError
 
+    def test_examples(self) -> int | None:
+        """Return the examples of the whole test split; None where only the data tells."""
+        return None
+
     def hub(self) -> HubData | None:
         """What is read from the Hub, for those who want it ahead of time; None: nothing.
 

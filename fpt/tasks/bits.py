@@ -44,6 +44,10 @@ class BitTask(Task):
         """The parameters, with the size of the fixed sets written out."""
         return super().identity() | {"examples": self._size}
 
+    def test_examples(self) -> int:
+        """Return the examples of the fixed test set."""
+        return self._size
+
     @property
     def _size(self) -> int:
         return self.examples or -(-10_000 // self.shape("sound").positions)

@@ -394,6 +394,10 @@ class Cifar10Lra(Cifar10Images):
         return (values - np.float32(0.5)) / np.float32(0.5)
 
 
+TRAINING_DIGITS = 1_300
+"""Of scikit-learn's 1,797 digits, those to train on."""
+
+
 class Digits(ImageTask):
     """scikit-learn's handwritten digits: 1,797 real scans of 8 x 8 that are always at hand.
 
@@ -411,13 +415,17 @@ class Digits(ImageTask):
     validation: int = Field(default=200, ge=1)
     """Images of the validation split, taken from the training split (protocol sound)."""
 
+    def test_examples(self) -> int:
+        """Return what is left of 1,797 scans."""
+        return 1_797 - TRAINING_DIGITS
+
     def published(self) -> tuple[Images, Images]:
         """The fixed split."""
         from sklearn.datasets import load_digits
 
         digits = load_digits()
         images = Images(digits.images[..., None].astype(np.uint8), digits.target.astype(np.uint8))
-        training = stratified(images.labels, 1_300)
+        training = stratified(images.labels, TRAINING_DIGITS)
         return images.take(np.flatnonzero(training)), images.take(np.flatnonzero(~training))
 
 

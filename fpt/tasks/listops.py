@@ -193,6 +193,10 @@ class ListOps(Task):
         assert isinstance(splits.test, Stored)
         return best_guess(splits.train.examples, splits.test.examples)
 
+    def test_examples(self) -> int | None:
+        """Return the trees of the test split; None of a folder's."""
+        return self.test if self.folder is None else None
+
     def identity(self) -> JSON:
         """The parameters; of a folder its content's digest, and what applies to it."""
         out = super().identity()

@@ -23,6 +23,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeGuard
 
+from fpt.config import TrialConfig
 from fpt.published import ACCURACY, Figure, Reference, differences, references
 from fpt.spec import JSON
 from fpt.tasks.base import Baseline
@@ -74,6 +75,15 @@ def unit(metric: str) -> str:
     if is_accuracy(metric):
         return "per cent"
     return "nats" if metric.endswith("_loss") else ""
+
+
+def test_predictions(config: TrialConfig) -> int | None:
+    """Return the predictions that a test accuracy is a mean of; None if only the data tells."""
+    if config.protocol == "paper":
+        examples: int | None = config.evaluation.batches * config.batch_size
+    else:
+        examples = config.task.test_examples()
+    return None if examples is None else examples * config.task.shape(config.protocol).positions
 
 
 def in_unit(metric: str, value: float) -> float:

@@ -1,16 +1,27 @@
-"""The claims of a sweep, judged: at any time, with the pairs that there are so far.
+"""The claims of a sweep, judged: at any time, with what there is so far.
 
 A claim is made anew at each point of the axes under `per`. There the trials of both sides are
-paired, as a rule by seed, and a paired t test asks whether their difference is zero on average
-(`sweep.analysis.stats`). The family over which Holm corrects is every contrast that the file
-declares and that has two pairs or more, those without figures included, so that a verdict is not
-undone by what trains later. A contrast is supported, if its corrected p is below 0.05 and the
-difference has the claimed sign; contradicted, if it has the other one; else undecided; untested,
-with fewer than two pairs. Nothing here knows which metrics are better high: `A > B` is about the
-number.
+compared, as a rule over seeds, by a test of whether they are equal on average
+(`sweep.analysis.stats`), once, when all of its pairs have ended, or at each of its `looks`
+(`sweep.analysis.looks`). Until then a verdict is provisional. The family over which Holm corrects
+is every contrast that the file declares and that has three pairs or more, those without figures
+included, so that a verdict is not undone by what trains later. A contrast is supported, if its
+corrected p is below 0.05 and the difference has the claimed sign; contradicted, if it has the other
+one; else undecided; untested, with fewer than two pairs. Nothing here knows which metrics are
+better high: `A > B` is about the number.
+
+A trial that diverged without a figure counts as the trivial baseline (an accuracy) or as the
+greatest loss of its contrast: to leave it out would favour the arm that fails. Both results are
+said.
+
+There is no verdict from fewer than three pairs, nor from outcomes without any spread. Where
+outcomes fall into groups, the t test gives way to what `stats.compare` says of them. A list of
+claims that was changed after results, and a file that was extended after a reading, say so on each
+contrast (`sweep.analysis.history`).
 
 For what is undecided the seeds are counted that would decide it, with a chance of 0.8, if
 difference and spread are in truth what was seen; since that is itself uncertain, so is the count.
+They are told as a plan with looks: to add seeds until it works is no test.
 
 Where a claim is made per task on an accuracy, each arm is also summed up over tasks, by the
 interquartile mean of its runs. The bootstrap's interval of that is too narrow with few seeds, so it
@@ -31,9 +42,31 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from fpt.spec import JSON
-from sweep.analysis import typeset
-from sweep.analysis.cells import FACTS, Found, in_unit, is_accuracy, is_number, traits, unit, words
-from sweep.analysis.stats import LEVEL, MOST_PAIRS, holm, paired, pairs_needed, stratified
+from sweep.analysis import history, looks, typeset
+from sweep.analysis.cells import (
+    FACTS,
+    Found,
+    in_unit,
+    is_accuracy,
+    is_number,
+    test_predictions,
+    traits,
+    unit,
+    words,
+)
+from sweep.analysis.stats import (
+    APART,
+    LEVEL,
+    MOST_PAIRS,
+    Comparison,
+    Tests,
+    compare,
+    holm,
+    paired,
+    pairs_needed,
+    seeds_unseen,
+    stratified,
+)
 from sweep.analysis.typeset import Entry, Footnotes, Line, Sheet
 from sweep.ledger.ledger import Ledger
 from sweep.planning import tuning
@@ -54,12 +87,18 @@ if TYPE_CHECKING:
 
 Verdict = Literal["supported", "contradicted", "undecided", "untested"]
 
+LEAST_PAIRS = 3
+"""Pairs of a verdict, at least."""
+
 ACCURACY_STEP = 0.1
-"""The resolution of accuracies, in points: what a table prints."""
+"""The step of accuracies of a test set whose size is not known, in points: what a table prints."""
 
 COVERAGE = {3: 72, 5: 81, 10: 85}
 """Runs a task -> per cent of simulated sweeps in which the 95 % bootstrap interval of the
 interquartile mean held the true one; the worst of all outcomes in benchmarks/coverage.py."""
+
+MOST_EFFECT = 1e3
+"""Deviations that a difference without any spread is taken for, to count pairs by."""
 
 LISTED = 12
 """Seeds that an edit names when it is printed; the record has them all."""
@@ -90,18 +129,29 @@ class Contrast:
     low: float | None
     high: float | None
     """The 95 % t interval of the difference, for this contrast alone."""
+    low_family: float | None
+    high_family: float | None
+    """The interval at the level that Holm's correction and the plan of looks leave this contrast;
+    None where the t test is not what decides."""
     effect: float | None
-    """Cohen's d of the paired differences: their mean over their deviation."""
+    """The difference over the deviation of a difference between two seeds, one of each side."""
     p: float | None
-    """Of the two-sided paired t test."""
+    """Of the two-sided test, uncorrected, of the pairs that it counts."""
     p_holm: float | None
-    """The same, corrected over the family."""
+    """The same, corrected for looks, extensions and the family."""
+    p_first: float | None
+    """The same over the list of claims in force before the first row, with what was added to it;
+    None if that is the list of today, or none was noted."""
     verdict: Verdict
+    provisional: bool
+    """Whether it is read before its plan says so: it may still change."""
     more_seeds: int | None
     """Further pairs that would decide it. None: it is decided, or nobody can tell. 0: those that
     are still to be trained would."""
     edit: str | None
     """The line of the sweep file that adds them."""
+    plan: str | None
+    """The line of the claim that makes them a plan."""
     notes: tuple[str, ...]
     """What is to be known of both sides: what is missing, diverged, untuned ..."""
     trials: tuple[tuple[str, str], ...]
@@ -156,12 +206,28 @@ class Judged:
     contrasts: tuple[Contrast, ...]
     """In the order of the file."""
     aggregates: tuple[Aggregate, ...]
+    noted: str | None = None
+    """When the list in force before the first row was noted; None: it was not."""
+    late: int | None = None
+    """Trials that had a row by then; 0 where the list was there before all results."""
+    changed: str | None = None
+    """In what the list of today differs from that."""
+    unnoted: bool = False
+    """Whether there are results, and no list was noted."""
+    final: tuple[JSON, ...] = ()
+    """What the ledger notes of this reading: the contrasts whose plan has them read by now."""
 
     def record(self) -> JSON:
         """A JSON object with everything."""
         return {
             "sweep": self.sweep,
             "level": LEVEL,
+            "family": {
+                "contrasts": sum(one.expected >= LEAST_PAIRS for one in self.contrasts),
+                "noted": self.noted,
+                "results_when_noted": self.late,
+                "changed": self.changed,
+            },
             "contrasts": [one.record() for one in self.contrasts],
             "aggregates": [one.record() for one in self.aggregates],
         }
@@ -235,7 +301,7 @@ class Judged:
 
 
 def judge(sweep: Sweep, ledger: Ledger) -> Judged:
-    """Judge the claims of a sweep by what the ledger holds.
+    """Judge the claims of a sweep by what the ledger holds. Nothing is noted: see `show`.
 
     Raises:
         SweepFileError: If the sweep file makes no claim.
@@ -248,29 +314,60 @@ def judge(sweep: Sweep, ledger: Ledger) -> Judged:
             [f"{sweep.file}: claims: missing; add some, such as `{example}`, over its axes"]
         )
     sweep = tuning.resolve(sweep, ledger)
-    made = [(claim, pairing.places(claim, sweep.points)) for claim in claims]
+    past = history.read(sweep, ledger)
+    made = _made(claims, sweep)
+    first = past.first
+    earlier = _made(first.claims, sweep) if first else []
+    spots = [spot for _, own in made for spot in own]
+    everything = [*spots, *(spot for _, own in earlier for spot in own)]
     inside = {
         point.trial_id: point
-        for _, places in made
-        for place in places.values()
-        for side in (place.left, place.right)
+        for spot in everything
+        for side in (spot.place.left, spot.place.right)
         for points in side.values()
         for point in points
     }
-    metrics = tuple(dict.fromkeys(claim.on for claim in claims))
+    metrics = tuple(dict.fromkeys(spot.claim.on for spot in everything))
     rule = sweep.table.convergence if sweep.table else ConvergenceSpec()
     found = Found.read(ledger, tuple(inside.values()), metrics, rule)
     tuned, remarks = tuning.notes(sweep), tuning.remarks(sweep, ledger)
+    family = _Family([_Read(spot, found, past) for spot in spots])
+    before = _at_first(family, earlier, found, past)
+    axes = axis_labels(sweep.spec)
     contrasts = [
-        _contrast(claim, labels, place, found, tuned, remarks)
-        for claim, places in made
-        for labels, place in places.items()
+        _contrast(read, family, found, axes[read.claim.paired_by], tuned, remarks)
+        for read in family.reads
     ]
+    change = history.change(sweep, past)
+    marked = [
+        _marked(one, read, family, before, change) if change else one
+        for read, one in zip(family.reads, contrasts, strict=True)
+    ]
+    known = bool(found.rows)
     return Judged(
         sweep.name,
-        tuple(_torn(_decided(contrasts, made, found, sweep))),
+        tuple(_torn(iter(marked))),
         tuple(_aggregates(made, found)),
+        noted=first.at if first else None,
+        late=first.results if first else None,
+        changed=change,
+        unnoted=known and first is None,
+        final=tuple(
+            read.note(one) for read, one in zip(family.reads, marked, strict=True) if read.final
+        ),
     )
+
+
+def show(sweep: Sweep, ledger: Ledger) -> Judged:
+    """Judge the claims of a sweep to show them to somebody, which the ledger notes.
+
+    Raises:
+        SweepFileError: If the sweep file makes no claim.
+        sweep.ledger.ledger.LedgerError: If the ledger cannot be read.
+    """
+    judged = judge(sweep, ledger)
+    history.note_reading(sweep, ledger, judged.final)
+    return judged
 
 
 def load_claims(file: str | Path, results: str | Path = "results") -> Judged:
@@ -280,55 +377,323 @@ def load_claims(file: str | Path, results: str | Path = "results") -> Judged:
         SweepFileError: If the file is wrong, or makes no claim.
         sweep.ledger.ledger.LedgerError: If the ledger cannot be read.
     """
-    return judge(load(file), Ledger(results))
+    return show(load(file), Ledger(results))
 
 
 # --- a contrast ---------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Spot:
+    # A claim at a place.
+    claim: ClaimSpec
+    labels: pairing.Labels
+    place: pairing.Place
+
+    @property
+    def at(self) -> dict[str, str]:
+        return dict(zip(self.claim.places, self.labels, strict=True))
+
+    @property
+    def key(self) -> history.Key:
+        return history.key(self.claim, self.at)
+
+
+_Made = list[tuple[ClaimSpec, list[_Spot]]]
+
+
+def _made(claims: Sequence[ClaimSpec], sweep: Sweep) -> _Made:
+    return [
+        (claim, [_Spot(claim, *one) for one in pairing.places(claim, sweep.points).items()])
+        for claim in claims
+    ]
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    # A pair, with what its trials came to, in the unit of a table; None: nothing yet, or nothing.
+    label: str
+    left: float | None
+    right: float | None
+    ended: bool
+    given: bool
+    # Whether one of them diverged without a figure, and has been given one.
+
+
+@dataclass(frozen=True)
+class _Test:
+    # The test of some of a contrast's pairs.
+    pairs: int
+    result: Tests
+    groups: Comparison | None
+    constant: bool
+
+    @property
+    def mixed(self) -> bool:
+        return self.groups is not None and bool(self.groups.mixed)
+
+    def apart(self, wary: bool) -> bool:
+        # Whether a group that was not seen is reckoned with.
+        return self.groups is not None and not self.mixed and (bool(self.groups.grouped) or wary)
+
+    def p(self, wary: bool) -> float:
+        if self.groups is not None:
+            return float(self.groups.p(wary))
+        return 1.0 if self.constant else float(self.result.p)
+
+    @property
+    def positive(self) -> bool:
+        # Whether the left side has more: of seeds in the upper group, or on average.
+        if self.mixed:
+            assert self.groups is not None
+            return bool(self.groups.left_upper > self.groups.right_upper)
+        return bool(self.result.mean > 0)
+
+
+class _Read:
+    # A contrast as its plan has it read: which of its pairs count, and what they say.
+
+    def __init__(self, spot: _Spot, found: Found, past: history.History) -> None:
+        claim = spot.claim
+        self.spot, self.claim, self.found = spot, claim, found
+        self.outcomes = tuple(_outcomes(spot, found))
+        self.expected = len(self.outcomes)
+        ended = [one.ended for one in self.outcomes]
+        steady = ended.index(False) if False in ended else len(ended)
+        every = tuple(one.label for one in self.outcomes)
+        self.step = _step(claim.on, [left for _, left, _ in spot.place.pairs])
+        self.bounds = _bounds(spot, found)
+        # The plans that have ended before this one: each spent its error on the pairs it saw.
+        self.before = tuple(self.test(labels) for labels in past.spent(spot.key, every[:steady]))
+        self.before_pairs = max(
+            (len(one) for one in past.spent(spot.key, every[:steady])), default=0
+        )
+        self.looks = tuple(look for look in claim.looks if look > self.before_pairs)
+        reached = [look for look in self.looks if look <= steady]
+        self.final = bool(reached) if self.looks else bool(ended) and all(ended)
+        self.last = self.final and (not self.looks or reached[-1] == self.looks[-1])
+        self.reached = len(reached)
+        self.counted = every[: reached[-1]] if reached else every
+        self.tests = tuple(self.test(every[:look]) for look in reached) or (
+            self.test(self.counted),
+        )
+        self.now = self.tests[-1]
+
+    def test(self, labels: Collection[str], *, given: bool = True) -> _Test | None:
+        pairs = [
+            (one.left, one.right)
+            for one in self.outcomes
+            if one.label in labels and (given or not one.given)
+            and one.left is not None and one.right is not None
+        ]  # fmt: skip
+        if len(pairs) < 2:
+            return None
+        left, right = np.array(pairs, dtype=np.float64).T
+        differences = np.round(left - right, 9)
+        if not self.claim.by_arms:
+            result = paired(differences, self.step)
+            return _Test(len(pairs), result, None, bool(np.ptp(differences) == 0))
+        groups = compare(left, right, self.step, self.bounds)
+        return _Test(len(pairs), groups.test, groups, bool(groups.constant))
+
+    @property
+    def wary(self) -> bool:
+        return any(test is not None and test.mixed for test in self.tests)
+
+    @property
+    def counts(self) -> bool:
+        # Whether it is one of the family.
+        return self.expected >= LEAST_PAIRS
+
+    def p(self, wary: bool) -> float:
+        # Corrected for looks and extensions, and not for the family yet.
+        if self.now is None or self.now.pairs < LEAST_PAIRS:
+            return 1.0
+        if self.reached:
+            ps = [1.0 if test is None else test.p(wary) for test in self.tests]
+            own = looks.sequential(ps, self.looks, self.claim.spending)
+        else:
+            own = self.now.p(wary)
+        found = [own * looks.penalty(len(self.before))]
+        found += [
+            test.p(wary) * looks.penalty(number)
+            for number, test in enumerate(self.before)
+            if test is not None and test.pairs >= LEAST_PAIRS and test.positive == self.now.positive
+        ]
+        return min(*found, 1.0)
+
+    def level(self, total: float) -> float:
+        # The level of the test that is read now, where the plan may err so often.
+        total /= looks.penalty(len(self.before))
+        if not self.reached:
+            return total
+        return looks.levels(self.looks, total, self.claim.spending)[self.reached - 1]
+
+    def note(self, one: Contrast) -> JSON:
+        # What is noted of a reading.
+        return {
+            "axis": self.claim.axis,
+            "paired_by": self.claim.paired_by,
+            "metric": self.claim.on,
+            "place": sorted([axis, label] for axis, label in self.spot.at.items()),
+            "sides": sorted(self.claim.sides),
+            "pairs": list(self.counted),
+            "last": self.last,
+            "verdict": one.verdict,
+            "p": one.p_holm,
+        }
+
+
+class _Family:
+    # Contrasts that are corrected together.
+
+    def __init__(self, reads: Sequence[_Read]) -> None:
+        self.reads = tuple(reads)
+        # Where one arm has shown groups, others of this metric may do so unseen.
+        self._wary = {read.claim.on for read in reads if read.wary}
+        members = [read for read in reads if read.counts]
+        corrected = holm(np.array([read.p(self.wary(read)) for read in members]))
+        self.size = len(members)
+        self.p = dict(zip(members, map(float, corrected), strict=True))
+        # Holm's level for the largest p that would still be rejected, and so for any that is not.
+        self.open = max(sum(p >= 1 - LEVEL for p in self.p.values()), 1)
+        ordered = sorted(self.p, key=lambda read: read.p(self.wary(read)))
+        self._rank = {read: self.size - number for number, read in enumerate(ordered)}
+
+    def wary(self, read: _Read) -> bool:
+        return read.claim.on in self._wary
+
+    def level(self, read: _Read) -> float:
+        # What Holm's correction leaves a contrast.
+        decided = self.p.get(read, 1.0) < 1 - LEVEL
+        return (1 - LEVEL) / (self._rank[read] if decided else self.open)
+
+
 def _contrast(
-    claim: ClaimSpec,
-    labels: pairing.Labels,
-    place: pairing.Place,
+    read: _Read,
+    family: _Family,
     found: Found,
+    labels: Collection[str],
     tuned: Sequence[str],
     remarks: Mapping[str, str],
 ) -> Contrast:
-    # All but what the rest of the family decides.
-    pairs = list(place.pairs)
-    differences = [
-        round(in_unit(claim.on, one) - in_unit(claim.on, other), 9)
-        for _, left, right in pairs
-        if is_number(one := _value(found, left, claim.on))
-        and is_number(other := _value(found, right, claim.on))
+    claim, now, wary = read.claim, read.now, family.wary(read)
+    pairs = list(read.spot.place.pairs)
+    values = [
+        (one.left, one.right)
+        for one in read.outcomes
+        if one.label in read.counted and one.left is not None and one.right is not None
     ]
-    test = None
-    if len(differences) > 1:
-        step = _step(claim.on, [left for _, left, _ in pairs])
-        test = paired(np.array(differences), step)
-    mean = float(np.mean(differences)) if differences else None
+    mean = float(np.mean([left - right for left, right in values])) if values else None
+    result = now.result if now else None
+    decides = now is not None and now.pairs >= LEAST_PAIRS
+    p_holm = family.p.get(read) if decides else None
+    verdict = _verdict(read, p_holm)
+    level = read.level(family.level(read)) if read in family.p else 0.0
+    half = float(result.half_width_at(level)) if result is not None and level else None
+    # Where groups decide, an interval of the t test would contradict the verdict.
+    honest = (
+        half is not None
+        and mean is not None
+        and now is not None
+        and not (now.mixed or now.constant)
+        and (verdict == "undecided") == (abs(mean) <= half)
+    )
+    effect = (
+        float(result.mean / result.deviation) if result is not None and result.deviation else None
+    )
+    more = _more_seeds(read, family) if verdict == "undecided" and decides else None
+    edit = _edit(claim.paired_by, list(labels), more) if more else None
     left, right = claim.sides
+    notes = (
+        *_fates(claim, pairs, found),
+        *_withheld(read, wary),
+        *_history(read),
+        *_unlike(claim, pairs, tuned, remarks),
+    )
     return Contrast(
         claim=claim.that,
         axis=claim.axis,
         metric=claim.on,
-        place=dict(zip(claim.places, labels, strict=True)),
+        place=read.spot.at,
         left=left,
         right=right,
-        pairs=len(differences),
-        expected=len(pairs),
-        difference=mean,
-        low=float(test.mean - test.half_width) if test else None,
-        high=float(test.mean + test.half_width) if test else None,
-        effect=float(test.mean / test.deviation) if test and test.deviation else None,
-        p=float(test.p) if test else None,
-        p_holm=None,
-        verdict="untested",
-        more_seeds=None,
-        edit=None,
-        notes=(*_fates(claim, pairs, found), *_unlike(claim, pairs, tuned, remarks)),
+        pairs=len(values),
+        expected=read.expected,
+        difference=None if mean is None else round(mean, 9),
+        low=float(result.mean - result.half_width) if result else None,
+        high=float(result.mean + result.half_width) if result else None,
+        low_family=mean - half if honest and mean is not None and half is not None else None,
+        high_family=mean + half if honest and mean is not None and half is not None else None,
+        effect=effect,
+        p=now.p(wary) if now else None,
+        p_holm=p_holm,
+        p_first=None,
+        verdict=verdict,
+        provisional=verdict != "untested" and not read.final,
+        more_seeds=more,
+        edit=edit,
+        plan=_plan(read, more) if edit else None,
+        notes=notes,
         trials=tuple((one.trial_id, other.trial_id) for _, one, other in pairs),
     )
+
+
+def _verdict(read: _Read, p: float | None) -> Verdict:
+    if read.now is None:
+        return "untested"
+    if p is None or p >= 1 - LEVEL:
+        return "undecided"
+    return "supported" if read.now.positive == read.claim.more else "contradicted"
+
+
+def _outcomes(spot: _Spot, found: Found) -> Iterator[_Outcome]:
+    claim = spot.claim
+    pairs = list(spot.place.pairs)
+    measured = [
+        in_unit(claim.on, value)
+        for _, *both in pairs
+        for point in both
+        if is_number(value := _value(found, point, claim.on))
+    ]
+    for label, *both in pairs:
+        values: list[float | None] = []
+        given = False
+        for point in both:
+            value = _value(found, point, claim.on)
+            if is_number(value):
+                values.append(in_unit(claim.on, value))
+            else:
+                worst = _worst(found, point, claim.on, measured)
+                given |= worst is not None
+                values.append(worst)
+        left, right = values
+        yield _Outcome(label, left, right, all(p.trial_id in found.rows for p in both), given)
+
+
+def _worst(
+    found: Found, point: Point, metric: MetricName, measured: Sequence[float]
+) -> float | None:
+    # What a trial counts as that diverged without a figure.
+    if point.trial_id not in found.rows or found.fate(point.trial_id) != "diverged":
+        return None
+    if is_accuracy(metric):
+        chance = found.columns["baseline_accuracy"][found.rows[point.trial_id]]
+        if is_number(chance):
+            return min(in_unit(metric, chance), *measured)
+        return min(measured, default=None)
+    return max(measured, default=None) if metric.endswith("_loss") else None
+
+
+def _bounds(spot: _Spot, found: Found) -> tuple[float, float] | None:
+    # Where outcomes of an accuracy could lie that were not seen: from chance to all right.
+    if not is_accuracy(spot.claim.on):
+        return None
+    points = [point for _, *both in spot.place.pairs for point in both]
+    rows = [found.rows[point.trial_id] for point in points if point.trial_id in found.rows]
+    chances = [found.columns["baseline_accuracy"][row] for row in rows]
+    known = [in_unit(spot.claim.on, one) for one in chances if is_number(one)]
+    return min(known, default=0.0), 100.0
 
 
 def _value(found: Found, point: Point, metric: MetricName) -> float | None:
@@ -337,11 +702,19 @@ def _value(found: Found, point: Point, metric: MetricName) -> float | None:
 
 def _step(metric: MetricName, points: Sequence[Point]) -> float:
     # The resolution of a metric; 0 where it has none to speak of.
+    if metric == "test_accuracy":
+        return max((_accuracy_step(point) for point in points), default=ACCURACY_STEP)
     if is_accuracy(metric):
         return ACCURACY_STEP
     if metric in (CONVERGENCE, "best_step", "steps_trained"):
-        return max(point.config.evaluation.every for point in points)
+        return max((point.config.evaluation.every for point in points), default=0)
     return 0.0
+
+
+def _accuracy_step(point: Point) -> float:
+    # A prediction more or less, in points.
+    number = test_predictions(point.like)
+    return ACCURACY_STEP if number is None else 100 / number
 
 
 def _fates(
@@ -359,7 +732,7 @@ def _fates(
             elif not is_number(found.value(point.trial_id, claim.on)):
                 unconverged = found.converged.get(point.trial_id)
                 reason = unconverged.reason if unconverged else f"{fate}, without a figure"
-                out.setdefault((side, f"{reason}, left out"), []).append(label)
+                out.setdefault((side, f"{reason}, {_counted(claim.on, fate)}"), []).append(label)
             elif fate == "diverged":
                 what = "diverged, the last good figures before that count"
                 out.setdefault((side, what), []).append(label)
@@ -404,48 +777,145 @@ def _unlike(
             yield f"{side}: {trait}"
 
 
+def _counted(metric: MetricName, fate: str) -> str:
+    # How a trial without a figure enters.
+    if fate == "diverged" and is_accuracy(metric):
+        return "counted as the trivial baseline"
+    if fate == "diverged" and metric.endswith("_loss"):
+        return "counted as the greatest loss"
+    return "left out"
+
+
+def _withheld(read: _Read, wary: bool) -> Iterator[str]:
+    # Why there is no verdict, or one by another test than is usual.
+    now, claim = read.now, read.claim
+    if now is None:
+        return
+    if now.pairs < LEAST_PAIRS:
+        yield f"no verdict from {now.pairs} pairs: {LEAST_PAIRS} at least"
+    groups = now.groups
+    if groups is not None and now.mixed:
+        upper = zip(claim.sides, (groups.left_upper, groups.right_upper), strict=True)
+        told = ", ".join(f"{int(number)} of {now.pairs} of {side}" for side, number in upper)
+        yield (
+            f"outcomes fall into two groups, and {told} are in the upper one: p is of Fisher's "
+            "exact test of these shares, and the difference is not what is tested"
+        )
+    elif groups is not None and now.apart(wary):
+        why = (
+            f"each arm is a group of its own, more than {APART} times the spread apart"
+            if groups.grouped
+            else "other arms of this file have outcomes in two groups"
+        )
+        yield (
+            f"{why}: {now.pairs} {claim.paired_by}s each may not show a group that makes up for "
+            f"the difference, which stays unseen with probability {float(groups.unseen):.2g}"
+        )
+    elif now.constant:
+        yield "no spread between outcomes: no verdict"
+    if any(one.given for one in read.outcomes) and now.pairs >= LEAST_PAIRS:
+        other = read.test(read.counted, given=False)
+        without = "untested" if other is None else f"p {_p(other.p(other.mixed))}"
+        yield f"without those that diverged: {without}, with them {_p(now.p(wary))}, uncorrected"
+
+
+def _history(read: _Read) -> Iterator[str]:
+    # Which reading this is.
+    if read.reached and len(read.looks) > 1:
+        at = ", ".join(map(str, read.looks))
+        yield f"read at {at} pairs; this is look {read.reached}, {len(read.counted)} pairs count"
+    elif read.looks and not read.reached:
+        yield f"to be read at {', '.join(map(str, read.looks))} pairs"
+    if read.before:
+        factor = looks.penalty(len(read.before))
+        yield (
+            f"extended after a final reading of {read.before_pairs} pairs: reading "
+            f"{len(read.before) + 1}, its p times {factor:g}"
+        )
+
+
 # --- the family ---------------------------------------------------------------------------------
 
 
-def _decided(
-    contrasts: Sequence[Contrast],
-    made: Sequence[tuple[ClaimSpec, Mapping[pairing.Labels, pairing.Place]]],
-    found: Found,
-    sweep: Sweep,
-) -> Iterator[Contrast]:
-    # Each contrast with what the others make of it.
-    family = [one for one in contrasts if one.expected > 1]
-    ps = np.array([1.0 if one.p is None else one.p for one in family])
-    corrected = dict(zip(map(id, family), holm(ps), strict=True))
-    # Holm's level for the largest p that would still be rejected, and so for any that is not yet.
-    still = sum(p >= 1 - LEVEL for p in corrected.values())
-    spots = [(claim, place) for claim, places in made for place in places.values()]
-    axes = axis_labels(sweep.spec)
-    for (claim, place), one in zip(spots, contrasts, strict=True):
-        if one.p is None or one.difference is None:
-            yield one
-            continue
-        p_holm = float(corrected[id(one)])
-        if p_holm < 1 - LEVEL:
-            agrees = (one.difference > 0) == claim.more
-            yield replace(one, p_holm=p_holm, verdict="supported" if agrees else "contradicted")
-            continue
-        needed = pairs_needed(one.effect, (1 - LEVEL) / still) if one.effect else None
-        gone = _lost(claim, place, found)
-        more = None if needed is None else max(needed - (one.expected - gone), 0)
-        edit = _edit(claim.paired_by, list(axes[claim.paired_by]), more) if more else None
-        yield replace(one, p_holm=p_holm, verdict="undecided", more_seeds=more, edit=edit)
+def _more_seeds(read: _Read, family: _Family) -> int | None:
+    # Further pairs that would decide it; None if nobody can tell.
+    now, wary = read.now, family.wary(read)
+    assert now is not None
+    total = (1 - LEVEL) / family.open
+    number = len(read.before) + read.last
+    level = total / looks.penalty(number)
+    if not read.last and read.looks:
+        level = looks.levels(read.looks, level, read.claim.spending)[-1]
+    effect = _effect(now.result)
+    if now.mixed or not effect:
+        return None
+    needed = pairs_needed(effect, level, float(now.result.freedom) / (now.pairs - 1))
+    if needed is None:
+        return None
+    needed = max(needed, LEAST_PAIRS)
+    if now.apart(wary):
+        if read.bounds is None:
+            return max(_shares_needed(level), needed) - read.expected
+        values = [
+            (one.left, one.right)
+            for one in read.outcomes
+            if one.left is not None and one.right is not None
+        ]
+        left, right = (float(np.mean(side)) for side in zip(*values, strict=True))
+        unseen = seeds_unseen(max(left, right), min(left, right), read.bounds, level)
+        if unseen is None:
+            return None
+        needed = max(needed, unseen)
+    gone = sum(one.ended and None in (one.left, one.right) for one in read.outcomes)
+    return max(needed - (read.expected - gone), 0)
 
 
-def _lost(claim: ClaimSpec, place: pairing.Place, found: Found) -> int:
-    # The pairs that stay without a figure: one of their trials has ended, and has none.
-    return sum(
-        any(
-            point.trial_id in found.rows and not is_number(_value(found, point, claim.on))
-            for point in pair
-        )
-        for _, *pair in place.pairs
-    )
+def _shares_needed(level: float) -> int:
+    # Pairs of which all are in the one group of the one arm and none of the other's.
+    n = LEAST_PAIRS
+    while 2 / math.comb(2 * n, n) >= level:
+        n += 1
+    return n
+
+
+def _effect(result: Tests) -> float:
+    # Without any spread every difference is more than enough.
+    if result.deviation:
+        return float(result.mean / result.deviation)
+    return math.copysign(MOST_EFFECT, float(result.mean)) if result.mean else 0.0
+
+
+def _plan(read: _Read, more: int | None) -> str | None:
+    # The looks that make further pairs a plan: where the plan so far ends, and where the new one.
+    if not more:
+        return None
+    sofar = [*read.claim.looks] if read.claim.looks else [read.expected]
+    return f"looks: {[*sofar, read.expected + more]}"
+
+
+def _at_first(
+    family: _Family, earlier: _Made, found: Found, past: history.History
+) -> Mapping[history.Key, float]:
+    # Contrast -> its corrected p over the first list of claims, with what was added to it since.
+    known = {read.spot.key: read for read in family.reads}
+    reads = dict(known)
+    for _, own in earlier:
+        for spot in own:
+            reads.setdefault(spot.key, _Read(spot, found, past))
+    both = _Family(tuple(reads.values()))
+    return {read.spot.key: p for read, p in both.p.items()}
+
+
+def _marked(
+    one: Contrast,
+    read: _Read,
+    family: _Family,
+    before: Mapping[history.Key, float],
+    change: str,
+) -> Contrast:
+    p = before.get(read.spot.key)
+    told = f"{change}; corrected p over both lists {_p(p)}, over this one {_p(one.p_holm)}"
+    return replace(one, p_first=p, notes=(*one.notes, told if one.p_holm is not None else change))
 
 
 def _edit(axis: str, labels: Sequence[str], more: int) -> str | None:
@@ -484,18 +954,17 @@ _Arm = dict[pairing.Labels, list[Point]]
 # Place -> its trials.
 
 
-def _aggregates(
-    made: Sequence[tuple[ClaimSpec, Mapping[pairing.Labels, pairing.Place]]], found: Found
-) -> Iterator[Aggregate]:
+def _aggregates(made: _Made, found: Found) -> Iterator[Aggregate]:
     # Claims over one axis, one metric and the same places share their arms.
     groups: dict[tuple[str, MetricName, tuple[str, ...]], dict[str, _Arm]] = {}
     for claim, places in made:
         if not is_accuracy(claim.on) or not claim.places:
             continue
         arms = groups.setdefault((claim.axis, claim.on, claim.places), {})
-        for labels, place in places.items():
-            for side, trials in zip(claim.sides, (place.left, place.right), strict=True):
-                arms.setdefault(side, {})[labels] = [one for (one, *_) in trials.values()]
+        for spot in places:
+            sides = (spot.place.left, spot.place.right)
+            for side, trials in zip(claim.sides, sides, strict=True):
+                arms.setdefault(side, {})[spot.labels] = [one for (one, *_) in trials.values()]
     for (axis, metric, per), arms in groups.items():
         values = {arm: _figures(found, own, metric) for arm, own in arms.items()}
         of = dict.fromkeys(labels for own in arms.values() for labels in own)
@@ -549,41 +1018,55 @@ def _sheet(judged: Judged) -> Sheet:
     lines = []
     for one in contrasts:
         marks = tuple(notes.mark(text) for text in one.notes if text not in common)
-        edit = (notes.mark(f"add: {_shortened(one.edit)}"),) if one.edit else ()
+        edit = (
+            (notes.mark(f"as a plan, before more is trained: {_edited(one)}"),) if one.edit else ()
+        )
         texts = [one.place.get(axis, "") for axis in axes]
         texts += [words(one.metric)] if several else []
         texts += [_difference(one), _p(one.p_holm)]
         texts += ["" if one.effect is None else f"{round(one.effect, 1) + 0.0:+.1f}"]
         texts += [_pairs(one)] if uneven else []
-        entries = (*map(Entry, texts), Entry(one.verdict), Entry(_more(one), edit))
+        verdict = f"{one.verdict} (provisional)" if one.provisional else one.verdict
+        entries = (*map(Entry, texts), Entry(verdict), Entry(_more(one), edit))
         lines.append(Line("ours", Entry(one.claim, marks), entries))
-    general = _general(contrasts, metrics, uneven=uneven)
+    general = _general(judged, metrics, uneven=uneven)
     every = (*(("", text) for text in (*general, *common)), *notes.lettered())
     return Sheet(f"Claims of {judged.sweep}", "claim", tuple(heads), tuple(lines), every)
 
 
-def _general(
-    contrasts: Sequence[Contrast], metrics: Collection[str], *, uneven: bool
-) -> Iterator[str]:
-    family = sum(one.expected > 1 for one in contrasts)
+def _general(judged: Judged, metrics: Collection[str], *, uneven: bool) -> Iterator[str]:
+    contrasts = judged.contrasts
+    family = sum(one.expected >= LEAST_PAIRS for one in contrasts)
     pairs = "pairs" if uneven else f"{_pairs(contrasts[0])} pairs"
     yield (
         f"difference of {' and '.join(metrics)}: left side minus right side, mean over {pairs} ± "
-        "half-width of its 95 % Student-t interval; d: that mean over the deviation of the "
-        "differences"
+        "half-width of its t interval at the level that Holm's correction leaves it (none where "
+        "another test decides); d: that mean over the deviation of a difference"
     )
     yield (
-        f"p: of the paired t test, two-sided, corrected by Holm over the {family} contrasts of "
-        "this file; supported or contradicted: below 0.05, with the claimed sign or the other one"
+        "p: of Welch's t test (over seeds) or the paired one, two-sided, corrected by Holm over "
+        f"the {family} contrasts of this file; supported or contradicted: below 0.05, with the "
+        "claimed sign or the other one"
     )
+    if any(one.provisional for one in contrasts):
+        yield "provisional: read before all of its pairs have ended; it may still change"
+    if judged.unnoted:
+        yield "no list of claims was noted before these results: what was asked first is not known"
+    elif judged.late:
+        yield f"the list of claims was first noted when {judged.late:,} trials had results"
     undecided = [one for one in contrasts if one.verdict == "undecided"]
     if undecided:
         unknown = any(one.more_seeds is None for one in undecided)
         yield (
             "more: so many more seeds would decide it with a chance of 0.8, if difference and "
             "spread are in truth what was seen"
-            + (f"; ?: none up to {MOST_PAIRS:,} would" if unknown else "")
+            + (f"; ?: none up to {MOST_PAIRS:,} would, or nobody can tell" if unknown else "")
         )
+
+
+def _edited(one: Contrast) -> str:
+    assert one.edit is not None
+    return f"add {_shortened(one.edit)}" + (f", and to the claim {one.plan}" if one.plan else "")
 
 
 def _summary(judged: Judged) -> Sheet:
@@ -621,7 +1104,7 @@ def _named(metric: str) -> str:
 def _difference(one: Contrast) -> str:
     if one.difference is None:
         return ""
-    half = None if one.high is None else one.high - one.difference
+    half = None if one.high_family is None else one.high_family - one.difference
     if is_accuracy(one.metric):
         decimals = 1
     elif one.metric in FACTS or abs(one.difference) >= 100:

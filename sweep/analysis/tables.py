@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from fpt.published import ACCURACY, Reference, references
 from fpt.spec import JSON
-from sweep.analysis import typeset
+from sweep.analysis import history, typeset
 from sweep.analysis.cells import (
     FACTS,
     WIDEST,
@@ -60,6 +60,8 @@ class Table:
     """How learning rates were chosen, where they were."""
     remarks: Mapping[str, str] = field(default_factory=dict)
     """Cell id -> what is to be known of the choice of its learning rate."""
+    changed: str | None = None
+    """In what the claims of the sweep differ from those in force before the first row."""
 
     @property
     def title(self) -> str:
@@ -161,6 +163,7 @@ def build(sweep: Sweep, ledger: Ledger) -> Table:
         outside=len(sweep.points) - inside,
         tuning=tuning.notes(sweep),
         remarks=tuning.remarks(sweep, ledger),
+        changed=history.change(sweep, history.read(sweep, ledger)) if sweep.spec.claims else None,
     )
 
 
@@ -313,6 +316,8 @@ class _Printer:
             yield "", self._convergence()
         for note in self.table.tuning:
             yield "", note
+        if self.table.changed:
+            yield "", self.table.changed
         if self.table.outside:
             yield "", f"trials of the sweep on no point of these axes: {self.table.outside}"
 

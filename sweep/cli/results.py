@@ -94,12 +94,12 @@ def claims(
     as_json: AsJson = False,
 ) -> None:
     """Judge the sweep's claims, with what there is so far, and say what more would decide them."""
-    from sweep.analysis.claims import judge
+    from sweep.analysis.claims import show
     from sweep.ledger.ledger import Ledger
     from sweep.sweepfile.trials import load
 
     sweep = load(file)
-    judged = judge(sweep, Ledger(results))
+    judged = show(sweep, Ledger(results))
     for warning in sweep.warnings:
         say(f"warning: {warning}")
     if as_json:

@@ -178,7 +178,8 @@ def _objects(sweep: Sweep, ledger: Ledger, *, states: bool) -> list[str]:
     kinds: tuple[Kept, ...] = KEPT if states else ("trials", "curves", "failures")
     ids = {point.trial_id for point in sweep.all}
     listed = (ledger.names(kind) for kind in kinds)
-    return [name for own in listed for trial in own.keys() & ids for name in own[trial]]
+    own = [name for own in listed for trial in own.keys() & ids for name in own[trial]]
+    return [*own, *ledger.note_names(sweep.name)]
 
 
 def _members(sweep: Sweep, ledger: Ledger, objects: list[str]) -> dict[str, Member]:
@@ -208,9 +209,9 @@ def _members(sweep: Sweep, ledger: Ledger, objects: list[str]) -> dict[str, Memb
             "tables/table.html": table.to_html().encode(),
         }
     if sweep.spec.claims:
-        from sweep.analysis.claims import judge
+        from sweep.analysis.claims import show
 
-        judged = judge(sweep, ledger)
+        judged = show(sweep, ledger)
         texts["tables/claims.md"] = judged.to_markdown().encode()
         texts["tables/claims.json"] = _text(judged.record())
     from sweep.analysis import report

@@ -120,6 +120,7 @@ def merge(sources: Sequence[str | Path], into: str | Path, *, prefer_first: bool
             curve = source.names["curves"].get(trial, ())
             _copy(target, [(source, name) for name in (*curve, state)])
         _copy(target, notes)
+        _copy(target, [(one, name) for one in others for name in one.ledger.note_names()])
         _copy(target, [(source, f"trials/{trial}.parquet") for trial, source in new.items()])
     return Merged(
         trials=len(new),
@@ -270,6 +271,7 @@ def upgrade(old: str | Path, into: str | Path) -> Upgraded:
         source, there = _read(str(old), ledger), _read(str(into), target)
         _choices([there, source], prefer_first=False)
         counts: Counter[str] = Counter()
+        _copy(there, [(source, name) for name in source.ledger.note_names()])
         for kind in (*KEPT[1:], KEPT[0]):  # rows last
             for names in source.names[kind].values():
                 for name in names:

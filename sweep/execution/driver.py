@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from fpt.files import ensure_home
+from sweep.analysis import history
 from sweep.cluster import preflight
 from sweep.cluster.connection import ClusterError as ClusterError
 from sweep.cluster.connection import Connection, cluster_id, connected, entrusted, environment
@@ -460,6 +461,7 @@ def _drive(
                 halted=lambda: interrupts.count > 0,
             )
         estimates.keep(estimates.quote(planned, ledger), planned, ledger)
+        history.register(planned.sweep, ledger)
         claims = ledger.claims(lease)
         before, accumulation = _earlier(ledger, planned)
         agenda = Agenda(

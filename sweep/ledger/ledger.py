@@ -7,6 +7,7 @@
     results/states/<trial>.safetensors                  its end, where its tensors are kept
     results/backbones/<trial>.safetensors               what a pretraining trained
     results/quotes/<sweep>/<time>.json                  what a run was expected to cost
+    results/notes/<sweep>/<about>/<name>.json           its claims before the first row; readings
     results/leases/<name>/<epoch>.json                  see `sweep.ledger.leases`
     results/cache/<dataset>.parquet                     derived; may be deleted at any time
     results/cache/sweep-<name>.json                     the trials that its last run had
@@ -61,6 +62,9 @@ Kind = Literal["trials", "curves", "failures", "states", "backbones", "cache", "
 
 Kept = Literal["trials", "curves", "failures", "states", "backbones"]
 """The folders of what belongs to single trials, and cannot be made again but by training."""
+
+Note = Literal["families", "readings"]
+"""What notes on a sweep's claims are about."""
 
 KEPT: tuple[Kept, ...] = ("trials", "curves", "failures", "states", "backbones")
 
@@ -596,6 +600,35 @@ class Ledger:
         except ValueError:
             return None
 
+    def put_note(self, sweep: str, about: Note, name: str, note: Mapping[str, Any]) -> bool:
+        """Keep a note on a sweep's claims, unless there is one of its name; True if there was none.
+
+        Args:
+            sweep: The name of the sweep.
+            about: families: lists of claims that were in force; readings: verdicts that were shown.
+            name: Letters, digits, dots and dashes.
+            note: JSON values.
+        """
+        data = json.dumps(note, separators=(",", ":"), sort_keys=True).encode()
+        return self._storage.create(f"notes/{sweep}/{about}/{name}.json", data)
+
+    def notes(self, sweep: str, about: Note) -> dict[str, dict[str, Any]]:
+        """Name -> note on a sweep's claims, by name; one that cannot be read is left out."""
+        out = {}
+        for path in sorted(self._list(f"notes/{sweep}/{about}")):
+            try:
+                note = json.loads(self._storage.get(path) or b"")
+            except ValueError:
+                continue
+            if isinstance(note, dict):
+                out[path.rsplit("/", 1)[1].removesuffix(".json")] = note
+        return out
+
+    def note_names(self, sweep: str | None = None) -> list[str]:
+        """The names of the notes on a sweep's claims, or on those of all: what `copy` takes."""
+        names = self._storage.list(f"notes/{sweep}" if sweep else "notes")
+        return sorted(filter(is_object, names))
+
     def lease(self, name: str, *, ttl: float = 30.0) -> Lease | None:
         """Take a lease, or None: somebody else holds it (see `sweep.ledger.leases`).
 
@@ -1030,9 +1063,12 @@ _BLOB = re.compile(
 )
 
 
+_NOTE = re.compile(r"notes/[a-z0-9][a-z0-9._-]*/(?:families|readings)/[\w.-]+\.json", re.ASCII)
+
+
 def is_object(name: str) -> bool:
-    """Whether it is the name of an object of a ledger that belongs to a trial."""
-    return bool(_OURS.fullmatch(name) or _BLOB.fullmatch(name))
+    """Whether it is the name of an object of a ledger that belongs to a trial or to claims."""
+    return bool(_OURS.fullmatch(name) or _BLOB.fullmatch(name) or _NOTE.fullmatch(name))
 
 
 def upgraded(name: str, data: bytes) -> bytes:
@@ -1062,6 +1098,14 @@ def _check_whole(name: str, data: bytes) -> None:
     dataset = _DATASETS.get(name.split("/")[0])
     if dataset is not None:
         _decode(dataset, name, data)
+        return
+    if name.startswith("notes/"):
+        try:
+            sound = isinstance(json.loads(data), dict)
+        except ValueError:
+            sound = False
+        if not sound:
+            raise _DamagedError("is no JSON object; delete it: a note on claims is lost with it")
         return
     # safetensors: the length of a JSON header, the header, and then what it tells of.
     try:

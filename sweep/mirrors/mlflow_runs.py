@@ -425,9 +425,9 @@ def _fonts() -> Iterator[None]:
 
 def _claims(sweep: Sweep, ledger: Ledger, folder: Path) -> None:
     if sweep.spec.claims:
-        from sweep.analysis.claims import judge
+        from sweep.analysis.claims import show
 
-        judged = judge(sweep, ledger)
+        judged = show(sweep, ledger)
         (folder / "claims.md").write_text(judged.to_markdown(), encoding="utf-8")
         text = json.dumps(judged.record(), indent=2, default=str)
         (folder / "claims.json").write_text(text, encoding="utf-8")

@@ -168,6 +168,14 @@ class ClaimSpec(Spec):
     """The claim is made anew for each point of this axis (or of each of these)."""
     paired_by: str = "seed"
     """The axis whose points are paired."""
+    looks: tuple[Annotated[int, Field(ge=3)], ...] = ()
+    """Numbers of pairs, rising, at which the claim is read; the error is spent over these. Without,
+    it is read once, when all of its pairs have ended. They are the first pairs of the axis."""
+    spending: Literal["obrien-fleming", "pocock"] = "obrien-fleming"
+    """How the error is spent over `looks`: nearly all at the last, or evenly."""
+    test: Literal["welch", "paired"] | None = None
+    """The t test: of two arms, or of the differences of pairs. null: welch where seeds are paired,
+    which pair little but the order of data; else paired."""
 
     @model_validator(mode="after")
     def _check(self) -> ClaimSpec:
@@ -175,6 +183,8 @@ class ClaimSpec(Spec):
         if left == right:
             raise ValueError(f"{left!r} is compared with itself")
         named = (self.axis, *self.places, self.paired_by)
+        if any(now <= before for before, now in zip(self.looks, self.looks[1:], strict=False)):
+            raise ValueError(f"looks: {list(self.looks)} does not rise from one to the next")
         if twice := [name for name in named if named.count(name) > 1]:
             raise ValueError(
                 f"{twice[0]!r} is named twice; axis, per and paired_by are different axes"
@@ -198,6 +208,11 @@ class ClaimSpec(Spec):
     def more(self) -> bool:
         """Whether the left side is claimed to have more of the metric, and not less."""
         return _split(self.that)[1] == ">"
+
+    @property
+    def by_arms(self) -> bool:
+        """Whether two arms are compared, and not the differences of pairs."""
+        return (self.test or ("welch" if self.paired_by == "seed" else "paired")) == "welch"
 
     @property
     def places(self) -> tuple[str, ...]:

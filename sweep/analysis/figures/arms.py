@@ -129,10 +129,10 @@ class Material:
 
     @functools.cached_property
     def judged(self) -> Judged:
-        """The claims of the sweep, judged."""
-        from sweep.analysis.claims import judge
+        """The claims of the sweep, judged to be shown."""
+        from sweep.analysis.claims import show
 
-        return judge(self.sweep, self.ledger)
+        return show(self.sweep, self.ledger)
 
     @property
     def left_out(self) -> tuple[str, ...]:

@@ -45,8 +45,10 @@ def effects(material: Material) -> Chart:
         for at, one in enumerate(own):
             assert one.difference is not None
             style = VERDICTS[one.verdict]
-            if one.low is not None and one.high is not None:
-                axes.plot([one.low, one.high], [at, at], color=style["color"], linewidth=1.4)
+            if one.low_family is not None and one.high_family is not None:
+                axes.plot(
+                    [one.low_family, one.high_family], [at, at], color=style["color"], linewidth=1.4
+                )
             (handles[one.verdict],) = axes.plot(
                 one.difference, at, linestyle="none", markersize=5, **style
             )
@@ -57,7 +59,12 @@ def effects(material: Material) -> Chart:
         axes.set_xlabel(f"difference, left minus right{unit}")
     order = [verdict for verdict in VERDICTS if verdict in handles]
     legend(figure, order, [handles[verdict] for verdict in order])
-    notes = ["mean of the paired differences with its 95 % t interval, verdicts after Holm"]
+    open_ = any(one.provisional for one in shown)
+    notes = [
+        "mean differences with their t intervals at the level of the family, verdicts after Holm"
+    ]
+    if open_:
+        notes.append("some are provisional: not all of their pairs have ended")
     if len(contrasts) > len(shown):
         notes.append(f"{len(contrasts) - len(shown):,} of {len(contrasts):,} are left out")
     return Chart("Effects of the claims", _words(shown), tuple(notes), figure)
@@ -69,5 +76,8 @@ def named(contrast: Contrast) -> str:
 
 
 def _words(contrasts: Sequence[Contrast]) -> str:
-    told = [f"{named(one)}: {one.difference:+.3g}, {one.verdict}" for one in contrasts]
+    told = [
+        f"{named(one)}: {one.difference:+.3g}, {one.verdict}{' (provisional)' * one.provisional}"
+        for one in contrasts
+    ]
     return f"Differences with intervals. {'; '.join(told)}."

@@ -108,7 +108,12 @@ def test_a_bundle_has_the_sweep_and_its_part_of_the_ledger(sweep: Sweep, ledger:
     for name in ("bundled.yaml", "bundled.lock", "journey.py"):
         assert members[name] == Path(name).read_bytes()
     of = [Path(name).parts[1] for name in members if name.startswith("results/")]
-    assert {kind: of.count(kind) for kind in of} == {"curves": 7, "failures": 1, "trials": 7}
+    assert {kind: of.count(kind) for kind in of} == {
+        "curves": 7,
+        "failures": 1,
+        "notes": 1,
+        "trials": 7,
+    }
     assert not any("0" * 12 in name for name in members)
     assert {name for name in members if name.startswith("tables/")} == {
         f"tables/{name}"
