@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import importlib
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -73,8 +74,8 @@ def sweep_file() -> str:
 
 def _row(name: str, field: Schema, part: Schema) -> str:
     default = "required" if name in part.get("required", ()) else ""
-    if "default" in field:
-        default = f"`{field['default']}`".replace("|", "\\|")
+    if field.get("default") not in (None, "", [], {}):
+        default = f"`{json.dumps(field['default'])}`".replace("|", "\\|")
     kinds = " or ".join(dict.fromkeys(_types(field)))
     return f"| `{name}` | {kinds} | {default} | {_text(field.get('description', ''))} |"
 
