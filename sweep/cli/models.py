@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,24 +24,103 @@ from sweep.cli.common import (
 )
 
 if TYPE_CHECKING:
+    from fpt.config import TrialConfig
     from sweep.ledger.ledger import Ledger
     from sweep.sweepfile.trials import Point
 
 
+Folder = Annotated[
+    Path, typer.Option("--output", "-o", metavar="DIR", help="A folder for what is drawn.")
+]
+Part = Annotated[str | None, typer.Option("--only", metavar="PATTERN", help="A label, glob or id.")]
+
+
 @app.command(epilog="Example: sweep attention experiments/quickstart.yaml -o figures")
-def attention(
+def attention(file: File, output: Folder, only: Part = None, results: Results = "results") -> None:
+    """Draw the attention maps of finished trials on the bit tasks, and what each head comes to.
+
+    Writes the maps of each trial (PDF, SVG, PNG), heads.parquet with the kind of fixed point of
+    each head, and a figure of these kinds by layer.
+    """
+    import pandas as pd
+
+    from fpt.checkpoints import load_model
+    from fpt.files import DataError
+    from sweep.analysis.figures import draw_attention, heads_of, save, undrawable
+    from sweep.analysis.figures.similarity import heads
+
+    folder, points, ledger = _kept(file, results, only)
+    drawable, lacking, never = _drawable(points, ledger, file, undrawable)
+    frames: list[pd.DataFrame] = []
+    for point in drawable:
+        try:
+            model = load_model(point.trial_id, folder)
+            with writing(output):
+                files = draw_attention(point, model, output)
+            frames.append(heads_of(point, model))
+        except DataError as error:
+            lacking.append(f"{point.label}: {error}")
+        except ValueError as error:
+            never[str(error)] += 1
+        else:
+            typer.echo("\n".join(map(str, files)))
+    if frames:
+        found = pd.concat(frames, ignore_index=True)
+        with writing(output):
+            found.to_parquet(output / "heads.parquet", index=False)
+            files = save(heads(found).figure, output / "heads")
+        typer.echo("\n".join(map(str, (output / "heads.parquet", *files))))
+    _finish(file, never, lacking, bool(frames))
+
+
+@app.command(epilog="Example: sweep representations experiments/quickstart.yaml -o figures")
+def representations(
     file: File,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="DIR", help="A folder for the figures.")
-    ],
-    only: Annotated[
-        str | None, typer.Option(metavar="PATTERN", help="A label, glob or trial id.")
-    ] = None,
+    output: Folder,
+    only: Part = None,
+    examples: Annotated[
+        int, typer.Option(min=4, max=4096, help="Of each task's test set, at most.")
+    ] = 256,
     results: Results = "results",
 ) -> None:
-    """Draw the attention maps of finished trials on the bit tasks: PDF, SVG and PNG each."""
+    """Compare what layers and arms hold: linear CKA on test inputs, before training and after it.
+
+    Writes representations.parquet, a row for each pair of layers, and two figures a task: layers
+    within each arm, and arms beside one another.
+    """
+    import pandas as pd
+
     from fpt.files import DataError
-    from sweep.analysis.figures import draw_attention
+    from sweep.analysis.figures import save
+    from sweep.analysis.figures.similarity import between, within
+    from sweep.analysis.representations import compare, groups
+
+    folder, points, ledger = _kept(file, results, only)
+    ready, lacking, never = _drawable(points, ledger, file, lambda _: "")
+    frames: list[pd.DataFrame] = []
+    for group in groups(ready):
+        try:
+            frames += compare(group, folder, examples)
+        except DataError as error:
+            lacking.append(f"{group[0][1].label}: {error}")
+        except ValueError as error:
+            never[str(error)] += len(group)
+    if frames:
+        found = pd.concat(frames, ignore_index=True)
+        with writing(output):
+            output.mkdir(parents=True, exist_ok=True)
+            found.to_parquet(output / "representations.parquet", index=False)
+            files = [output / "representations.parquet"]
+            for task, rows in found.groupby("task", sort=False):
+                files += save(within(rows).figure, output / f"layers-{task}")
+                if (chart := between(rows)) is not None:
+                    files += save(chart.figure, output / f"arms-{task}")
+        typer.echo("\n".join(map(str, files)))
+    _finish(file, never, lacking, bool(frames))
+
+
+def _kept(file: Path, results: str, only: str | None) -> tuple[Path, Sequence[Point], Ledger]:
+    """Return the ledger's folder, the asked trials of a sweep file, and the ledger."""
     from sweep.ledger.ledger import Ledger
     from sweep.planning.tuning import resolve
     from sweep.sweepfile.trials import load
@@ -53,20 +132,11 @@ def attention(
             f"{ledger.uri}: trained tensors are read from a folder; copy trials/, states/ and "
             "backbones/ to one, and name it with --results"
         )
-    points = sweep.matching(only) if only else sweep.all
-    drawable, lacking, never = _drawable(points, ledger, file)
-    drawn = 0
-    for point in drawable:
-        try:
-            with writing(output):
-                files = draw_attention(point, ledger.local, output)
-        except DataError as error:
-            lacking.append(f"{point.label}: {error}")
-        except ValueError as error:
-            never[str(error)] += 1
-        else:
-            typer.echo("\n".join(map(str, files)))
-            drawn += 1
+    return ledger.local, sweep.matching(only) if only else sweep.all, ledger
+
+
+def _finish(file: Path, never: Counter[str], lacking: Sequence[str], drawn: bool) -> None:
+    """Say what was left out; exit 1 if something is missing, 2 if nothing was drawn."""
     for text in (*(f"{count(n, 'trial')}: {why}" for why, n in never.items()), *lacking):
         say(f"not drawn: {text}")
     if not drawn:
@@ -76,18 +146,23 @@ def attention(
 
 
 def _drawable(
-    points: Iterable[Point], ledger: Ledger, file: Path
+    points: Iterable[Point], ledger: Ledger, file: Path, refused: Callable[[TrialConfig], str]
 ) -> tuple[list[Point], list[str], Counter[str]]:
-    """The trials whose maps can be drawn; those that miss something; why others never can be."""
-    from sweep.analysis.figures import undrawable
+    """Return the trials whose tensors are there, what others miss, and why some never can be.
 
+    Args:
+        points: The trials.
+        ledger: Where they are.
+        file: The sweep file, for the messages.
+        refused: Why a config can never be drawn; empty if it can.
+    """
     done, kept = ledger.done(), ledger.states()
     drawable: list[Point] = []
     lacking: list[str] = []
     never: Counter[str] = Counter()
     for point in points:
         name = point.trial_id
-        if why := undrawable(point.config):
+        if why := refused(point.config):
             never[why] += 1
         elif name not in done:
             lacking.append(f"{point.label}: trial {name} is not finished; sweep run {file}")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, GPT2Config, GPT2Model
 
-from fpt.attention_maps import attention_maps, example
+from fpt.attention_maps import attention_maps, examples, fixed_points, tokens_held
 from fpt.backbones import BACKBONES
 from fpt.config import TrialConfig
 from fpt.model import Model, build_model
@@ -150,7 +150,56 @@ def test_packs_are_refused(trial: MakeTrial) -> None:
 
 def test_the_example_is_always_the_same() -> None:
     for task in (BitXor(), BitMemory(strings=2, bits=6, patch=2)):
-        one, two = example(task), example(task)
+        one, two = examples(task, 1), examples(task, 1)
         assert len(one) == 1
         np.testing.assert_array_equal(one.inputs, two.inputs)
-    assert example(BitXor()).inputs.ravel().tolist() == [0, 1, 1, 0, 0, 0, 0, 1, 1, 0]
+    assert examples(BitXor(), 1).inputs.ravel().tolist() == [0, 1, 1, 0, 0, 0, 0, 1, 1, 0]
+
+
+def mixture(weights: list[float], tokens: int) -> np.ndarray:
+    """(1, 1, 1, tokens, tokens) maps whose rows hold these weights first, then nothing."""
+    row = np.zeros(tokens, np.float32)
+    row[: len(weights)] = weights
+    return np.broadcast_to(row, (1, 1, 1, tokens, tokens))
+
+
+@pytest.mark.parametrize(
+    ("weights", "held", "kind"),
+    [
+        ([1.0], 1, "one pattern"),
+        ([0.9, 0.1], 1, "one pattern"),
+        ([0.89, 0.11], 2, "metastable"),
+        ([0.25] * 4, 4, "metastable"),
+        ([1 / 8] * 8, 8, "metastable"),  # half of 16 is not more than half
+        ([1 / 16] * 16, 15, "global average"),
+        ([1 / 10] * 10, 9, "global average"),
+    ],
+)
+def test_the_kind_of_fixed_point_is_known_for_maps_made_by_hand(
+    weights: list[float], held: int, kind: str
+) -> None:
+    maps = mixture(weights, 16)
+
+    shares, kinds = fixed_points(maps, causal=False)
+
+    assert (tokens_held(maps) == held).all()
+    assert shares.shape == kinds.shape == (1, 1)
+    assert shares[0, 0] == pytest.approx(held / 16)
+    assert kinds[0, 0] == kind
+
+
+def test_a_causal_head_is_measured_by_the_tokens_that_it_sees() -> None:
+    uniform = np.tril(np.ones((12, 12), np.float32))
+    uniform /= uniform.sum(-1, keepdims=True)
+    itself = np.eye(12, dtype=np.float32)
+    maps = np.stack([uniform, itself])[None, None]
+
+    shares, kinds = fixed_points(maps, causal=True)
+
+    assert kinds.tolist() == [["global average", "one pattern"]]
+    assert shares[0, 0] > 0.9
+
+
+def test_one_token_has_no_fixed_point() -> None:
+    with pytest.raises(ValueError, match="one token"):
+        fixed_points(np.ones((1, 1, 1, 1, 1), np.float32), causal=True)

@@ -13,6 +13,7 @@ from sweep.analysis.figures.maps import (
     attention,
     draw_attention,
     file_stem,
+    heads_of,
     tokens_of,
     undrawable,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "draw_attention",
     "file_stem",
     "gather",
+    "heads_of",
     "inline_svg",
     "save",
     "tokens_of",

@@ -16,8 +16,14 @@ from sweep.analysis.figures.style import SMALL, USUAL, save
 from sweep.sweepfile.trials import Point
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
+
+    from fpt.model import Model
+
+EXAMPLES = 32
+"""Over which the kind of a head's fixed point is found."""
 
 
 def file_stem(point: Point) -> str:
@@ -168,28 +174,60 @@ def _name(axis: Axis, tokens: Tokens | None) -> None:
         axis.set_ticks([])
 
 
-def draw_attention(point: Point, results: str | Path, folder: Path) -> list[Path]:
+def draw_attention(point: Point, model: Model, folder: Path) -> list[Path]:
     """Draw the attention maps of a finished trial on a bit task, for one example, always the same.
 
     Args:
         point: The trial; `undrawable` says nothing against it.
-        results: The ledger's folder.
+        model: Its model, as `fpt.load_model` gives it.
         folder: Where the files go.
 
     Returns:
         The files, one in each format.
 
     Raises:
-        fpt.files.DataError: If the trial's tensors, or its backbone, are not there.
         ValueError: If the backbone gives no maps.
         OSError: If the files cannot be written.
     """
-    from fpt.attention_maps import attention_maps, example
-    from fpt.checkpoints import load_model
+    from fpt.attention_maps import attention_maps, examples
 
     task = point.config.task
     assert isinstance(task, BitTask)
-    batch = example(task)
-    maps = attention_maps(load_model(point.trial_id, results), batch)[:, 0]
+    batch = examples(task, 1)
+    maps = attention_maps(model, batch)[:, 0]
     title = f"Attention of {point.label or point.trial_id}"
     return save(attention(maps, tokens_of(task, batch), title), folder / file_stem(point))
+
+
+def heads_of(point: Point, model: Model) -> pd.DataFrame:
+    """Return what kind of fixed point each head of a finished trial on a bit task finds.
+
+    Args:
+        point: As for `draw_attention`.
+        model: Likewise.
+
+    Returns:
+        A row a head: trial_id, label, layer and head from 0, tokens of a sequence, examples,
+        share (median over queries of the visible tokens that hold 90 % of the attention), kind.
+    """
+    import pandas as pd
+
+    from fpt.attention_maps import attention_maps, examples, fixed_points
+
+    task = point.config.task
+    assert isinstance(task, BitTask)
+    maps = attention_maps(model, examples(task, EXAMPLES))
+    shares, kinds = fixed_points(maps, point.config.backbone.row.causal)
+    layers, heads = shares.shape
+    return pd.DataFrame(
+        {
+            "trial_id": point.trial_id,
+            "label": point.label or point.trial_id,
+            "layer": np.repeat(np.arange(layers), heads),
+            "head": np.tile(np.arange(heads), layers),
+            "tokens": maps.shape[-1],
+            "examples": maps.shape[1],
+            "share": shares.ravel(),
+            "kind": kinds.ravel(),
+        }
+    )

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pandas
 import pytest
 import typer
 from rich.console import Console
@@ -689,7 +690,8 @@ def test_attention_draws_what_was_kept_and_says_what_was_not(
 
     assert result.code == 1  # the trial that trains everything keeps no tensors
     files = [f"figures/bit-xor-frozen-0-{frozen}.{suffix}" for suffix in ("pdf", "svg", "png")]
-    assert result.out.splitlines() == files
+    heads = [f"figures/heads.{suffix}" for suffix in ("parquet", "pdf", "svg", "png")]
+    assert result.out.splitlines() == files + heads
     assert all(Path(file).stat().st_size for file in files)
     assert "not drawn: 3 trials: task digits" in result.err
     assert "not drawn: 1 trial: backbone lstm has no attention" in result.err
@@ -816,3 +818,47 @@ def test_trials_that_the_file_no_longer_has_are_named_and_kept(
     assert "2 trials forgotten" in command("run", file, "--prune").err
     assert not ledger.states() & gone.keys()
     assert "no longer" not in command("run", file).err
+
+
+def test_attention_says_what_each_head_comes_to(trained: Path, command: Command) -> None:
+    command("attention", trained, "-o", "figures", "--only", "*/frozen/*")
+
+    heads = pandas.read_parquet("figures/heads.parquet")
+
+    (config,) = {p.config for p in load(trained).points if p.label == "bit-xor/frozen/0"}
+    assert len(heads) == config.backbone.layers * config.backbone.heads
+    assert set(heads["kind"]) <= {"global average", "metastable", "one pattern"}
+    assert heads["share"].between(0, 1).all()
+    assert (heads["tokens"] == config.task.shape("sound").tokens).all()
+    assert Path("figures/heads.svg").stat().st_size
+
+
+def test_representations_compares_layers_and_arms_before_and_after(
+    trained: Path, command: Command
+) -> None:
+    result = command(
+        "representations", trained, "-o", "figures", "--only", "bit-xor/frozen/*", "--examples", 16
+    )
+
+    assert result.code == 0
+    rows = pandas.read_parquet("figures/representations.parquet")
+    assert result.out.splitlines()[0] == "figures/representations.parquet"
+    assert len(result.out.splitlines()) == 4  # one arm: no figure between arms
+    (config,) = {p.config for p in load(trained).points if p.label == "bit-xor/frozen/0"}
+    states = config.backbone.layers + 1
+    assert len(rows) == 3 * states**2
+    own = rows[(rows["layer"] == rows["other_layer"]) & (rows["when"] == rows["other_when"])]
+    assert own["cka"].to_numpy() == pytest.approx(1)
+    assert (rows["examples"] == 16).all()
+    both = rows[rows["when"] == rows["other_when"]].set_index(["when", "layer", "other_layer"])
+    for (when, one, other), cka in both["cka"].items():
+        assert cka == pytest.approx(both["cka"][(when, other, one)])
+
+
+def test_representations_of_what_is_not_there_is_refused(trained: Path, command: Command) -> None:
+    few = command("representations", trained, "-o", "figures", "--examples", 3)
+    none = command("representations", trained, "-o", "figures", "--only", "digits/*")
+
+    assert few.code == none.code == 2
+    assert "is not finished; sweep run maps.yaml" in none.err
+    assert "no trial could be drawn" in none.err
