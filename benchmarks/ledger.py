@@ -33,7 +33,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sweep.ledger.ledger import CURVES, TRIALS, Dataset
-from sweep.sweepfile.trials import IDENTITY_VERSION, Point, load
+from sweep.sweepfile.expansion import load
+from sweep.sweepfile.identity import IDENTITY_VERSION
+from sweep.sweepfile.trials import Point
 
 POINTS = 50
 """Points of a trial's curve, in two pieces."""

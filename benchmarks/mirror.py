@@ -23,7 +23,8 @@ from typing import Any
 from sweep.ledger.ledger import Ledger
 from sweep.mirrors import mlflow_runs
 from sweep.mirrors.mlflow_runs import Mirror
-from sweep.sweepfile.trials import Point, Sweep, load
+from sweep.sweepfile.expansion import load
+from sweep.sweepfile.trials import Point, Sweep
 
 SWEEP = """\
 sweep: mirror-benchmark

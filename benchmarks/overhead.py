@@ -95,7 +95,7 @@ def main(trials: int) -> None:
     from sweep.execution.driver import run
     from sweep.ledger.ledger import Ledger
     from sweep.mirrors.mlflow_runs import Mirror
-    from sweep.sweepfile.trials import load
+    from sweep.sweepfile.expansion import load
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": os.cpu_count()})
     with tempfile.TemporaryDirectory(prefix="overhead-") as name:

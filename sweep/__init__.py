@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sweep.analysis.tables import load_table
     from sweep.execution.driver import run
     from sweep.planning.plan import plan
-    from sweep.sweepfile.trials import load
+    from sweep.sweepfile.expansion import load
 
 __all__ = [
     "__version__",
@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 _HOME = {
-    "load": "sweep.sweepfile.trials",
+    "load": "sweep.sweepfile.expansion",
     "load_claims": "sweep.analysis.claims",
     "load_curves": "sweep.analysis.frames",
     "load_table": "sweep.analysis.tables",

@@ -7,7 +7,8 @@ import json
 from typing import Any
 
 from fpt.backbones import AUTO, BACKBONES
-from sweep.sweepfile.trials import IDENTITY_VERSION, Point
+from sweep.sweepfile.identity import IDENTITY_VERSION
+from sweep.sweepfile.trials import Point
 
 TABLE = [name for name in BACKBONES if name != AUTO]
 """The backbones that need no file."""

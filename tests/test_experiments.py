@@ -16,7 +16,8 @@ from fpt.published import ACCURACY, references
 from sweep.analysis.cells import Cell, grid
 from sweep.cli import app
 from sweep.ledger.ledger import Ledger
-from sweep.sweepfile.trials import Sweep, load
+from sweep.sweepfile.expansion import load
+from sweep.sweepfile.trials import Sweep
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "experiments").rglob("*.yaml"))

@@ -15,7 +15,8 @@ from ruamel.yaml import YAML
 
 import sweep
 from fpt.spec import JSON
-from sweep.sweepfile.trials import Sweep, load
+from sweep.sweepfile.expansion import load
+from sweep.sweepfile.trials import Sweep
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "experiments/laptop").glob("*.yaml"))

@@ -12,7 +12,8 @@ import pytest
 
 from sweep.ledger.ledger import Ledger
 from sweep.mirrors import mlflow_runs
-from sweep.sweepfile.trials import Sweep, load
+from sweep.sweepfile.expansion import load
+from sweep.sweepfile.trials import Sweep
 from tests.chaos import machine
 from tests.servers import MlflowServer, Postgres, free_port
 from tests.support import trial_row

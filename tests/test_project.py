@@ -189,7 +189,7 @@ def test_every_target_that_readme_names_is_in_the_makefile() -> None:
 
 
 def test_the_sweep_files_of_the_pages_are_valid(tmp_path: Path) -> None:
-    from sweep.sweepfile.trials import load
+    from sweep.sweepfile.expansion import load
 
     (code,) = (one for one in blocks("python") if one.startswith("# mine.py"))
     (tmp_path / "mine.py").write_text(code)
@@ -278,7 +278,7 @@ def test_every_command_is_on_a_page() -> None:
 
 
 def test_shipped_sweep_files_are_valid(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sweep.sweepfile.trials import load
+    from sweep.sweepfile.expansion import load
 
     # Data of a file's own is named by its digest: to plan, it need not be there.
     monkeypatch.setenv("FPT_SWEEP_DATA", "/nowhere")

@@ -71,6 +71,7 @@ from sweep.analysis.typeset import Entry, Footnotes, Line, Sheet
 from sweep.ledger.ledger import Ledger
 from sweep.planning import tuning
 from sweep.sweepfile import pairing
+from sweep.sweepfile.expansion import load
 from sweep.sweepfile.reading import axis_labels
 from sweep.sweepfile.schema import (
     CONVERGENCE,
@@ -79,7 +80,7 @@ from sweep.sweepfile.schema import (
     MetricName,
     SweepFileError,
 )
-from sweep.sweepfile.trials import Point, Sweep, load
+from sweep.sweepfile.trials import Point, Sweep
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -388,7 +389,7 @@ class _Spot:
     # A claim at a place.
     claim: ClaimSpec
     labels: pairing.Labels
-    place: pairing.Place
+    place: pairing.PairGroup
 
     @property
     def at(self) -> dict[str, str]:
@@ -404,7 +405,7 @@ _Made = list[tuple[ClaimSpec, list[_Spot]]]
 
 def _made(claims: Sequence[ClaimSpec], sweep: Sweep) -> _Made:
     return [
-        (claim, [_Spot(claim, *one) for one in pairing.places(claim, sweep.points).items()])
+        (claim, [_Spot(claim, *one) for one in pairing.group_pairs(claim, sweep.points).items()])
         for claim in claims
     ]
 

@@ -86,7 +86,7 @@ def load_curves(
 
 
 def _expanded(sweep: str | Path | Sweep, results: str | Path) -> Sweep:
-    from sweep.sweepfile.trials import load
+    from sweep.sweepfile.expansion import load
 
     expanded = load(sweep) if isinstance(sweep, str | Path) else sweep
     return resolve(expanded, Ledger(results))

@@ -133,7 +133,7 @@ def change(sweep: Sweep, past: History) -> str | None:
     if first.claims == sweep.spec.claims and not fewer:
         return None
     now, then = (
-        sum(len(pairing.places(claim, sweep.points)) for claim in claims)
+        sum(len(pairing.group_pairs(claim, sweep.points)) for claim in claims)
         for claims in (sweep.spec.claims, first.claims)
     )
     when = "since they were first noted" if first.results else "after results"

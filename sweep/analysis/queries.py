@@ -120,7 +120,7 @@ def _answer(
 def _expanded(sweep: str | Path | Sweep, ledger: Ledger) -> Sweep:
     # Imported here, since a query without a sweep is to answer at once.
     from sweep.planning.tuning import resolve
-    from sweep.sweepfile.trials import load
+    from sweep.sweepfile.expansion import load
 
     return resolve(load(sweep) if isinstance(sweep, str | Path) else sweep, ledger)
 

@@ -31,7 +31,8 @@ from sweep.ledger.ledger import MARKS, Ledger
 from sweep.planning import tuning
 from sweep.planning.estimates import compare, quote
 from sweep.planning.plan import Plan, plan
-from sweep.sweepfile.trials import Point, Sweep, load
+from sweep.sweepfile.expansion import load
+from sweep.sweepfile.trials import Point, Sweep
 
 if TYPE_CHECKING:
     from markupsafe import Markup

@@ -37,8 +37,9 @@ from sweep.analysis.stats import Interval
 from sweep.analysis.typeset import Entry, Footnotes, Line, Sheet
 from sweep.ledger.ledger import Ledger
 from sweep.planning import tuning
+from sweep.sweepfile.expansion import load
 from sweep.sweepfile.schema import CONVERGENCE, TableSpec
-from sweep.sweepfile.trials import Sweep, load
+from sweep.sweepfile.trials import Sweep
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -46,7 +46,7 @@ def trace(
     """Show what is behind a figure: its trials, configs, origin, cost, and how to run it again."""
     from sweep.analysis.tracing import trace as follow
     from sweep.ledger.ledger import Ledger
-    from sweep.sweepfile.trials import load
+    from sweep.sweepfile.expansion import load
 
     found = follow(load(file), Ledger(results), row, column, metric)
     if as_json:
@@ -145,7 +145,7 @@ def diff(
     """Say what another ledger has otherwise: cells, verdicts, trials. Exits 0 if nothing."""
     from sweep.exchange.bundle import opened
     from sweep.exchange.diff import diff as compare
-    from sweep.sweepfile.trials import load
+    from sweep.sweepfile.expansion import load
 
     sweep = load(file)
     part = sweep.only(only or ())
@@ -205,7 +205,7 @@ def export(
     """Put a sweep, its part of the ledger and its tables into one file, to be given away."""
     from sweep.exchange.bundle import export as write
     from sweep.ledger.ledger import Ledger
-    from sweep.sweepfile.trials import load
+    from sweep.sweepfile.expansion import load
 
     bundle = write(load(file), Ledger(results), output, states=states)
     say(

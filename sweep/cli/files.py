@@ -39,8 +39,8 @@ def validate(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Sweep files.")],
 ) -> None:
     """Check sweep files, and tell every problem of each."""
+    from sweep.sweepfile.expansion import load
     from sweep.sweepfile.schema import SweepFileError
-    from sweep.sweepfile.trials import load
 
     problems = 0
     for file in files:

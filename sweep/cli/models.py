@@ -123,7 +123,7 @@ def _kept(file: Path, results: str, only: str | None) -> tuple[Path, Sequence[Po
     """Return the ledger's folder, the asked trials of a sweep file, and the ledger."""
     from sweep.ledger.ledger import Ledger
     from sweep.planning.tuning import resolve
-    from sweep.sweepfile.trials import load
+    from sweep.sweepfile.expansion import load
 
     ledger = Ledger(results)
     sweep = resolve(load(file), ledger)
@@ -185,7 +185,7 @@ def weights(file: File, results: Results = "results", as_json: AsJson = False) -
     """
     from fpt.files import DataError
     from sweep.ledger.ledger import Ledger, LedgerError
-    from sweep.sweepfile.trials import load
+    from sweep.sweepfile.expansion import load
 
     ledger = Ledger(results)
     backbones: dict[object, list[Point]] = {}

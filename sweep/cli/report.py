@@ -35,7 +35,7 @@ def report(
     """Write one page of everything: table, claims, figures, cost, failures, provenance."""
     from sweep.analysis.report import render
     from sweep.ledger.ledger import Ledger
-    from sweep.sweepfile.trials import load
+    from sweep.sweepfile.expansion import load
 
     page = render(load(file), Ledger(results), results=results)
     with writing(output):
@@ -57,7 +57,7 @@ def figures(
     """Draw what the sweep has figures for, as PDF, SVG and PNG, and say why not what it has not."""
     from sweep.analysis.figures import draw, gather, save
     from sweep.ledger.ledger import Ledger
-    from sweep.sweepfile.trials import load
+    from sweep.sweepfile.expansion import load
 
     material = gather(load(file), Ledger(results).snapshot())
     drawn = 0

@@ -65,7 +65,7 @@ def table(
     """Print the sweep's table, with what there is so far."""
     from sweep.analysis.tables import build
     from sweep.ledger.ledger import Ledger
-    from sweep.sweepfile.trials import load
+    from sweep.sweepfile.expansion import load
 
     built = build(load(file), Ledger(results))
     if as_json:
@@ -96,7 +96,7 @@ def claims(
     """Judge the sweep's claims, with what there is so far, and say what more would decide them."""
     from sweep.analysis.claims import show
     from sweep.ledger.ledger import Ledger
-    from sweep.sweepfile.trials import load
+    from sweep.sweepfile.expansion import load
 
     sweep = load(file)
     judged = show(sweep, Ledger(results))

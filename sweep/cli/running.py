@@ -168,7 +168,7 @@ def pause(file: File, results: Results = "results") -> None:
     """Ask whoever runs a sweep to stop. Running trials save their states; `sweep run` goes on."""
     from sweep.execution.driver import DRIVER
     from sweep.ledger.ledger import Ledger
-    from sweep.sweepfile.trials import load
+    from sweep.sweepfile.expansion import load
 
     sweep, ledger = load(file), Ledger(results, write=True)
     ledger.pause(sweep.name)
@@ -221,7 +221,7 @@ def debug(
     """Train one trial in this process, without Ray, so that a debugger works. Nothing is kept."""
     from sweep.ledger.ledger import Ledger
     from sweep.planning.tuning import resolve
-    from sweep.sweepfile.trials import load
+    from sweep.sweepfile.expansion import load
 
     point = _pick(resolve(load(file), Ledger(results)), only)
     if point.undecided:

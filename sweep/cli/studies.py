@@ -29,7 +29,7 @@ def studies(
     from sweep.ledger.errors import without_password
     from sweep.ledger.ledger import Ledger
     from sweep.planning import tuning
-    from sweep.sweepfile.trials import load
+    from sweep.sweepfile.expansion import load
 
     sweep, ledger = load(file), Ledger(results)
     if not sweep.studies:

@@ -91,7 +91,7 @@ def mirror(
     """Copy finished trials to MLflow: what a run left out, or everything."""
     from sweep.ledger.ledger import Ledger
     from sweep.mirrors import mlflow_runs
-    from sweep.sweepfile.trials import load
+    from sweep.sweepfile.expansion import load
 
     sweep, ledger = load(file), Ledger(results)
     number = (mlflow_runs.rebuild if rebuild else mlflow_runs.catch_up)(sweep, ledger)

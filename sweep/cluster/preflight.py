@@ -32,7 +32,8 @@ from sweep.ledger.ledger import Ledger, LedgerError
 from sweep.ledger.storage import Storage, open_storage
 from sweep.planning.estimates import quote
 from sweep.sweepfile import lock
-from sweep.sweepfile.trials import Point, trial_id
+from sweep.sweepfile.identity import trial_id
+from sweep.sweepfile.trials import Point
 
 if TYPE_CHECKING:
     from sweep.planning.plan import Plan

@@ -32,8 +32,8 @@ from sweep.cluster.connection import ClusterError, asks_for_token, is_secret, re
 from sweep.ledger import provenance
 from sweep.sweepfile import lock, reading
 from sweep.sweepfile.document import SweepFileError
+from sweep.sweepfile.expansion import load
 from sweep.sweepfile.schema import NO_PATH
-from sweep.sweepfile.trials import load
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient

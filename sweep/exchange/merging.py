@@ -18,7 +18,7 @@ from fpt.tasks import TASKS
 from sweep.exchange.bundle import opened
 from sweep.exchange.diff import Clash, Row, clash, rows
 from sweep.ledger.ledger import KEPT, Kept, Ledger, LedgerError, upgraded
-from sweep.sweepfile.trials import IDENTITY_VERSION
+from sweep.sweepfile.identity import IDENTITY_VERSION
 
 SHOWN = 20
 """Contradictions that one message names."""

@@ -34,8 +34,9 @@ from sweep.execution.causes import ENDS_PROCESS, Cause, NodeError, cause_of, end
 from sweep.ledger import provenance
 from sweep.ledger.ledger import WAITS, Ledger, LedgerError
 from sweep.ledger.storage import StorageError
+from sweep.sweepfile.identity import IDENTITY_VERSION, trial_id
 from sweep.sweepfile.schema import LimitsSpec
-from sweep.sweepfile.trials import IDENTITY_VERSION, Point, trial_id
+from sweep.sweepfile.trials import Point
 
 if TYPE_CHECKING:
     from fpt.checkpoints import State

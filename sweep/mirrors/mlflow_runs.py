@@ -40,8 +40,9 @@ from sweep.analysis import tables
 from sweep.ledger.errors import in_one_line, without_password
 from sweep.ledger.ledger import Ledger, LedgerError
 from sweep.planning.tuning import resolve
+from sweep.sweepfile.expansion import load
 from sweep.sweepfile.schema import SweepFileError
-from sweep.sweepfile.trials import Sweep, load
+from sweep.sweepfile.trials import Sweep
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -21,7 +21,9 @@ from sweep.ledger.ledger import WAITS, Ledger, LedgerError
 from sweep.planning import packing, tuning
 from sweep.planning.packing import Workers
 from sweep.sweepfile import lock
-from sweep.sweepfile.trials import IDENTITY_VERSION, Point, Sweep, hashed, load
+from sweep.sweepfile.expansion import load
+from sweep.sweepfile.identity import IDENTITY_VERSION, hashed
+from sweep.sweepfile.trials import Point, Sweep
 
 Status = Literal["done", "diverged", "missing", "blocked", "failed", "stale"]
 """done, diverged: trained. missing: to be trained. blocked: waits for the trial whose backbone it

@@ -80,7 +80,7 @@ class Problems:
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self._seen: dict[tuple[int, str], None] = {}
+        self._seen: dict[tuple[int, str], str] = {}  # (line, text) -> path
         self._unread: set[tuple[int, str]] = set()
 
     def add(
@@ -108,12 +108,18 @@ class Problems:
         parts = [f"{path}: {what}" if path else what]
         parts += [f"did you mean {close[0]!r}"] if close else []
         parts += [f"allowed: {', '.join(names)}"] if names else []
-        self._seen[line, "; ".join(parts)] = None
+        self._seen[line, "; ".join(parts)] = path
 
     def add_unread(self, line: int, path: str, what: str) -> None:
         """Note that a value could not be read; what else seems wrong with it is not noted."""
         self.add(line, path, what)
         self._unread.add((line, path))
+
+    def update(self, others: Problems) -> None:
+        """Add the problems of others."""
+        for (line, text), path in others._seen.items():
+            if (line, path) not in self._unread:
+                self._seen[line, text] = path
 
     def __bool__(self) -> bool:
         return bool(self._seen)
@@ -194,6 +200,36 @@ class Document:
             problems.add(0, "", "empty; a sweep file has at least `sweep: NAME`")
             return None
         return _Values(self, yaml, problems).value(root, ())
+
+
+class Report:
+    """Takes problems of a document by where their values stand in it."""
+
+    def __init__(self, document: Document, *, complete: bool = True) -> None:
+        """Begin without any problem.
+
+        Args:
+            document: The file.
+            complete: Whether all of the file could be read so far.
+        """
+        self.document = document
+        self.problems = Problems(document.file)
+        self.complete = complete
+        """Whether no part of the file was left out. After that, something may seem missing or
+        unused that is not, and nothing should be said of it."""
+
+    def __call__(
+        self, at: Location, what: str, *, given: object = None, allowed: Iterable[object] = ()
+    ) -> None:
+        """Note a problem; arguments as of `Problems.add`."""
+        self.problems.add(self.document.line(at), spell(at), what, given=given, allowed=allowed)
+
+    def left_out(
+        self, at: Location, what: str, *, given: object = None, allowed: Iterable[object] = ()
+    ) -> None:
+        """Note a problem for which a part of the file is left out."""
+        self(at, what, given=given, allowed=allowed)
+        self.complete = False
 
 
 class _RefusedError(ComposerError):

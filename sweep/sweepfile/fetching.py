@@ -42,8 +42,9 @@ from fpt.config import BackboneConfig, TrialConfig
 from fpt.files import DataError
 from sweep.sweepfile import lock as locks
 from sweep.sweepfile.document import SweepFileError
+from sweep.sweepfile.expansion import load
 from sweep.sweepfile.lock import Entry, Lock, LockedFile, LockError, Source, sources
-from sweep.sweepfile.trials import Sweep, load
+from sweep.sweepfile.trials import Sweep
 
 CONFIG, INDEX = "config.json", ".index.json"
 THE_LOCK = "the lock"

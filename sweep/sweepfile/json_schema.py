@@ -8,7 +8,7 @@ from fpt.backbones import BACKBONES
 from fpt.config import TrainSet, TrialConfig
 from fpt.spec import JSON
 from fpt.tasks import TASKS
-from sweep.sweepfile.reading import field_names
+from sweep.sweepfile.fields import FieldNames
 from sweep.sweepfile.schema import BUILT_IN, NAMED, OBJECTS, SweepFile
 
 
@@ -46,7 +46,7 @@ def json_schema() -> JSON:
         fields[name].pop("type", None)
 
     dotted: dict[str, JSON] = {
-        f"{name}.{inner}": {} for name in OBJECTS for inner in field_names((name,))
+        f"{name}.{inner}": {} for name in OBJECTS for inner in FieldNames().under((name,))
     }
     definitions["Fields"] = {
         "type": "object",

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from sweep.sweepfile.schema import ClaimSpec
-    from sweep.sweepfile.trials import Point
+from sweep.sweepfile.document import Report, spell
+from sweep.sweepfile.exclude import Rule
+from sweep.sweepfile.schema import ClaimSpec
+from sweep.sweepfile.trials import Point
 
 SHOWN = 5
 """Places that one warning names."""
@@ -23,8 +23,8 @@ Labels = tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a claim is made: the trials of both its sides, by the axis that pairs them."""
+class PairGroup:
+    """The trials of a claim at one of its places: of both sides, by the axis that pairs them."""
 
     left: dict[str, list[Point]] = field(default_factory=dict)
     """Label of the axis that pairs -> trials; more than one is a claim that mixes configs."""
@@ -32,27 +32,27 @@ class Place:
 
     @property
     def pairs(self) -> Iterator[tuple[str, Point, Point]]:
-        """(label, left, right) of each pair."""
+        """Each pair: label, left, right."""
         for label, (point, *_) in self.left.items():
             if label in self.right:
                 yield label, point, self.right[label][0]
 
 
-def places(claim: ClaimSpec, points: Iterable[Point]) -> dict[Labels, Place]:
-    """The places of a claim, in the order of the trials; one may be without any pair."""
+def group_pairs(claim: ClaimSpec, points: Iterable[Point]) -> dict[Labels, PairGroup]:
+    """Return the trials of a claim by its places, in their order; one may be without any pair."""
     left, _ = claim.sides
-    found: dict[Labels, Place] = {}
+    found: dict[Labels, PairGroup] = {}
     for point in points:
         at = locate(claim, point.labels)
         if at is not None:
             side, label, labels = at
-            place = found.setdefault(labels, Place())
+            place = found.setdefault(labels, PairGroup())
             (place.left if side == left else place.right).setdefault(label, []).append(point)
     return found
 
 
 def locate(claim: ClaimSpec, labels: Mapping[str, str]) -> tuple[str, str, Labels] | None:
-    """(side, label of the axis that pairs, place) of a trial; None if the claim is not about it."""
+    """Return (side, label of the axis that pairs, place) of a trial; None where it is in none."""
     side, label = labels.get(claim.axis), labels.get(claim.paired_by)
     if side not in claim.sides or label is None:
         return None
@@ -60,8 +60,8 @@ def locate(claim: ClaimSpec, labels: Mapping[str, str]) -> tuple[str, str, Label
     return (side, label, place) if len(place) == len(claim.places) else None
 
 
-def mixed(claim: ClaimSpec, found: Mapping[Labels, Place]) -> str | None:
-    """What is wrong with a claim of which a side holds several trials at once, if one does."""
+def ambiguous_side(claim: ClaimSpec, found: Mapping[Labels, PairGroup]) -> str | None:
+    """Return what is wrong with a claim whose side holds several trials at once, if so."""
     for place in found.values():
         for side in (place.left, place.right):
             for points in side.values():
@@ -81,8 +81,8 @@ def mixed(claim: ClaimSpec, found: Mapping[Labels, Place]) -> str | None:
     return None
 
 
-def absent(claim: ClaimSpec, found: Mapping[Labels, Place]) -> str | None:
-    """Why a claim can nowhere be tested, if so."""
+def no_pairs(claim: ClaimSpec, found: Mapping[Labels, PairGroup]) -> str | None:
+    """Return why a claim can nowhere be tested, if so."""
     if any(True for place in found.values() for _ in place.pairs):
         return None
     sides = [
@@ -96,8 +96,8 @@ def absent(claim: ClaimSpec, found: Mapping[Labels, Place]) -> str | None:
     return f"no {claim.paired_by} has a trial of both sides{at}"
 
 
-def lonely(claim: ClaimSpec, found: Mapping[Labels, Place]) -> str | None:
-    """What of a claim can never be tested for want of a second pair, if anything."""
+def single_pair(claim: ClaimSpec, found: Mapping[Labels, PairGroup]) -> str | None:
+    """Return what of a claim can never be tested for want of a second pair, if anything."""
     where = [" / ".join(at) for at, place in found.items() if len(list(place.pairs)) == 1]
     if not where:
         return None
@@ -105,12 +105,12 @@ def lonely(claim: ClaimSpec, found: Mapping[Labels, Place]) -> str | None:
     return f"one pair alone{at}, which shows no spread: no test; add to axis {claim.paired_by}"
 
 
-def lost(
+def missing_pairs(
     claim: ClaimSpec,
-    found: Mapping[Labels, Place],
+    found: Mapping[Labels, PairGroup],
     excluded: Iterable[tuple[Mapping[str, str], str, bool]],
 ) -> Iterator[str]:
-    """What of a claim cannot be tested, and why: a sentence for each kind of loss.
+    """Yield what of a claim cannot be tested, and why: a sentence for each kind of loss.
 
     Args:
         claim: The claim.
@@ -128,7 +128,7 @@ def lost(
     # (why, pairs lost, pairs that there would be) -> places
     losses: dict[tuple[str, int, int], list[str]] = {}
     for spot in dict.fromkeys((*found, *gone)):
-        there, out = found.get(spot, Place()), gone.get(spot, {})
+        there, out = found.get(spot, PairGroup()), gone.get(spot, {})
         why: dict[str, int] = {}
         whole = 0
         for label in dict.fromkeys((*there.left, *there.right, *out)):
@@ -150,6 +150,66 @@ def lost(
         named = f" at {_some(where)}" if claim.places else ""
         pairs = "all pairs are" if number == whole else f"{number} of {whole} pairs are"
         yield f"{pairs} lost{named}: {reason}"
+
+
+def check_claims(
+    claims: Sequence[ClaimSpec],
+    points: Sequence[Point],
+    excluded: Sequence[tuple[Mapping[str, str], Rule]],
+    report: Report,
+) -> tuple[str, ...]:
+    """Return what patterns cost the claims of a file, as warnings with their places in it.
+
+    Args:
+        claims: The claims.
+        points: The trials.
+        excluded: Labels of trials that are left out, and by which pattern.
+        report: Takes what is wrong with a claim. If anything is wrong already, only numerics are
+            judged: a trial that could not be read would be missed.
+    """
+    for number, claim in enumerate(claims):
+        if numerics := mixed_numerics(claim, points):
+            report(("claims", number, "that"), numerics)
+    if report.problems or not report.complete:
+        return ()
+    document = report.document
+    words = [
+        (labels, f"{spell(rule.at)} (line {document.line(rule.at)})", bool(rule.reason))
+        for labels, rule in excluded
+    ]
+    out = []
+    for number, claim in enumerate(claims):
+        at = ("claims", number, "that")
+        found = group_pairs(claim, points)
+        losses = list(missing_pairs(claim, found, words))
+        wrong = ambiguous_side(claim, found)
+        if wrong is None and (wrong := no_pairs(claim, found)):
+            wrong = "; ".join((wrong, *losses))
+        if wrong:
+            report(at, wrong)
+        elif few := single_pair(claim, found):
+            losses.append(few)
+        where = f"{document.file}:{document.line(at)}: {spell(at)}"
+        out += [f"{where}: {claim.that}: {loss}" for loss in losses]
+    return tuple(out)
+
+
+def mixed_numerics(claim: ClaimSpec, points: Sequence[Point]) -> str | None:
+    """Return what is wrong with a claim whose trials differ in more than what it is about."""
+    if len({point.like.numerics for point in points}) < 2:
+        return None
+    classes: dict[tuple[str | None, ...], dict[str, str]] = {}
+    for point in points:
+        if (side := point.labels.get(claim.axis)) in claim.sides:
+            place = tuple(point.labels.get(axis) for axis in claim.places)
+            classes.setdefault(place, {}).setdefault(point.like.numerics, side)
+    for place, found in classes.items():
+        if len(found) > 1:
+            where = "".join(f", at {one}" for one in place)
+            both = " and ".join(f"{name} ({side})" for name, side in found.items())
+            what = f"compares trials of two numerics classes{where}: {both}"
+            return f"{what}; give both sides one, or make the claim `per` the axis that sets it"
+    return None
 
 
 def _some(where: Sequence[str]) -> str:

@@ -5,7 +5,6 @@ Whether fields of trials are right is for `sweep.sweepfile.expansion`, which put
 
 from __future__ import annotations
 
-import functools
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -14,7 +13,6 @@ from pathlib import Path
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from fpt.config import TrialConfig
 from fpt.plugins import registered
 from fpt.published import references
 from fpt.spec import JSON, Spec
@@ -29,7 +27,6 @@ from sweep.sweepfile.document import (
     unprintable,
 )
 from sweep.sweepfile.schema import (
-    OBJECTS,
     ONE,
     SEVERAL,
     Block,
@@ -45,8 +42,7 @@ from sweep.sweepfile.tuning_spec import RangeSpec, TuneSpec
 
 
 def load(path: str | Path) -> SweepFile:
-    """Read a sweep file, as far as its structure goes; `sweep.sweepfile.trials.load` reads its
-    trials too.
+    """Read a sweep file, as far as its structure goes; `sweep.load` reads its trials too.
 
     Raises:
         SweepFileError: With all problems, if there are any.
@@ -152,7 +148,7 @@ def _check_text(file: SweepFile, problems: Problems) -> None:
 
 def _check_names(file: SweepFile, problems: Problems) -> None:
     # That what a table or a claim names is there. Whether axes are fields is for
-    # sweep.sweepfile.trials.
+    # sweep.sweepfile.expansion.
     axes = axis_labels(file)
 
     def known(what: str, name: str, allowed: Iterable[str], *at: str | int) -> bool:
@@ -206,25 +202,6 @@ def axis_labels(file: SweepFile) -> dict[str, dict[str, None]]:
 
 
 # --- problems with fields -----------------------------------------------------------------------
-
-
-def field_names(path: tuple[str, ...]) -> tuple[str, ...]:
-    """The names that may stand under a path into a trial: () is the trial itself."""
-    if not path:
-        return tuple(TrialConfig.model_fields)
-    if len(path) > 1 or path[0] not in OBJECTS:
-        return ()
-    names = dict.fromkeys(name for spec in OBJECTS[path[0]] for name in spec.model_fields)
-    return (*names, "size") if path[0] == "backbone" else tuple(names)
-
-
-@functools.cache
-def is_field(path: str) -> bool:
-    """Whether a dotted path leads to a field of a trial."""
-    parts = path.split(".")
-    return all(
-        part in field_names(tuple(parts[:depth])) for depth, part in enumerate(parts[:2])
-    ) and (len(parts) <= 2 or parts[0] in OBJECTS)
 
 
 def explain(

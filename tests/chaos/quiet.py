@@ -14,7 +14,7 @@ import torch
 
 import fpt
 from sweep.execution.worker import LOG_EVERY
-from sweep.sweepfile.trials import load
+from sweep.sweepfile.expansion import load
 
 FIGURES = (
     "outcome", "stopped", "steps_trained", "best_step", "train_loss", "train_accuracy",

@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 
 from sweep.ledger.ledger import Ledger
-from sweep.sweepfile.trials import load
+from sweep.sweepfile.expansion import load
 from tests.chaos import account, machine
 from tests.chaos.cluster import Cluster, Driver, Pace
 from tests.servers import Ceph, Moto

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from sweep.sweepfile.trials import load
+from sweep.sweepfile.expansion import load
 from tests.chaos import account, faults, machine
 from tests.chaos.cluster import Cluster, Driver, Pace
 from tests.servers import MlflowServer, Postgres, free_port, postgres_binaries

@@ -10,7 +10,7 @@ import pytest
 
 from sweep.execution.worker import LOG_EVERY
 from sweep.ledger.ledger import Ledger
-from sweep.sweepfile.trials import load
+from sweep.sweepfile.expansion import load
 from tests.chaos import account, machine
 from tests.chaos.cluster import Cluster, Driver, Node, Pace
 

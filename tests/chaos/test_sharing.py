@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from sweep.ledger.ledger import Ledger
-from sweep.sweepfile.trials import load
+from sweep.sweepfile.expansion import load
 from tests.chaos import account, machine
 from tests.chaos.cluster import Cluster, Driver, Pace
 
@@ -24,7 +24,7 @@ PROCESSES, TRIALS = 10, 200
 LEASER = """
 import random, sys, time
 from sweep.ledger.ledger import Ledger
-from sweep.sweepfile.trials import load
+from sweep.sweepfile.expansion import load
 from tests.support import trial_row
 
 file, results, number = sys.argv[1:]

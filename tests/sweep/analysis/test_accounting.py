@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sweep.analysis.accounting import spent, spent_on
 from sweep.ledger.ledger import Ledger
-from sweep.sweepfile.trials import load
+from sweep.sweepfile.expansion import load
 from tests.support import failure_row, trial_row
 
 FILE = """

@@ -20,7 +20,8 @@ from sweep.analysis.stats import t_interval
 from sweep.cli.report import Kind
 from sweep.ledger.ledger import Ledger
 from sweep.planning.tuning import resolve
-from sweep.sweepfile.trials import Point, Sweep, load
+from sweep.sweepfile.expansion import load
+from sweep.sweepfile.trials import Point, Sweep
 from tests.support import trial_row
 
 SIZES = """\

@@ -24,8 +24,9 @@ from sweep.analysis import history
 from sweep.analysis.claims import COVERAGE, Contrast, Judged, judge, show
 from sweep.cli import app
 from sweep.ledger.ledger import Ledger
+from sweep.sweepfile.expansion import load
 from sweep.sweepfile.schema import SweepFileError
-from sweep.sweepfile.trials import Point, Sweep, load
+from sweep.sweepfile.trials import Point, Sweep
 from tests.support import failure_row, trial_row
 
 FILE = """\

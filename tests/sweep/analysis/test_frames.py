@@ -10,7 +10,8 @@ import pytest
 import sweep
 from sweep.analysis.frames import CATEGORIES, load_curves, load_trials
 from sweep.ledger.ledger import CURVES, TRIALS, Ledger
-from sweep.sweepfile.trials import Sweep, load
+from sweep.sweepfile.expansion import load
+from sweep.sweepfile.trials import Sweep
 from tests.support import STARTED, trial_row
 
 TEXT = """\

@@ -13,8 +13,9 @@ import pytest
 import sweep
 from sweep.analysis.queries import QueryError, arrow, query
 from sweep.ledger.ledger import Ledger
+from sweep.sweepfile.expansion import load
 from sweep.sweepfile.schema import SweepFileError
-from sweep.sweepfile.trials import Sweep, load
+from sweep.sweepfile.trials import Sweep
 from tests.support import failure_row, trial_row
 
 TEXT = """\

@@ -20,7 +20,8 @@ from sweep.analysis.report import duration, render, write
 from sweep.ledger.ledger import Ledger
 from sweep.planning import estimates
 from sweep.planning.plan import plan
-from sweep.sweepfile.trials import Point, load
+from sweep.sweepfile.expansion import load
+from sweep.sweepfile.trials import Point
 from tests.support import failure_row, trial_row
 
 EVIL = "<script>alert('x')</script> & \"'"

@@ -22,8 +22,9 @@ import sweep as api
 from sweep.analysis import typeset
 from sweep.analysis.tables import Table, build
 from sweep.ledger.ledger import Ledger
+from sweep.sweepfile.expansion import load
 from sweep.sweepfile.schema import SweepFileError
-from sweep.sweepfile.trials import Point, Sweep, load
+from sweep.sweepfile.trials import Point, Sweep
 from tests.support import failure_row, trial_row
 
 PAPER = """\

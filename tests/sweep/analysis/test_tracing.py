@@ -13,8 +13,9 @@ from sweep.analysis.tracing import Trace, common, trace
 from sweep.ledger.ledger import Ledger
 from sweep.mirrors import mlflow_runs
 from sweep.planning.plan import plan
+from sweep.sweepfile.expansion import load
 from sweep.sweepfile.schema import SweepFileError
-from sweep.sweepfile.trials import Sweep, load
+from sweep.sweepfile.trials import Sweep
 from tests.support import STARTED, failure_row, trial_row
 
 FILE = """\

@@ -25,7 +25,7 @@ from sweep.cli import progress
 from sweep.execution import driver
 from sweep.ledger.ledger import Ledger, new_attempt
 from sweep.planning.packing import Workers
-from sweep.sweepfile.trials import load
+from sweep.sweepfile.expansion import load
 from tests.support import failure_row, trial_row
 
 TINY = """\

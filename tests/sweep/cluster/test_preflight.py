@@ -26,7 +26,7 @@ from sweep.ledger.ledger import Ledger
 from sweep.ledger.storage import open_storage
 from sweep.planning.packing import Workers
 from sweep.planning.plan import plan
-from sweep.sweepfile.trials import load
+from sweep.sweepfile.expansion import load
 from tests.servers import free_port
 
 TINY = """\

@@ -19,7 +19,8 @@ from sweep.analysis.tables import load_table
 from sweep.exchange.bundle import MANIFEST, BundleError, export, opened, unpack
 from sweep.exchange.merging import merge
 from sweep.ledger.ledger import Ledger, LedgerError
-from sweep.sweepfile.trials import Sweep, load
+from sweep.sweepfile.expansion import load
+from sweep.sweepfile.trials import Sweep
 from tests.support import failure_row, trial_row
 
 FILE = """\

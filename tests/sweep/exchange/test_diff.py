@@ -19,7 +19,8 @@ from sweep.analysis.tables import load_table
 from sweep.exchange.diff import FIGURES, Clash, clash, diff
 from sweep.execution.driver import DRIVER
 from sweep.ledger.ledger import TRIALS, Ledger
-from sweep.sweepfile.trials import Point, Sweep, load
+from sweep.sweepfile.expansion import load
+from sweep.sweepfile.trials import Point, Sweep
 from tests.support import failure_row, trial_row
 
 FILE = """\

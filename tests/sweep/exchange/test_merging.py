@@ -21,7 +21,7 @@ from fpt.tasks import TASKS
 from sweep.exchange.merging import ContradictionError, merge, upgrade
 from sweep.ledger.ledger import CURVES, FAILURES, TRIALS, Dataset, Ledger, LedgerError
 from sweep.planning.plan import plan
-from sweep.sweepfile.trials import IDENTITY_VERSION
+from sweep.sweepfile.identity import IDENTITY_VERSION
 from tests.support import STARTED
 
 ROOT = Path(__file__).parents[3]

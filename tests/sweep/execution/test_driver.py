@@ -34,7 +34,8 @@ from sweep.ledger.ledger import Ledger, new_attempt
 from sweep.planning import tuning
 from sweep.planning.packing import Workers
 from sweep.planning.plan import plan
-from sweep.sweepfile.trials import Sweep, load
+from sweep.sweepfile.expansion import load
+from sweep.sweepfile.trials import Sweep
 from tests.servers import free_port
 from tests.support import trial_row
 
@@ -979,7 +980,7 @@ import json
 import sys
 import torch
 from fpt.trainer import train
-from sweep.sweepfile.trials import load
+from sweep.sweepfile.expansion import load
 
 torch.set_num_threads(1)
 figures = []

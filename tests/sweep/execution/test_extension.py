@@ -10,7 +10,7 @@ from sweep.execution import worker
 from sweep.execution.worker import Job
 from sweep.ledger.ledger import Ledger, new_attempt
 from sweep.planning.plan import plan
-from sweep.sweepfile.trials import load
+from sweep.sweepfile.expansion import load
 
 FILE = """\
 sweep: longer

@@ -16,8 +16,10 @@ from sweep.ledger.ledger import Ledger
 from sweep.planning.packing import Workers
 from sweep.planning.plan import plan
 from sweep.sweepfile import schema
+from sweep.sweepfile.expansion import load
+from sweep.sweepfile.identity import cell_id, trial_id
 from sweep.sweepfile.schema import SweepFileError
-from sweep.sweepfile.trials import Sweep, cell_id, load, trial_id
+from sweep.sweepfile.trials import Sweep
 from tests.support import trial_row
 
 FILE = """\

@@ -15,7 +15,8 @@ from sweep.execution.worker import Job, run_pack
 from sweep.ledger.ledger import Ledger, new_attempt
 from sweep.planning.packing import Workers
 from sweep.planning.plan import plan
-from sweep.sweepfile.trials import Point, load
+from sweep.sweepfile.expansion import load
+from sweep.sweepfile.trials import Point
 
 FILE = """\
 sweep: packs

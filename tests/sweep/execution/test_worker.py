@@ -22,8 +22,9 @@ from sweep.execution import worker
 from sweep.execution.worker import EndWorkerError, Job, Pulse, Result, run_pack
 from sweep.ledger.ledger import Ledger, LedgerError, new_attempt
 from sweep.ledger.storage import StorageError
+from sweep.sweepfile.identity import cell_id, trial_id
 from sweep.sweepfile.schema import LimitsSpec
-from sweep.sweepfile.trials import Point, cell_id, trial_id
+from sweep.sweepfile.trials import Point
 
 
 def point(seed: int = 0, **fields: Any) -> Point:

@@ -28,7 +28,8 @@ from mlflow.entities import Run
 from sweep.ledger.ledger import Ledger
 from sweep.mirrors import mlflow_runs
 from sweep.mirrors.mlflow_runs import PARENT, SWEEP, TRIAL, Mirror, MirrorError, catch_up, rebuild
-from sweep.sweepfile.trials import Point, Sweep, load
+from sweep.sweepfile.expansion import load
+from sweep.sweepfile.trials import Point, Sweep
 from tests.support import trial_row
 
 # MLflow's own use of SQLAlchemy and alembic.
@@ -145,7 +146,7 @@ SYNC = """
     import sys
     from sweep.ledger.ledger import Ledger
     from sweep.mirrors.mlflow_runs import Mirror
-    from sweep.sweepfile.trials import load
+    from sweep.sweepfile.expansion import load
     mirror = Mirror(load(sys.argv[1]), Ledger(sys.argv[2], write=True))
 """
 

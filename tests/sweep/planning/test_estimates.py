@@ -14,7 +14,8 @@ from sweep.planning import estimates
 from sweep.planning.estimates import Quote, compare, keep, quote
 from sweep.planning.packing import Workers
 from sweep.planning.plan import Plan, plan
-from sweep.sweepfile.trials import Sweep, load
+from sweep.sweepfile.expansion import load
+from sweep.sweepfile.trials import Sweep
 from tests.support import trial_row
 
 ROOT = Path(__file__).parents[3]

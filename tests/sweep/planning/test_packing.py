@@ -23,7 +23,8 @@ from sweep.planning.packing import (
     saving,
     seeds_apart,
 )
-from sweep.sweepfile.trials import Point, cell_id, trial_id
+from sweep.sweepfile.identity import cell_id, trial_id
+from sweep.sweepfile.trials import Point
 from tests.support import trial_row
 
 

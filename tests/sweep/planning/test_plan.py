@@ -13,8 +13,9 @@ from fpt.tasks import TASKS
 from sweep.ledger.ledger import Ledger, LedgerError
 from sweep.planning.packing import Workers
 from sweep.planning.plan import STATUSES, Plan, plan
+from sweep.sweepfile.expansion import load
 from sweep.sweepfile.schema import SweepFileError
-from sweep.sweepfile.trials import Point, Sweep, load
+from sweep.sweepfile.trials import Point, Sweep
 from tests.support import STARTED, failure_row, trial_row
 
 FILE = """\

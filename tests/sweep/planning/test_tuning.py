@@ -34,8 +34,10 @@ from sweep.ledger.ledger import Ledger
 from sweep.planning import tuning
 from sweep.planning.packing import Workers
 from sweep.planning.plan import Unfolding, plan
+from sweep.sweepfile.expansion import load
+from sweep.sweepfile.identity import cell_id, trial_id
 from sweep.sweepfile.schema import SweepFileError
-from sweep.sweepfile.trials import Point, Sweep, cell_id, load, trial_id
+from sweep.sweepfile.trials import Point, Sweep
 from sweep.sweepfile.tuning_spec import RangeSpec
 from tests.support import trial_row
 

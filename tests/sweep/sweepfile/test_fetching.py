@@ -30,7 +30,7 @@ from sweep import cli
 from sweep.execution import worker
 from sweep.ledger.ledger import Ledger
 from sweep.sweepfile import fetching, lock
-from sweep.sweepfile.trials import load
+from sweep.sweepfile.expansion import load
 from tests.hub import FakeHub, Files, serving
 
 CONFIG = json.dumps({"n_layer": 1, "n_embd": 16, "n_head": 2}).encode()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fpt import TrialConfig
-from sweep.sweepfile.trials import load
+from sweep.sweepfile.expansion import load
 
 EXPERIMENTS = Path(__file__).parents[3] / "experiments"
 FILES = sorted(file.relative_to(EXPERIMENTS).as_posix() for file in EXPERIMENTS.rglob("*.yaml"))

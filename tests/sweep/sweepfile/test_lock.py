@@ -14,9 +14,9 @@ from sweep.execution import driver
 from sweep.ledger.ledger import Ledger
 from sweep.planning.plan import plan
 from sweep.sweepfile import lock
+from sweep.sweepfile.expansion import load
 from sweep.sweepfile.lock import Entry, Lock, LockedFile, LockError, Source
 from sweep.sweepfile.schema import SweepFileError
-from sweep.sweepfile.trials import load
 
 COMMIT, OTHER = "a1" * 20, "b2" * 20
 FILES = {"model.safetensors": LockedFile(size=3, sha256="0" * 64)}
@@ -304,7 +304,7 @@ def test_only_a_whole_commit_is_fixed(revision: str | None, fixed: bool) -> None
 def test_reading_a_lock_needs_neither_torch_nor_a_network(file: Path) -> None:
     locked(file, models={"some/model": COMMIT})
     code = (
-        "import sys; from sweep.sweepfile.trials import load; load(sys.argv[1]);"
+        "import sys; from sweep.sweepfile.expansion import load; load(sys.argv[1]);"
         "print({'torch', 'ray', 'huggingface_hub', 'httpx2', 'datasets'} & sys.modules.keys())"
     )
 

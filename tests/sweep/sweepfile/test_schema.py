@@ -16,8 +16,9 @@ from fpt.tasks import TASKS
 from sweep.ledger.ledger import TRIALS
 from sweep.sweepfile import schema
 from sweep.sweepfile.document import Document, Problems, SweepFileError
+from sweep.sweepfile.fields import FieldNames
 from sweep.sweepfile.json_schema import json_schema
-from sweep.sweepfile.reading import axis_labels, is_field, load
+from sweep.sweepfile.reading import axis_labels, load
 from sweep.sweepfile.schema import CONVERGENCE, METRICS, OBJECTS, PATHS
 
 ROOT = Path(__file__).parents[3]
@@ -249,12 +250,12 @@ def test_metrics_are_numeric_columns_of_a_trial() -> None:
 
 @pytest.mark.parametrize("path", ["task", "seed", "task.bits", "backbone.size", "optimizer.clip"])
 def test_fields(path: str) -> None:
-    assert is_field(path)
+    assert FieldNames().is_field(path)
 
 
 @pytest.mark.parametrize("path", ["tsk", "", "seed.x", "task.bitz", "backbone.", ".seed", "a.b.c"])
 def test_what_is_no_field(path: str) -> None:
-    assert not is_field(path)
+    assert not FieldNames().is_field(path)
 
 
 VALIDATOR = jsonschema.Draft202012Validator(json_schema())

@@ -14,9 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fpt.config import TrialConfig
-from sweep.sweepfile import trials
+from sweep.sweepfile import identity
+from sweep.sweepfile.expansion import load
+from sweep.sweepfile.identity import cell_id, hashed, trial_id
 from sweep.sweepfile.schema import SweepFileError
-from sweep.sweepfile.trials import Sweep, cell_id, hashed, load, trial_id
+from sweep.sweepfile.trials import Sweep
 
 ROOT = Path(__file__).parents[3]
 
@@ -74,14 +76,14 @@ def test_ids_are_these() -> None:
 
 
 def test_an_id_is_a_digest_of_canonical_json() -> None:
-    identity = {"identity_version": 2, **hashed(config().identity())}
-    text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
+    content = {"identity_version": 2, **hashed(config().identity())}
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     assert trial_id(config()) == hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def test_ids_do_not_depend_on_the_process() -> None:
     code = (
-        "from fpt.config import TrialConfig; from sweep.sweepfile.trials import trial_id, cell_id;"
+        "from fpt import TrialConfig; from sweep.sweepfile.identity import trial_id, cell_id;"
         "c = TrialConfig(task='bit-xor', backbone='gpt2', pretraining='random', steps=9, seed=1);"
         "print(trial_id(c), cell_id(c))"
     )
@@ -143,7 +145,7 @@ def test_a_version_of_the_task_or_of_the_identity_changes_the_id(
         patch.setattr(type(config().task), "version", 99)
         assert trial_id(config()) != before
     with monkeypatch.context() as patch:
-        patch.setattr(trials, "IDENTITY_VERSION", 99)
+        patch.setattr(identity, "IDENTITY_VERSION", 99)
         assert trial_id(config()) != before
 
 
@@ -158,8 +160,8 @@ def test_a_field_added_later_keeps_old_ids(monkeypatch: pytest.MonkeyPatch) -> N
 
         monkeypatch.setattr(TrialConfig, "identity", identity)
 
-    monkeypatch.setitem(trials.ADDED_FIELDS, "top", None)
-    monkeypatch.setitem(trials.ADDED_FIELDS, "optimizer.inner", 0.0)
+    monkeypatch.setitem(identity.ADDED_FIELDS, "top", None)
+    monkeypatch.setitem(identity.ADDED_FIELDS, "optimizer.inner", 0.0)
     later(None, 0.0)
     assert (trial_id(config()), cell_id(config())) == before
     ids = {before[0]}
