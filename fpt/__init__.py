@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from fpt.checkpoints import load_model
     from fpt.config import TrialConfig
+    from fpt.contract import check_backbone, check_task
     from fpt.model import build_model
     from fpt.tasks.base import Baseline, Batch, Generated, Shape, Splits, Stored, Task
     from fpt.trainer import train
@@ -26,6 +27,8 @@ __all__ = [
     "Task",
     "TrialConfig",
     "build_model",
+    "check_backbone",
+    "check_task",
     "load_model",
     "train",
 ]
@@ -40,6 +43,8 @@ _HOME = {
     "Task": "fpt.tasks.base",
     "TrialConfig": "fpt.config",
     "build_model": "fpt.model",
+    "check_backbone": "fpt.contract",
+    "check_task": "fpt.contract",
     "load_model": "fpt.checkpoints",
     "train": "fpt.trainer",
 }

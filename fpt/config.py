@@ -7,7 +7,9 @@ here. Nothing in this module, nor in what it imports, imports torch.
 
 from __future__ import annotations
 
+import contextlib
 import re
+import sys
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union
 
 from pydantic import (
@@ -37,11 +39,11 @@ from fpt.backbones.sources import (
     sizes_of,
     weights_identity,
 )
-from fpt.plugins import class_path, imported, registered
+from fpt.plugins import class_path, describe, imported, line_of, registered
 from fpt.precision import Numerics
 from fpt.spec import JSON, Spec
 from fpt.tasks import TASK_GROUP, TASKS, Task
-from fpt.tasks.base import ProtocolName
+from fpt.tasks.base import ProtocolName, Shape
 
 TRAINABLE = ("attention", "feedforward", "input", "norm", "output", "position")
 """The groups that a transformer may train, sorted."""
@@ -78,6 +80,27 @@ def _own_task(value: Any, ours: ValidatorFunctionWrapHandler) -> Any:
     if not issubclass(own, Task):
         raise ValueError(f"{name} is not a subclass of fpt.Task")
     return own.model_validate(value)
+
+
+def shape_of(task: Task, protocol: ProtocolName) -> Shape:
+    """Return a task's shape.
+
+    Raises:
+        ValueError: If a user's own class cannot say it.
+    """
+    if task.name in TASKS:
+        return task.shape(protocol)
+    where = f"{line_of(type(task))}: task {task.name}: shape(protocol)"
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            shape = task.shape(protocol)
+    except NotImplementedError:
+        raise ValueError(f"{where} is not implemented") from None
+    except Exception as error:
+        raise ValueError(f"{where} raises {describe(error)}") from error
+    if not isinstance(shape, Shape):
+        raise ValueError(f"{where} gives a {type(shape).__name__}, wanted fpt.Shape")
+    return shape
 
 
 if TYPE_CHECKING:
@@ -334,7 +357,7 @@ class TrialConfig(Spec):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        shape = self.task.shape(self.protocol)
+        shape = shape_of(self.task, self.protocol)
         if shape.causal and not self.backbone.row.causal:
             raise ValueError(
                 f"task {self.task.name} predicts each next token, which {self.backbone.name} can "
@@ -367,6 +390,16 @@ class TrialConfig(Spec):
         if self.stop is not None and self.protocol == "paper":
             raise ValueError("stop: the protocol paper has no validation split to stop by")
         return self
+
+    @property
+    def own_classes(self) -> tuple[tuple[Literal["task", "backbone"], str], ...]:
+        """(`task` or `backbone`, `module:Class`) of each class of a user's own."""
+        task = None if self.task.name in TASKS else class_path(self.task.name, TASK_GROUP)
+        row = self.backbone.row
+        return (
+            *((("task", task),) if task is not None else ()),
+            *((("backbone", row.module),) if row.version is not None else ()),
+        )
 
     @property
     def parent(self) -> str | None:

@@ -13,6 +13,7 @@ import contextlib
 import functools
 import hashlib
 import importlib
+import inspect
 import os
 import re
 import sys
@@ -195,19 +196,30 @@ def _same(one: str, other: str) -> bool:
 def describe(error: BaseException) -> str:
     """Return what was raised in a user's code, and where: `KeyError: 'x' (tasks.py:7)`."""
     text = str(error).partition("\n")[0]
+    where = place(error)
     if isinstance(error, SyntaxError):
         text, where = error.msg or "", f"{Path(error.filename or '?').name}:{error.lineno}"
-    else:
-        where = place(error)
-    return f"{type(error).__name__}: {text or 'no message'} ({where})"
+    return f"{type(error).__name__}: {text or 'no message'}" + (f" ({where})" if where else "")
 
 
 def place(error: BaseException) -> str:
-    """Return `file:line` of the innermost frame of an exception that is in a user's own code."""
+    """Return `file:line` of the innermost frame of an exception that is in a user's own code, else
+    in a library's; empty: it was raised by us.
+    """
     frames = traceback.extract_tb(error.__traceback__)
     own = [one for one in frames if any(one.filename.startswith(f) for f in FOLDERS)]
-    last = (own or frames)[-1]
-    return f"{Path(last.filename).name}:{last.lineno}"
+    others = [one for one in frames if not one.filename.startswith(str(Path(__file__).parent))]
+    last = next(iter(own[-1:] or others[-1:]), None)
+    return f"{Path(last.filename).name}:{last.lineno}" if last else ""
+
+
+def line_of(own: type) -> str:
+    """Return `file:line` of a class, or its name where its source cannot be found."""
+    try:
+        file = inspect.getsourcefile(own)
+        return f"{Path(file or '?').name}:{inspect.getsourcelines(own)[1]}"
+    except (OSError, TypeError):
+        return f"{own.__module__}:{own.__qualname__}"
 
 
 # ------------------------------------------------------------------------------------ its evidence

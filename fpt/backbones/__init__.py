@@ -8,9 +8,9 @@ import dataclasses
 import functools
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, get_args
 
-from fpt.plugins import class_path, imported, registered
+from fpt.plugins import class_path, imported, line_of, registered
 
 Group = Literal[
     "input", "output", "norm", "position", "attention", "feedforward", "recurrent", "token", "head"
@@ -251,6 +251,27 @@ BACKBONES: dict[str, Backbone] = {
 }
 
 
+def _rules(where: str, groups: Any) -> list[tuple[str, str]]:
+    """Return the rules that a user's class gives as its `groups`.
+
+    Raises:
+        ValueError: If they are something else.
+    """
+    pairs = list(groups) if isinstance(groups, list | tuple) else [groups]
+    for pair in pairs:
+        if not (isinstance(pair, list | tuple) and list(map(type, pair)) == [str, str]):
+            raise ValueError(
+                f"{where}: groups has {pair!r}, wanted pairs of text: (regular expression, group)"
+            )
+        try:
+            re.compile(pair[0])
+        except re.error as error:
+            raise ValueError(
+                f"{where}: groups: {pair[0]!r} is not a regular expression: {error}"
+            ) from None
+    return [(rule, group) for rule, group in pairs]
+
+
 @functools.cache
 def row(name: str, groups: tuple[tuple[str, Group], ...] = ()) -> Backbone:
     """The row of a backbone: of the table, or made of a user's own `module:Class`.
@@ -273,6 +294,12 @@ def row(name: str, groups: tuple[tuple[str, Group], ...] = ()) -> Backbone:
             for field in ("groups", "causal", "layer", "residual_outputs", "packs")
             if hasattr(own, field)
         }
+        for rule, group in _rules(f"{line_of(own)}: {name}", said.get("groups", ())):
+            if group not in get_args(Group):
+                raise ValueError(
+                    f"{line_of(own)}: {name}: groups: {rule!r} is in group {group!r}; the groups "
+                    f"are {', '.join(get_args(Group)[2:])}"
+                )
         if "groups" not in said and not groups:
             raise ValueError(
                 f"{name}: has no `groups`; say which parameter is in which group, as a tuple of "

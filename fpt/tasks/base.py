@@ -48,6 +48,14 @@ class Shape:
     causal: bool = False
     """True: the targets lie in the sequence itself, so that only a causal backbone may be used."""
 
+    def __post_init__(self) -> None:
+        for name in ("tokens", "inputs", "classes", "readout", "outputs"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+                raise ValueError(f"Shape: {name} is {value!r}, wanted an integer from 1")
+        if self.readout > self.tokens:
+            raise ValueError(f"Shape: readout is {self.readout}, of {self.tokens} tokens")
+
     @property
     def positions(self) -> int:
         """P: predictions an example makes."""

@@ -29,6 +29,7 @@ from sweep.cli.common import (
 if TYPE_CHECKING:
     from sweep.planning.estimates import Quote
     from sweep.planning.plan import Plan
+    from sweep.sweepfile.trials import Sweep
 
 LISTED = 100
 """Trials that `plan` lists for people; `--json` lists all."""
@@ -37,6 +38,9 @@ LISTED = 100
 @app.command(epilog="Example: sweep validate experiments/quickstart.yaml")
 def validate(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Sweep files.")],
+    code: Annotated[
+        bool, typer.Option("--code", help="Also try out tasks and backbones of your own.")
+    ] = False,
 ) -> None:
     """Check sweep files, and tell every problem of each."""
     from sweep.sweepfile.expansion import load
@@ -55,9 +59,27 @@ def validate(
                 typer.echo(f"  left out: {left_out}")
             for warning in sweep.warnings:
                 say(f"warning: {warning}")
+            for problem in _problems_of_code(sweep) if code else ():
+                say(f"{file}: {problem}")
+                problems += 1
     if problems:
         say(f"{count(problems, 'problem')}.")
         raise typer.Exit(2)
+
+
+def _problems_of_code(sweep: Sweep) -> Iterable[str]:
+    """Try out each task and backbone of the user's own once, and yield what is wrong with it."""
+    from fpt import contract
+    from fpt.files import DataError
+
+    told: set[str] = set()
+    for point in sweep.all:
+        try:
+            contract.check_trial(point.config, other_process=True)
+        except DataError as error:
+            if str(error) not in told:
+                told.add(str(error))
+                yield str(error)
 
 
 @app.command(epilog="Example: sweep plan experiments/quickstart.yaml")

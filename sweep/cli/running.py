@@ -237,8 +237,10 @@ def debug(
         backbones[point.parent] = Ledger(results).backbone_file(point.parent)
     say(f"{point.trial_id} {point.label}: {count(config.steps, 'step')}; nothing is kept")
 
+    from fpt import contract
     from sweep.execution.worker import train_on_this_core
 
+    contract.check_trial(config, other_process=True)
     training = train_on_this_core([config], backbones=backbones, log_every=1)
     for record in training:
         typer.echo(

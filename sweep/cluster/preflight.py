@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fpt import hub
+from fpt import contract, hub
 from fpt.config import TrialConfig
 from fpt.files import DataError
 from fpt.precision import refusal
@@ -384,6 +384,7 @@ def look(
         try:
             config = TrialConfig.model_validate(dumped)
             found = trial_id(config)
+            contract.check_trial(config)
         except (DataError, OSError, ValueError) as error:
             problems.append(f"{label}: {str(error).splitlines()[0]}")
             continue

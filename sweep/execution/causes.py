@@ -14,6 +14,7 @@ import re
 import sys
 from typing import Literal
 
+from fpt.contract import ContractError
 from fpt.files import DataError
 from sweep.ledger.ledger import LedgerError
 
@@ -83,6 +84,8 @@ class NodeError(Exception):
 
 def cause_of(error: BaseException) -> Cause:
     """Return the cause of a failure, by its exception."""
+    if isinstance(error, ContractError):
+        return "code"
     if isinstance(error, DataError):
         return "data"
     if isinstance(error, NodeError):

@@ -26,6 +26,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from fpt import contract
 from fpt.config import TrialConfig
 from fpt.files import DataError
 from fpt.spec import JSON
@@ -218,10 +219,12 @@ def run_pack(
         cause, raised = cause_of(error), error
         left = [trial for trial in trials if trial.point.trial_id not in results]
         for trial in left:
-            # Data and weights that are missing are missing to all, since a pack shares them.
+            # A pack shares data, weights and the classes of both.
             results[trial.point.trial_id] = (
                 _undecided(trial.point, error)
-                if len(left) > 1 and cause == "code"
+                if len(left) > 1
+                and cause == "code"
+                and not isinstance(error, contract.ContractError)
                 else _fail(ledger, job, trial, cause, error)
             )
     ended = tuple(results.values())
@@ -308,6 +311,8 @@ class _Attempt:
         if self.job.keep_backbones:
             names = {trial.point.trial_id for trial in self.trials}
             self.again = patiently(self.ledger.done, self.job, self.halted) & names
+        for trial in self.trials:
+            contract.check_trial(trial.point.config)
         states = [
             patiently(functools.partial(self._saved, trial), self.job, self.halted)
             for trial in self.trials

@@ -256,3 +256,43 @@ def test_workers_import_as_the_driver_does(tmp_path: Path) -> None:
 
     assert done.returncode == 0, done.stderr
     assert "1 done" in done.stderr + done.stdout
+
+
+WRONG = TASK.replace("x[:, -1])", "x[:, -1] + 1)")
+
+
+def test_code_is_tried_out_where_that_is_asked_for(tmp_path: Path) -> None:
+    # The order of a set of text is another one in each process.
+    unordered = TASK.replace(
+        "x = rng.integers(0, 2, (size, 4, 1))",
+        "x = rng.integers(0, 2, (size, 4, 1)) + list({'a', 'b', 'c', 'd', 'e'}).index('a')",
+    ).replace("x[:, -1])", "x[:, -1] * 0)")
+    write(tmp_path, {"coins.py": TASK, "wrong.py": WRONG, "unordered.py": unordered})
+    text = named("coins:Coin").replace('"coins:Coin"', '"wrong:Coin", "unordered:Coin"')
+    write(tmp_path, {"own.yaml": named("coins:Coin"), "bad.yaml": text})
+
+    done = sweep(tmp_path, "validate", "own.yaml", "bad.yaml", "--code", PYTHONHASHSEED="7")
+    debug = sweep(tmp_path, "debug", "bad.yaml", "--only", "*wrong*")
+
+    assert done.returncode == 2
+    wrong, order = (line for line in done.stderr.splitlines() if line.startswith("bad.yaml"))
+    assert "wrong.py:5: task wrong:Coin: split train: targets have the value 2" in wrong
+    assert "unordered.py:5: task unordered:Coin: split" in order
+    assert "differ in another process" in order
+    assert debug.returncode == 2
+    assert "targets have the value 2" in debug.stderr
+    assert "Traceback" not in done.stderr + debug.stderr
+
+
+@pytest.mark.ray
+def test_a_worker_tries_code_out_before_it_trains(tmp_path: Path) -> None:
+    write(tmp_path, {"own.yaml": named("wrong:Coin"), "wrong.py": WRONG})
+
+    done = sweep(tmp_path, "run", "own.yaml")
+    plan = sweep(tmp_path, "plan", "own.yaml", "--json")
+
+    assert done.returncode == 1
+    assert "wrong.py:5: task wrong:Coin: split train: targets have the value 2" in done.stderr
+    (trial,) = json.loads(plan.stdout)["trials"]
+    assert trial["status"] == "failed"
+    assert trial["why"].startswith("code: ContractError: wrong.py:5")
