@@ -15,7 +15,6 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -40,17 +39,16 @@ DEFAULT_TRIALS = 6
 """Trials of Tune's default, without reuse_actors: each starts a process."""
 
 
-class Nothing(Iterator[Any]):
+class Nothing:
     """A training of one record, whose outcome has every figure."""
-
-    settled = True
 
     def __init__(self, trials: Any, **options: Any) -> None:
         self.trials = trials
         self.outcomes: dict[int, Any] = {}
         self.failures: dict[int, Exception] = {}
 
-    def __next__(self) -> Any:
+    def step(self) -> list[Any]:
+        """Its record, once."""
         if self.outcomes:
             raise StopIteration
         state = SimpleNamespace(step=10, to_bytes=lambda: bytes(10_000))
@@ -61,9 +59,10 @@ class Nothing(Iterator[Any]):
             seconds=0.1, examples=160, groups={}, backbone_digest="b" * 64, data_digest=None,
             state=state,
         )  # fmt: skip
-        return SimpleNamespace(
+        record = SimpleNamespace(
             trial=0, step=10, split="train", loss=0.1, accuracy=0.9, seconds=0.1, examples=160
         )
+        return [record]
 
     def states(self) -> dict[int, Any]:
         """None: it has ended by the time that it is asked."""

@@ -212,7 +212,7 @@ class Training(Iterator[Record]):
         device: torch.device,
         states: Sequence[State | None],
         batches: Sequence[Iterable[Any]] | None,
-        log_every: int | None,
+        log_every: Sequence[int | None],
         accumulation: int,
     ) -> None:
         """See `train`."""
@@ -351,6 +351,19 @@ class Training(Iterator[Record]):
     def __next__(self) -> Record:
         """The next record; trains until there is one."""
         while not self._queue:
+            self._queue.extend(self.step())
+        return self._queue.popleft()
+
+    def step(self) -> list[Record]:
+        """Train one step of every trial that still trains.
+
+        Returns:
+            The records that came of it, often none, and those that iterating has left.
+
+        Raises:
+            StopIteration: If all trials have ended or left.
+        """
+        if not self._queue:
             if not self._live:
                 if self._pool is not None:
                     self._pool.shutdown()
@@ -358,7 +371,9 @@ class Training(Iterator[Record]):
                     raise failure
                 raise StopIteration
             self._advance()
-        return self._queue.popleft()
+        records = list(self._queue)
+        self._queue.clear()
+        return records
 
     # One step
 
@@ -373,7 +388,8 @@ class Training(Iterator[Record]):
         for member in list(self._live):
             step = member.figures.step
             evaluate = step % member.trial.evaluation.every == 0 or step == member.trial.steps
-            log = self.log_every is not None and step % self.log_every == 0
+            every = self.log_every[member.index]
+            log = every is not None and step % every == 0
             if not (evaluate or log):
                 continue
             if bool(member.bad):
@@ -800,7 +816,7 @@ def train(
     batches: Sequence[Iterable[Any]] | None = None,
     weights: Weights | Sequence[Weights] | None = None,
     backbones: Mapping[str, Path] | None = None,
-    log_every: int | None = None,
+    log_every: int | Sequence[int] | None = None,
     accumulation: int = 1,
 ) -> Training:
     """Train trials that can be packed, side by side.
@@ -816,8 +832,8 @@ def train(
             `fpt.tasks.base.Batch`. After a resume it must begin at the state's step.
         weights: A caller's own initial values; see `fpt.model.build_model`.
         backbones: Id of a trial -> safetensors file of the backbone that it trained.
-        log_every: Steps between records of the split train; evaluations come with one in any case.
-            It changes no figure of an outcome.
+        log_every: Steps between records of the split train, for all trials or for each of them;
+            evaluations come with one in any case. It changes no figure of an outcome.
         accumulation: Parts in which the gradient of each batch is computed, one after another, for
             want of memory. Examples and dropout masks stay the same; sums are taken in another
             order, so that figures differ in their last digits.
@@ -841,7 +857,8 @@ def train(
             "numerics bf16: products in bfloat16 were measured to be no faster than in fp32 on "
             "this processor; use numerics fp32"
         )
-    for name, given in (("state", state), ("batches", batches)):
+    every = [log_every] * len(trials) if isinstance(log_every, int | None) else log_every
+    for name, given in (("state", state), ("batches", batches), ("log_every", every)):
         if given is not None and len(given) != len(trials):
             raise ValueError(f"{name}: {len(given)} given for {len(trials)} trials")
     model = build_model(trials, weights=weights, backbones=backbones)
@@ -861,6 +878,6 @@ def train(
         torch.device(device),
         state or [None] * len(trials),
         batches,
-        log_every,
+        every,
         accumulation,
     )

@@ -123,6 +123,8 @@ class Cell:
     the figure of all else."""
     accumulated: Mapping[int, int]
     """Parts that a batch was computed in, for want of memory -> trials of which that holds."""
+    devices: Mapping[str, int]
+    """Device (cpu, cuda) -> trials that ended on it."""
 
     @property
     def expected(self) -> int:
@@ -205,6 +207,7 @@ class Cell:
             "failures": list(self.failures),
             "unconverged": list(self.unconverged),
             "accumulated": sum(self.accumulated.values()),
+            "devices": list(self.devices),
             "trials": [point.trial_id for point in self.points],
         }
 
@@ -349,7 +352,8 @@ class Found:
             sweep.ledger.ledger.LedgerError: If the ledger cannot be read.
         """
         columns = [metric for metric in metrics if metric != CONVERGENCE]
-        names = ["trial_id", "outcome", "accumulation", "baseline_accuracy", "baseline_rule"]
+        names = ["trial_id", "outcome", "device", "accumulation"]
+        names += ["baseline_accuracy", "baseline_rule"]
         table = ledger.trials([p.trial_id for p in points], columns=[*names, *columns])
         own = table.to_pydict()
         rows = {trial_id: row for row, trial_id in enumerate(own["trial_id"])}
@@ -374,6 +378,11 @@ class Found:
     def parts(self, trial_id: str) -> int:
         """The parts that each batch of a trial that has ended was computed in."""
         return self.columns["accumulation"][self.rows[trial_id]] or 1
+
+    def device(self, trial_id: str) -> str | None:
+        """Return where a trial that has ended was trained, cpu or cuda; None if its row is mute."""
+        device: str | None = self.columns["device"][self.rows[trial_id]]
+        return device
 
     def fate(self, trial_id: str) -> str:
         """What became of a trial: done, diverged, failed, begun or missing."""
@@ -411,6 +420,7 @@ def _cell(
     converged = [found.converged[i] for i in ended if i in found.converged]
     unconverged = [one.reason for one in converged if metric == CONVERGENCE and one.step is None]
     parts = Counter(parts for parts in map(found.parts, ended) if parts > 1)
+    devices = Counter(sorted(filter(None, map(found.device, ended))))
     known = not points[0].undecided
     differs = differences(figure, points[0].config, rate_known=known) if figure else ()
     if figure and unconverged:
@@ -429,6 +439,7 @@ def _cell(
         differs=differs,
         tolerance=tolerance,
         accumulated=parts,
+        devices=devices,
     )
 
 

@@ -608,6 +608,7 @@ def _contrast(
     left, right = claim.sides
     notes = (
         *_fates(claim, pairs, found),
+        *_devices(claim, pairs, found),
         *_withheld(read, wary),
         *_history(read),
         *_unlike(claim, pairs, tuned, remarks),
@@ -743,6 +744,24 @@ def _fates(
                 out.setdefault((side, what), []).append(label)
     for (side, fate), labels in out.items():
         yield f"{side}: {fate} ({claim.paired_by} {', '.join(labels)})"
+
+
+def _devices(
+    claim: ClaimSpec, pairs: Sequence[tuple[str, Point, Point]], found: Found
+) -> Iterator[str]:
+    # Where the trials of a contrast were trained, if on more than one kind of device: what differs
+    # may then be the device.
+    labels: dict[tuple[str, str], list[str]] = {}
+    for label, *points in pairs:
+        for side, point in zip(claim.sides, points, strict=True):
+            if point.trial_id in found.rows and (device := found.device(point.trial_id)):
+                labels.setdefault((side, device), []).append(label)
+    if len({device for _, device in labels}) > 1:
+        told = (
+            f"{side} on {device} ({claim.paired_by} {', '.join(own)})"
+            for (side, device), own in labels.items()
+        )
+        yield f"trained on different devices: {'; '.join(told)}"
 
 
 def _unlike(

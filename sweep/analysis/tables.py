@@ -418,6 +418,12 @@ def _fates(cell: Cell) -> Iterator[str]:
             f"{trials} of {cell.expected} computed each batch in {parts} parts, since it did not "
             "fit into memory: the same gradient but for rounding"
         )
+    if len(cell.devices) > 1:
+        where = " and ".join(f"{trials} on {name}" for name, trials in cell.devices.items())
+        yield (
+            f"trained on devices of two kinds ({where}): their figures agree on average, and not "
+            "digit by digit"
+        )
     if diverged := cell.counts["diverged"]:
         without = min(diverged, cell.finished - len(cell.values) - len(cell.unconverged))
         text = f"{diverged} of {cell.expected} diverged"

@@ -11,6 +11,7 @@ Clocks are compared for people only: no lease and no commit depends on two of th
 from __future__ import annotations
 
 import math
+import os
 import platform
 import secrets
 import shutil
@@ -24,13 +25,14 @@ from typing import TYPE_CHECKING, Any
 from fpt import contract, hub
 from fpt.config import TrialConfig
 from fpt.files import DataError
-from fpt.precision import refusal
+from fpt.precision import Numerics, refusal
 from fpt.spec import JSON
 from sweep.cluster.connection import ClusterError, entrusted, stay
 from sweep.ledger import provenance
 from sweep.ledger.ledger import Ledger, LedgerError
 from sweep.ledger.storage import Storage, open_storage
 from sweep.planning.estimates import quote
+from sweep.planning.packing import Device
 from sweep.sweepfile import lock
 from sweep.sweepfile.identity import trial_id
 from sweep.sweepfile.trials import Point
@@ -80,7 +82,7 @@ def check(
     tell: Callable[[str], None],
     halted: Callable[[], bool] = lambda: False,
     seconds: float = SECONDS,
-) -> None:
+) -> tuple[Device, ...]:
     """Look at a cluster that this process is connected to, and raise if a plan cannot run there.
 
     Args:
@@ -89,6 +91,9 @@ def check(
         tell: Takes what a person may want to know, and what stops nothing.
         halted: Asked now and then; True gives up, without a verdict.
         seconds: What the nodes have to answer.
+
+    Returns:
+        The GPUs of the nodes that packs can train on; none, if packs get no GPU.
 
     Raises:
         ClusterError: With all problems, each with what to do.
@@ -114,7 +119,8 @@ def check(
             ],
             "gpu": any(shape.get("GPU") for shape in shapes),
         }
-        problems += _asked(fit, request, tell=tell, halted=halted, seconds=seconds)
+        found, devices = _asked(fit, request, tell=tell, halted=halted, seconds=seconds)
+        problems += found
     finally:
         storage.delete([probe])
     if not problems:  # a node may have ended meanwhile
@@ -122,6 +128,7 @@ def check(
     stay()
     if problems:
         raise ClusterError("\n".join([*problems, f"{planned.sweep.file}: nothing was trained"]))
+    return devices
 
 
 # ------------------------------------------------------------------------------------- the cluster
@@ -222,8 +229,8 @@ def _asked(
     tell: Callable[[str], None],
     halted: Callable[[], bool],
     seconds: float,
-) -> list[str]:
-    """What the nodes have to say, the same of several only once."""
+) -> tuple[list[str], tuple[Device, ...]]:
+    """What the nodes have to say, the same of several only once; and their GPUs."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -236,6 +243,7 @@ def _asked(
         actors[node] = probe.options(num_cpus=0, scheduling_strategy=only).remote()
     answers = {actor.look.remote(variables, request): node for node, actor in actors.items()}
     told: dict[str, list[str]] = defaultdict(list)
+    devices: list[Device] = []
     mute: dict[Node, str] = {}
     waiting = list(answers)
     deadline = time.monotonic() + seconds
@@ -251,8 +259,7 @@ def _asked(
                 continue
             for problem in [*disagreements(found["versions"], here), *found["problems"]]:
                 told[problem].append(f"{node.address} ({found['host']})")
-            for note in found["notes"]:
-                tell(f"node {node.address} ({found['host']}): {note}")
+            devices += found["devices"]
             if ahead := _ahead(actors[node]):
                 tell(
                     f"node {node.address}: its clock is {abs(ahead):.1f} s "
@@ -260,7 +267,7 @@ def _asked(
                     "each node's own, nothing else depends on it"
                 )
     if halted():
-        return []
+        return [], ()
     for answer in waiting:
         mute[answers[answer]] = (
             f"did not answer in {seconds:.0f} s: is it up (`ray status`), and can it start a "
@@ -270,10 +277,11 @@ def _asked(
         ray.kill(actor)
     for node, what in _still_there(mute, tell).items():
         told[what].append(node.address)
-    return [
+    problems = [
         f"node{'s' if places[1:] else ''} {', '.join(places)}: {what}"
         for what, places in told.items()
     ]
+    return problems, tuple(devices)
 
 
 def _still_there(mute: Mapping[Node, str], tell: Callable[[str], None]) -> Mapping[Node, str]:
@@ -313,11 +321,11 @@ def _probe() -> type:
             try:
                 from sweep.cluster.preflight import look
 
-                problems, notes = look(**request)
+                problems, devices = look(**request)
             except ImportError as error:
-                problems, notes = [f"fpt-sweep cannot be imported ({error}); install it"], []
+                problems, devices = [f"fpt-sweep cannot be imported ({error}); install it"], []
             host = socket.gethostname()
-            return {"host": host, "versions": found, "problems": problems, "notes": notes}
+            return {"host": host, "versions": found, "problems": problems, "devices": devices}
 
         def now(self) -> float:
             import time
@@ -367,7 +375,7 @@ def disagreements(there: Mapping[str, str | None], here: Mapping[str, str | None
 
 def look(
     uri: str, probe: str, trials: Sequence[tuple[str, str, JSON]], gpu: bool
-) -> tuple[list[str], list[str]]:
+) -> tuple[list[str], list[Device]]:
     """What keeps this machine from training: the probe's work, in a worker.
 
     Args:
@@ -377,9 +385,10 @@ def look(
         gpu: Whether packs get GPUs.
 
     Returns:
-        Problems, and what a person may want to know.
+        Problems, and the GPUs of this machine if packs get one.
     """
     problems = _storage_problems(uri, probe)
+    classes: set[Numerics] = set()
     for name, label, dumped in trials:
         try:
             config = TrialConfig.model_validate(dumped)
@@ -394,15 +403,30 @@ def look(
                 "differ; copy the same files"
             )
         problems += _of_the_hub(config)
-        if not gpu and (why := refusal(config.numerics)):
-            problems.append(why)
-    notes = []
-    if gpu:
-        import torch
+        classes.add(config.numerics)
+    devices = gpus() if gpu else []
+    if gpu and not devices:
+        problems.append(
+            "has GPUs by its own account, and torch finds no CUDA device there: look at its driver "
+            "(nvidia-smi) and at torch's build, or start its Ray with --num-gpus=0"
+        )
+    for numerics in sorted(classes):
+        capabilities = sorted({one.capability for one in devices}) if gpu else [None]
+        problems += filter(None, (refusal(numerics, one) for one in capabilities))
+    return list(dict.fromkeys(problems)), devices
 
-        if not torch.cuda.is_available():
-            notes.append("has GPUs by its own account, and torch finds none: trains on a core")
-    return list(dict.fromkeys(problems)), notes
+
+def gpus() -> list[Device]:
+    """Return the CUDA devices of this machine, none where torch finds none."""
+    # Ray hides them from a worker that has none reserved, by an empty list.
+    if not os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip():
+        del os.environ["CUDA_VISIBLE_DEVICES"]
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    found = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+    return [Device(one.name, one.total_memory, (one.major, one.minor)) for one in found]
 
 
 def _storage_problems(uri: str, probe: str) -> list[str]:

@@ -1,8 +1,9 @@
 """Two ledgers beside one another: what they say differently of a trial, and of a sweep.
 
 A trial's id fixes its figures: two rows of one id that differ cannot both be right. Unless they
-may: other libraries, another device, another way to sum a batch and the numerics class bf16 move
-last bits, and from there a trajectory. A `Clash` tells the one from the other.
+may: other libraries, another device, another way to sum a batch, the numerics class bf16 and, on a
+GPU, the others of its pack move last bits, and from there a trajectory. A `Clash` tells the one
+from the other.
 """
 
 from __future__ import annotations
@@ -107,6 +108,11 @@ def _excuses(one: Row, other: Row) -> Iterator[str]:
     a, b = (row["accumulation"] or 1 for row in (one, other))
     if a != b:
         yield f"batches in {a} and in {b} parts"
+    # cuBLAS chooses a kernel by the number of rows, which is that of all members together. Which
+    # these were, and when each left, no row tells: packs of as many may have been of others.
+    a, b = (row["pack_size"] or 1 for row in (one, other))
+    if "cuda" in (one["device"], other["device"]) and max(a, b) > 1:
+        yield f"packs of {a} and of {b} on cuda"
 
 
 def _plain(value: Any) -> Any:

@@ -451,15 +451,15 @@ def _drive(
         slots = max_concurrent or max(1, int(have.get("CPU", 1)))
         if gpus:
             slots = min(slots, max(1, int(have["GPU"] / gpus)))
-        if (workers := Workers(slots, gpus)) != planned.workers:
-            planned = plan(planned.sweep, ledger, stale=stale, workers=workers)
-        if not connection.own:
-            preflight.check(
+        planned = planned.packed_for(Workers(slots, gpus), ledger)
+        if not connection.own or gpus:  # what its GPUs are, only they themselves can tell
+            devices = preflight.check(
                 planned,
                 ledger,
                 tell=lambda text: emit(Event("message", message=text)),
                 halted=lambda: interrupts.count > 0,
             )
+            planned = planned.packed_for(planned.workers.on(devices), ledger)
         estimates.keep(estimates.quote(planned, ledger), planned, ledger)
         history.register(planned.sweep, ledger)
         claims = ledger.claims(lease)

@@ -40,6 +40,8 @@ from sweep.sweepfile.schema import LimitsSpec
 from sweep.sweepfile.trials import Point
 
 if TYPE_CHECKING:
+    from torch.nn import Module
+
     from fpt.checkpoints import State
     from fpt.trainer import Outcome, Record, Training
 
@@ -58,8 +60,14 @@ CURVE = ("step", "split", "loss", "accuracy", "seconds", "examples")
 """What of a record goes into a curve, by the names of both."""
 
 LOG_EVERY = 10
-"""Steps between training records, hence between two looks at the stop flag. On a
-GPU each one waits for the device."""
+"""Steps between training records, at least."""
+
+RECORDS = 500
+"""Training records of a trial, at most: on a GPU each one waits for the device, and of more no plot
+shows anything."""
+
+HALT_SECONDS = 0.5
+"""Between two looks at the stop flag, where no record comes sooner."""
 
 
 @dataclass(frozen=True)
@@ -153,20 +161,19 @@ class Pulse:
     phase: Literal["preparing", "training", "writing"] = "preparing"
     """writing: what is left to do is to write, and storage fails."""
     beats: int = 0
-    """Rises with each record, and with each pass through the backbone: every step makes one, and
-    every batch of an evaluation."""
+    """Rises with each step, and with each batch of an evaluation."""
     steps: dict[str, int] = field(default_factory=dict)
     """Trial id -> the last step recorded."""
     unsaved: dict[str, float] = field(default_factory=dict)
     """Trial id -> seconds of training that no saved state holds."""
 
     def listen(self, training: Training) -> None:
-        """Beat with the passes through the backbone; what stands in for a trainer may have none."""
+        """Beat with the batches of evaluations; what stands in for a trainer may have none."""
         if (model := getattr(training, "model", None)) is not None:
             model.backbone.register_forward_pre_hook(self._beat)
 
-    def _beat(self, *_: object) -> None:
-        self.beats += 1
+    def _beat(self, backbone: Module, inputs: object) -> None:
+        self.beats += not backbone.training
 
 
 def train_on_this_core(trials: Sequence[TrialConfig], **options: Any) -> Training:
@@ -200,7 +207,8 @@ def run_pack(
         train: What trains.
         on_start: Called once a trial with the step that it starts from.
         on_record: Called with each record.
-        halted: Asked after each record; a reason saves the states and ends the attempt.
+        halted: Asked after each record, and between them every `HALT_SECONDS`; a reason saves the
+            states and ends the attempt.
         pulse: Where signs of life are left.
 
     Raises:
@@ -270,6 +278,21 @@ def finished(job: Job, ledger: Ledger) -> dict[str, Result]:
     }
 
 
+def log_every(steps: int) -> int:
+    """Return the steps between two training records of a trial: ten, or as many more as make about
+    `RECORDS` of them.
+    """
+    return LOG_EVERY * max(1, -(-steps // (LOG_EVERY * RECORDS)))
+
+
+def _step(training: Training) -> list[Record] | None:
+    """Train a step; None once all trials have ended."""
+    try:
+        return training.step()
+    except StopIteration:
+        return None
+
+
 class _Attempt:
     """One call of the trainer, and the writing that goes with it."""
 
@@ -329,7 +352,7 @@ class _Attempt:
             device=self.job.device,
             state=states,
             backbones=patiently(self._backbones, self.job, self.halted),
-            log_every=LOG_EVERY,
+            log_every=[log_every(trial.point.config.steps) for trial in self.trials],
             **options,
         )
         padding = getattr(training, "row_padding", None)
@@ -341,12 +364,16 @@ class _Attempt:
             trial.row_padding = padding if trial.row_padding is None else trial.row_padding
             on_start(trial.point, 0 if state is None else state.step)
         self.pulse.listen(training)
-        flushed = time.monotonic()
+        flushed = looked = time.monotonic()
         try:
-            for record in training:
-                self._take(record)
-                if not training.settled:
+            while (records := _step(training)) is not None:
+                self.pulse.phase = "training"
+                self.pulse.beats += 1
+                for record in records:
+                    self._take(record)
+                if not records and time.monotonic() - looked < HALT_SECONDS:
                     continue
+                looked = time.monotonic()
                 self._if_storage_allows(training, self._settle)
                 stop = self.halted()
                 due = time.monotonic() - flushed >= self.job.limits.save_seconds
@@ -448,8 +475,6 @@ class _Attempt:
     def _take(self, record: Record) -> None:
         trial = self.trials[record.trial]
         trial.step, trial.seconds = record.step, record.seconds
-        self.pulse.phase = "training"
-        self.pulse.beats += 1
         self.pulse.steps[trial.point.trial_id] = record.step
         self.pulse.unsaved[trial.point.trial_id] = max(0.0, trial.seconds - trial.saved)
         trial.rows.append({column: getattr(record, column) for column in CURVE})
@@ -537,7 +562,7 @@ class _Attempt:
 def _note_inexact() -> None:
     """Say once a process that packs are not exact here; each trial's row says it too."""
     warnings.warn(
-        f"{provenance.device_name('cpu')}: no padding of rows that was tried gives the trials of a "
+        f"{provenance.processor()}: no padding of rows that was tried gives the trials of a "
         "pack the bits that they have alone, so that they train one at a time (row_padding 0 in "
         "their rows); later plans leave them alone",
         RuntimeWarning,
@@ -700,10 +725,20 @@ def trial_row(trial: Progress, outcome: Outcome, job: Job) -> JSON:
         "versions": provenance.versions(),
         "host": provenance.host(),
         "device": job.device,
-        "device_name": provenance.device_name(job.device),
+        "device_name": _model_of(job.device),
         "started_at": trial.started_at,
         "finished_at": datetime.now(UTC),
     }
+
+
+@functools.cache
+def _model_of(device: str) -> str:
+    """The model of this machine's processor, or of the GPU that this process got."""
+    if device == "cpu":
+        return provenance.processor()
+    import torch
+
+    return torch.cuda.get_device_name(device)
 
 
 _BASELINES: dict[str, Baseline] = {}

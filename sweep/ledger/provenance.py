@@ -74,12 +74,8 @@ def host() -> str:
 
 
 @functools.cache
-def device_name(device: str) -> str:
-    """What kind of device `cpu` or `cuda` is here: a processor's or an accelerator's model."""
-    if device != "cpu":
-        import torch
-
-        return torch.cuda.get_device_name(device)
+def processor() -> str:
+    """Return the model of this machine's processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,11 +1,12 @@
 """What a plan will cost: core-hours or GPU-hours with an interval, when it ends, memory, disk.
 
 Seconds a step come from the ledger, from trials of the same kind (`sweep.planning.packing.kind_of`)
-on the same sort of device. A kind that was never measured is guessed from its floating-point
-operations by formula (`fpt.flops`), at the speed at which the ledger's other kinds had theirs done;
-an empty ledger leaves a speed of ours for a CPU core, and none for a GPU, on which we have measured
-nothing. Small products are slower than their operations say: to the rows of a step those are added
-that a step costs beside its rows.
+on a device of the same name, else on others of the same sort, with a wider interval. A kind that
+was never measured is guessed from its floating-point operations by formula (`fpt.flops`), at the
+speed at which the ledger's other kinds had theirs done; an empty ledger leaves a speed of ours for
+a CPU core, and none for a GPU, on which we have measured nothing. Small products are slower than
+their operations say: to the operations of a step those are added that take as long as its fixed
+part.
 
 The interval is one of 90 %, and takes in how much trials of a kind differ among themselves, how
 much kinds differ from the formula, and that a machine is not as quick today as it was then. It
@@ -36,16 +37,15 @@ from sweep.sweepfile.trials import Point, Sweep
 
 Kind = tuple[object, ...]
 
-CPU_SPEED = 30e9
-"""Operations a second of a core that has measured nothing yet. Two kinds of core had 15e9 to 60e9
-with backbones of 4 layers of 128 and of 12 of 768."""
-
 UNMEASURED = 0.7
-"""Standard deviation of the logarithm of seconds, where `CPU_SPEED` is all that is known: a factor
+"""Standard deviation of the logarithm of seconds, where only a usual speed is known: a factor
 of three to either side in the interval."""
 
 GUESSED = 0.35
 """The least such deviation of a kind that is guessed from others, by formula."""
+
+ELSEWHERE = 0.35
+"""The same, of a kind that was measured on devices of other names alone."""
 
 DRIFT = 0.12
 """The same, of a machine from one day to another, all kinds together."""
@@ -111,6 +111,8 @@ class _Rate:
     trials: int
     deviation: float
     """Of the logarithms, among trials."""
+    elsewhere: bool = False
+    """Whether they were on devices of other names alone."""
 
 
 def quote(planned: Plan, ledger: Ledger) -> Quote:
@@ -124,8 +126,8 @@ def quote(planned: Plan, ledger: Ledger) -> Quote:
     later = (Pack((point,), planned.workers.resources) for point in planned.sweep.undecided)
     packs = (*planned.packs, *later)
     points = [point for pack in packs for point in pack.points]
-    rates = _measured(ledger, device) if points else {}
-    guess = _Guess.of(rates, ledger, device) if points else _Guess(None, 0.0)
+    rates = _measured(ledger, planned.workers) if points else {}
+    guess = _Guess.of(rates, ledger, planned.workers) if points else _Guess(planned.workers)
     seconds: dict[str, float] = {}
     own: dict[Kind, list[float]] = defaultdict(list)  # kind -> seconds of its trials
     others = 0.0
@@ -164,17 +166,28 @@ def quote(planned: Plan, ledger: Ledger) -> Quote:
         measured=measured,
         guessed=len(points) - measured,
         operations=sum(training_flops(point.config) for point in points),
-        note=_note(device, measured, len(points) - measured, guess, len(seconds) < len(points)),
+        note=_note(
+            device,
+            measured,
+            sum(len(seconds) for kind, seconds in own.items() if rates[kind].elsewhere),
+            len(points) - measured,
+            guess,
+            len(seconds) < len(points),
+        ),
         trials=seconds,
     )
 
 
-def _note(device: str, measured: int, guessed: int, guess: _Guess, unpriced: bool) -> str:
+def _note(
+    device: str, measured: int, elsewhere: int, guessed: int, guess: _Guess, unpriced: bool
+) -> str:
     if not measured + guessed:
         return "nothing to train"
     parts = []
     if measured:
-        parts.append(f"{measured:,} from trials of their kind in the ledger")
+        text = f"{measured:,} from trials of their kind in the ledger"
+        text += f" ({elsewhere:,} of them measured on another model of device)" if elsewhere else ""
+        parts.append(text)
     if guessed and unpriced:
         where = "a GPU" if device == "cuda" else "a core"
         parts.append(f"{guessed:,} without a price: nothing like them was measured on {where} yet")
@@ -189,61 +202,74 @@ def _note(device: str, measured: int, guessed: int, guess: _Guess, unpriced: boo
 # ---------------------------------------------------------------------------------- seconds a step
 
 
-def _measured(ledger: Ledger, device: str) -> dict[Kind, _Rate]:
-    """Kind -> what its trials took on a sort of device."""
+def _measured(ledger: Ledger, workers: Workers) -> dict[Kind, _Rate]:
+    """Return what trials took on the workers' sort of device: kind -> rate."""
     measures = [
-        "seconds", "steps_trained", "attempts", "extended_from", "device", "pack_size",
+        "seconds", "steps_trained", "attempts", "extended_from", "device", "device_name",
+        "pack_size",
     ]  # fmt: skip
     table = ledger.trials(columns=[*KIND_COLUMNS, *measures], strict=False)
-    found: dict[Kind, tuple[list[float], list[float]]] = {}
+    found: dict[Kind, _Taken] = {}
     columns = [table.column(name).to_pylist() for name in KIND_COLUMNS]
     kinds = zip(*columns, strict=True)
     taken = zip(*(table.column(name).to_pylist() for name in measures), strict=True)
-    for kind, (seconds, steps, attempts, extended, on, members) in zip(kinds, taken, strict=True):
+    for kind, (seconds, steps, attempts, extended, on, model, members) in zip(
+        kinds, taken, strict=True
+    ):
         # A row with several attempts counts too: its seconds are of training that was kept.
-        if on == device and steps and seconds and attempts and extended is None:
-            both = found.setdefault(kind, ([], []))
+        if on == workers.device and steps and seconds and attempts and extended is None:
+            both = found.setdefault(kind, {}).setdefault(model, ([], []))
             both[(members or 1) > 1].append(seconds / steps)
-    return {kind: _rate(*both) for kind, both in found.items()}
+    return {kind: _rate(models, workers.device_name) for kind, models in found.items()}
 
 
-def _rate(alone: Sequence[float], packed: Sequence[float]) -> _Rate:
-    values = packed or alone
+_Taken = dict[str | None, tuple[list[float], list[float]]]
+"""Model of device -> seconds a step of trials of a kind that were alone, and in packs."""
+
+
+def _rate(models: _Taken, own: str | None) -> _Rate:
+    """Return the rate on a model of device, else on the others together."""
+    if own in models:
+        models = {own: models[own]}
+    packed = any(both[True] for both in models.values())
+    values = [one for both in models.values() for one in both[packed]]
     logs = [math.log(value) for value in values]
-    spread = stdev(logs) if len(logs) > 2 else WITHIN
-    return _Rate(median(values), bool(packed), len(values), max(spread, 0.02))
+    spread = max(stdev(logs) if len(logs) > 2 else WITHIN, 0.02)
+    elsewhere = own is not None and own not in models
+    return _Rate(median(values), packed, len(values), spread, elsewhere)
 
 
 @dataclass(frozen=True)
 class _Guess:
     """What is known of kinds that were not measured."""
 
-    speed: float | None
+    workers: Workers
+    speed: float | None = None
     """Operations a second; None: nothing is known."""
-    deviation: float
+    deviation: float = 0.0
     """Of the logarithm of the seconds that follow from it."""
     known: bool = False
     """Whether the ledger told."""
 
     @classmethod
-    def of(cls, rates: Mapping[Kind, _Rate], ledger: Ledger, device: str) -> _Guess:
+    def of(cls, rates: Mapping[Kind, _Rate], ledger: Ledger, workers: Workers) -> _Guess:
         """From the kinds that were measured."""
         speeds = [
             math.log(cost / rate.seconds)
-            for kind, cost in _costs(rates, ledger).items()
+            for kind, cost in _costs(rates, ledger, workers).items()
             if (rate := rates[kind]).seconds
         ]
         if speeds:
             spread = stdev(speeds) if len(speeds) > 2 else UNMEASURED
-            return cls(math.exp(median(speeds)), max(spread, GUESSED), known=True)
-        return cls(CPU_SPEED if device == "cpu" else None, UNMEASURED)
+            return cls(workers, math.exp(median(speeds)), max(spread, GUESSED), known=True)
+        return cls(workers, None if workers.gpus else workers.speed, UNMEASURED)
 
     def seconds(self, config: TrialConfig) -> float | None:
         """Of a step of a trial that is alone."""
-        return None if self.speed is None else _cost(config) / self.speed
+        return None if self.speed is None else _cost(config, self.workers) / self.speed
 
 
-def _costs(rates: Mapping[Kind, _Rate], ledger: Ledger) -> dict[Kind, float]:
+def _costs(rates: Mapping[Kind, _Rate], ledger: Ledger, workers: Workers) -> dict[Kind, float]:
     """Kind -> operations of a step, of those kinds whose config can be read back."""
     columns = [*KIND_COLUMNS, "config"]
     table = ledger.trials(columns=columns, strict=False) if rates else None
@@ -255,7 +281,7 @@ def _costs(rates: Mapping[Kind, _Rate], ledger: Ledger) -> dict[Kind, float]:
         if kind in rates and kind not in out:
             config = _config(json.loads(table.column("config")[place].as_py()))
             if config is not None:
-                out[kind] = _cost(config)
+                out[kind] = _cost(config, workers)
     return out
 
 
@@ -284,12 +310,14 @@ def _config(identity: JSON) -> TrialConfig | None:
         return None
 
 
-def _cost(config: TrialConfig) -> float:
-    """Operations of a step, its share of the evaluations included, as if its rows were as many more
-    as a step costs beside them.
+def _cost(config: TrialConfig, workers: Workers) -> float:
+    """Return the operations of a step, its share of the evaluations included, and those that would
+    take as long as its fixed part; on a core twice what packs count on, which rather underestimate.
     """
     rows = config.batch_size * config.task.shape(config.protocol).tokens
-    return training_flops(config) / config.steps * (rows + 2 * packing.CPU_FIXED_ROWS) / rows
+    operations = training_flops(config) / config.steps
+    fixed = workers.fixed_operations(config.backbone.layers, operations / rows)
+    return operations + (fixed if workers.gpus else 2 * fixed)
 
 
 def _quicker(pack: Pack, workers: Workers) -> float:
@@ -308,6 +336,9 @@ def _spread(
 ) -> float:
     """The standard deviation of the logarithm of all seconds together."""
     squares = (others * deviation) ** 2 + (total * DRIFT) ** 2
+    # Another machine is quicker or slower at all kinds alike.
+    moved = sum(sum(seconds) for kind, seconds in own.items() if rates[kind].elsewhere)
+    squares += (moved * ELSEWHERE) ** 2
     for kind, seconds in own.items():
         rate, sum_ = rates[kind], sum(seconds)
         # Of the kind's mean, as it was measured, and of the mean of as many trials as come.

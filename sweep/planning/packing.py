@@ -1,10 +1,11 @@
 """Which trials of a plan train side by side: by rows, by memory, and so that no worker idles.
 
-A row is a token of an example. A step costs what its rows cost and, however few they are, what a
-fixed number of rows more would: this part the members of a pack share. So a pack pays where trials
-have few rows, up to a total beyond which it saves memory and no time. All this is by formula,
-without torch; where the ledger has measured that trials are no quicker in a pack than alone, they
-are left alone.
+A row is a token of an example. A step costs what its rows cost and, however few they are, a fixed
+part more: on a CPU core what some more rows would, on a GPU the launches of its kernels, a number a
+layer and a few more a member. The fixed part the members of a pack share. So a pack pays where
+trials have few rows, up to a total beyond which it saves memory and no time. All this is by
+formula, without torch; where the ledger has measured that trials are no quicker in a pack than
+alone, they are left alone.
 
 Workers come before packs: three trials on two cores are a pack of two and one alone.
 """
@@ -13,15 +14,17 @@ from __future__ import annotations
 
 import heapq
 import json
+import math
 import os
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any, Literal
 
 from fpt import packing
 from fpt.config import TrialConfig
+from sweep.ledger import provenance
 from sweep.ledger.ledger import Ledger
 from sweep.sweepfile.trials import Point
 
@@ -41,15 +44,21 @@ CPU_ROWS = 640
 of 40 rows take 1.6 times less than alone, 4 of 480 rows 1.03 times less); a tiny backbone behaves
 alike."""
 
-GPU_ROWS = 2000
-"""The same on a GPU. Projected (2,000 to 4,000), not measured."""
-
 CPU_FIXED_ROWS = 25
 """What a step on a CPU core costs beside its rows, in rows: fits GPT-2 base; a tiny backbone has
 about 50, so that what packs save is rather underestimated."""
 
-GPU_FIXED_ROWS = 500
-"""The same on a GPU. Projected, not measured."""
+CPU_SPEED = 30e9
+"""Operations a second of a core that has measured nothing yet. Two kinds of core had 15e9 to 60e9
+with backbones of 4 layers of 128 and of 12 of 768."""
+
+GPU_LAYER_SECONDS, GPU_MEMBER_SECONDS = 1.1e-3, 0.14e-3
+"""Seconds a layer of a step on a GPU beside its operations: of each layer, and of each member in
+it. From the kernels that a step of GPT-2 launches, counted: 32 a layer, and 8.5 more a member; at
+some 15 to 35 microseconds each, Python included. Not measured on a GPU."""
+
+GPU_SPEED = 30e12
+"""Operations a second of a GPU in fp32 that has measured nothing yet. Not measured either."""
 
 WORTH = 0.05
 """The part of the time that packs have to save, by this formula, to be formed at all: members cost
@@ -63,7 +72,7 @@ MEMORY_SHARE = 0.5
 """Of a worker's memory, what the activations of a pack may take."""
 
 GPU_MEMORY = 16e9
-"""Bytes that a GPU is taken to have: Ray does not say. Out of memory, a pack is split."""
+"""Bytes that a GPU is taken to have before one was asked (`sweep.cluster.preflight`)."""
 
 ENOUGH = 3
 """Trials that must have been measured alone, and as many in packs, for the figures to count."""
@@ -84,6 +93,18 @@ KIND_COLUMNS = (
 
 
 @dataclass(frozen=True)
+class Device:
+    """A GPU of a node, as it calls itself (`sweep.cluster.preflight`)."""
+
+    name: str
+    """Its model: NVIDIA H100 80GB HBM3."""
+    memory: int
+    """Bytes."""
+    capability: tuple[int, int]
+    """Its compute capability."""
+
+
+@dataclass(frozen=True)
 class Workers:
     """What packs are trained by."""
 
@@ -91,11 +112,23 @@ class Workers:
     """Packs at a time."""
     gpus: float = 0
     """GPUs of a worker, or the fraction of one; 0: it trains on a core."""
+    gpu_memory: float = GPU_MEMORY
+    """Bytes of a GPU, of the smallest one that a worker may get."""
+    gpu_name: str | None = None
+    """Model of the GPUs, if it is known and the same for all."""
 
     @classmethod
     def here(cls) -> Workers:
         """A worker for each core that this process may use."""
         return cls(len(os.sched_getaffinity(0)))
+
+    def on(self, devices: Sequence[Device]) -> Workers:
+        """Return these workers on GPUs that were asked what they are."""
+        if not self.gpus or not devices:
+            return self
+        names = {one.name for one in devices}
+        memory = min(float(one.memory) for one in devices)
+        return replace(self, gpu_memory=memory, gpu_name=names.pop() if len(names) == 1 else None)
 
     @property
     def device(self) -> Literal["cpu", "cuda"]:
@@ -108,14 +141,26 @@ class Workers:
         return {"CPU": 1.0} | ({"GPU": self.gpus} if self.gpus else {})
 
     @property
-    def rows(self) -> int:
-        """Rows of a step up to which a pack pays."""
-        return GPU_ROWS if self.gpus else CPU_ROWS
+    def device_name(self) -> str | None:
+        """Return the model of what it trains on; None if that is not known."""
+        return self.gpu_name if self.gpus else provenance.processor()
 
     @property
-    def fixed_rows(self) -> int:
-        """What a step costs beside its rows, in rows."""
-        return GPU_FIXED_ROWS if self.gpus else CPU_FIXED_ROWS
+    def speed(self) -> float:
+        """Return the operations a second of one that has measured nothing yet."""
+        return GPU_SPEED if self.gpus else CPU_SPEED
+
+    def fixed_operations(self, layers: int, row: float, members: int = 1) -> float:
+        """Return what a step costs beside its rows, as operations that take as long.
+
+        Args:
+            layers: Of the backbone.
+            row: Operations of a row.
+            members: Of the pack.
+        """
+        if not self.gpus:
+            return CPU_FIXED_ROWS * row
+        return layers * (GPU_LAYER_SECONDS + members * GPU_MEMBER_SECONDS) * GPU_SPEED
 
     @property
     def memory(self) -> float:
@@ -124,7 +169,7 @@ class Workers:
         Workers on other machines are taken to be like those on this one.
         """
         if self.gpus:
-            return GPU_MEMORY * min(self.gpus, 1.0)
+            return self.gpu_memory * min(self.gpus, 1.0)
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         return total / (os.cpu_count() or 1)
 
@@ -282,6 +327,8 @@ class _Member:
     """Of a step."""
     size: int
     """Bytes that its activations take, at most: attention's weights are not always kept."""
+    operations: float
+    """Of a row: of products with frozen weights, forward and backward."""
 
     @classmethod
     def of(cls, point: Point, place: int = 0) -> _Member:
@@ -289,7 +336,9 @@ class _Member:
         tokens = config.task.shape(config.protocol).tokens
         rows = config.batch_size * tokens
         row = ACTIVATIONS * backbone.width + 3 * backbone.heads * tokens
-        return cls(point, place, config.steps, rows, 4 * backbone.layers * row * rows)
+        size = 4 * backbone.layers * row * rows
+        operations = 48.0 * backbone.layers * backbone.width**2
+        return cls(point, place, config.steps, rows, size, operations)
 
 
 def _alike(points: Iterable[Point], alone: Collection[tuple[object, ...]]) -> list[list[_Member]]:
@@ -322,7 +371,7 @@ def _divided(
     weights = [one.rows if most is None else 1 for one in members]
     total = sum(weights)
     least = min(parts, len(members))
-    parts = max(parts, -(-total // (most or workers.rows)))
+    parts = max(parts, math.ceil(total / (most or _most_rows(members, workers))))
     packs = _cut(members, weights, parts)
     while len(packs) < least or not all(_fits(pack, workers, most) for pack in packs):
         parts += max(1, parts // 20)
@@ -346,9 +395,22 @@ def _cut(members: Sequence[_Member], weights: Sequence[int], parts: int) -> list
 
 
 def _fits(pack: Sequence[_Member], workers: Workers, most: int | None) -> bool:
-    pays = sum(one.rows for one in pack) <= workers.rows if most is None else len(pack) <= most
+    rows = sum(one.rows for one in pack)
+    pays = rows <= _most_rows(pack, workers) if most is None else len(pack) <= most
     room = sum(one.size for one in pack) <= workers.memory * MEMORY_SHARE
     return len(pack) == 1 or (pays and room)
+
+
+def _most_rows(members: Sequence[_Member], workers: Workers) -> float:
+    """Return the rows of a step up to which a pack of such members pays: on a GPU, until what one
+    more member saves, its part of the layers' launches, is little beside what it costs.
+    """
+    if not workers.gpus:
+        return CPU_ROWS
+    layers = members[0].point.config.backbone.layers
+    rows = sum(one.rows for one in members) / len(members)
+    cost = layers * GPU_MEMBER_SECONDS * GPU_SPEED + rows * members[0].operations
+    return max(1.0, layers * GPU_LAYER_SECONDS * GPU_SPEED / (WORTH * cost)) * rows
 
 
 def _pays(pack: Sequence[_Member], workers: Workers) -> bool:
@@ -409,11 +471,12 @@ def _schedule(costs: Sequence[float], workers: Workers) -> tuple[tuple[float, in
 
 
 def _cost(pack: Sequence[_Member], workers: Workers) -> float:
-    """What a pack takes to train, in a unit of its own."""
-    backbone = pack[0].point.config.backbone
-    rows = sum(one.rows for one in pack)
-    total = done = 0
+    """Return what a pack takes to train, as operations that take as long."""
+    layers, row = pack[0].point.config.backbone.layers, pack[0].operations
+    rows, members = sum(one.rows for one in pack), len(pack)
+    total, done = 0.0, 0
     for one in sorted(pack, key=lambda one: one.steps):
-        total += (one.steps - done) * (workers.fixed_rows + rows)
-        done, rows = one.steps, rows - one.rows
-    return float(total * backbone.layers * backbone.width**2)
+        step = workers.fixed_operations(layers, row, members) + rows * row
+        total += (one.steps - done) * step
+        done, rows, members = one.steps, rows - one.rows, members - 1
+    return total

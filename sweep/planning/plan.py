@@ -61,6 +61,8 @@ class Plan:
     """Trials that are left alone since the ledger measured that packs do not help them."""
     inexact: int = 0
     """Trials that are left alone since they were measured to have other bits in packs."""
+    stages: tuple[tuple[Point, ...], ...] = ()
+    """What a run would train: the trials of a stage can start together."""
 
     def counts(self) -> dict[str, int]:
         """Status -> number of trials, for every status."""
@@ -91,6 +93,17 @@ class Plan:
         """Why the processor of this machine cannot train what is to be trained, if it cannot."""
         classes = {point.config.numerics for pack in self.packs for point in pack.points}
         return tuple(filter(None, map(refusal, sorted(classes))))
+
+    def packed_for(self, workers: Workers, ledger: Ledger) -> Plan:
+        """Return the same plan with its packs formed for other workers.
+
+        Raises:
+            LedgerError: If the ledger cannot be read.
+        """
+        if workers == self.workers:
+            return self
+        packs, apart, inexact = _packs(self.stages, self.sweep, ledger, workers)
+        return replace(self, packs=packs, workers=workers, apart=apart, inexact=inexact)
 
     def to_json(self) -> JSON:
         """The plan as JSON values."""
@@ -166,8 +179,9 @@ def plan(
         elif own != "blocked" and (parent is None or status.get(parent, "done") == "done"):
             runs[point.trial_id] = 0
     workers = workers or Workers.here()
-    packs, apart, inexact = _packs(_stages(sweep, runs), sweep, ledger, workers)
-    return Plan(sweep, status, why, packs, workers, apart, inexact)
+    stages = _stages(sweep, runs)
+    packs, apart, inexact = _packs(stages, sweep, ledger, workers)
+    return Plan(sweep, status, why, packs, workers, apart, inexact, stages)
 
 
 class Unfolding:
@@ -235,7 +249,7 @@ class Unfolding:
         return replace(planned, status=status, packs=tuple(packs))
 
 
-def _stages(sweep: Sweep, runs: Mapping[str, int]) -> list[list[Point]]:
+def _stages(sweep: Sweep, runs: Mapping[str, int]) -> tuple[tuple[Point, ...], ...]:
     # Pretrainings first, since others wait for them; then what waits for none; trials of one
     # backbone one after another, so that a worker seldom loads another one. The trials of a stage
     # can start together.
@@ -251,10 +265,8 @@ def _stages(sweep: Sweep, runs: Mapping[str, int]) -> list[list[Point]]:
             group = groups.setdefault((config.backbone, config.pretraining), len(groups))
             keys[name] = (True, runs[name], group)
     ordered = sorted(points, key=lambda point: keys[point.trial_id])
-    return [
-        list(stage)
-        for _, stage in itertools.groupby(ordered, key=lambda point: keys[point.trial_id][:2])
-    ]
+    stages = itertools.groupby(ordered, key=lambda point: keys[point.trial_id][:2])
+    return tuple(tuple(stage) for _, stage in stages)
 
 
 def _packs(

@@ -278,6 +278,21 @@ def test_notes_say_what_became_of_a_pair(make: Make) -> None:
     assert other.notes[0] == "random: failed (code, OverflowError) (seed 0)"
 
 
+def test_a_contrast_over_two_kinds_of_device_says_so(make: Make) -> None:
+    sweep, ledger = make()
+    for point in sweep.points:
+        gpu = point.label in ("language/bit-xor/0", "language/bit-xor/2")
+        ledger.commit(trial_row(point, device="cuda" if gpu else "cpu"))
+
+    one, other, *_ = judge(sweep, ledger).contrasts
+
+    assert one.notes[0] == (
+        "trained on different devices: language on cuda (seed 0, 2); random on cpu "
+        "(seed 0, 1, 2, 3); language on cpu (seed 1, 3)"
+    )
+    assert not any("device" in note for note in other.notes)
+
+
 def test_pairs_that_are_still_to_come_may_decide(make: Make) -> None:
     sweep, ledger = make(FILE.replace("[0, 1, 2, 3]", str(list(range(40)))))
     for point in sweep.points:

@@ -380,6 +380,20 @@ table: {rows: arm, columns: length}
     assert table.cells["usual", "short", "test_accuracy"].record()["accumulated"] == 1
 
 
+def test_a_cell_of_two_kinds_of_device_has_a_footnote(make: Make) -> None:
+    sweep, ledger = make(
+        "sweep: two\ntrial: {task: bit-xor, pretraining: random}\n"
+        "axes: {backbone: [{name: gpt2, size: tiny}], seed: [0, 1, 2]}\ntable: {rows: backbone}\n"
+    )
+    commit(sweep, ledger, lambda point: {"device": "cuda" if point.config.seed == 1 else "cpu"})
+
+    table = build(sweep, ledger)
+
+    (cell,) = table.cells.values()
+    assert "(2 on cpu and 1 on cuda)" in table.to_markdown()
+    assert cell.record()["devices"] == ["cpu", "cuda"]
+
+
 def test_a_cell_that_mixes_configs_is_refused(make: Make) -> None:
     sweep, ledger = make(PAPER.replace("  seed:", "  learning_rate: [0.001, 0.01]\n  seed:"))
 

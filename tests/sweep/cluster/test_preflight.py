@@ -15,11 +15,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 
+from fpt.config import TrialConfig
 from sweep.cluster import preflight
 from sweep.cluster.preflight import Group, Node
 from sweep.ledger.ledger import Ledger
@@ -27,6 +29,7 @@ from sweep.ledger.storage import open_storage
 from sweep.planning.packing import Workers
 from sweep.planning.plan import plan
 from sweep.sweepfile.expansion import load
+from sweep.sweepfile.trials import trial_id
 from tests.servers import free_port
 
 TINY = """\
@@ -146,6 +149,74 @@ def test_a_sound_node_has_nothing_to_say_and_leaves_nothing(
     assert len(asked["trials"]) == 2  # one a task, not one a seed
     assert preflight.look(**asked) == ([], [])
     assert os.listdir(tmp_path / "results/.staging") == ["probe-1"]
+
+
+V100, H100 = (
+    SimpleNamespace(name="Tesla V100", total_memory=16 * 2**30, major=7, minor=0),
+    SimpleNamespace(name="NVIDIA H100", total_memory=80 * 2**30, major=9, minor=0),
+)
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The GPUs that torch finds on this machine."""
+    there: list[Any] = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: bool(there))
+    monkeypatch.setattr("torch.cuda.device_count", lambda: len(there))
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda index: there[index])
+    return there
+
+
+def numerics(asked: dict[str, Any], which: str) -> dict[str, Any]:
+    """The same request, of trials in a numerics class."""
+    trials = []
+    for _, label, config in asked["trials"]:
+        config = TrialConfig.model_validate(config | {"numerics": which})
+        trials.append((trial_id(config), label, config.model_dump(mode="json")))
+    return asked | {"trials": trials, "gpu": True}
+
+
+@pytest.mark.parametrize(
+    ("there", "which", "refused"),
+    [
+        ([V100], "bf16", "this GPU's is 7.0"),
+        ([H100, V100], "bf16", "this GPU's is 7.0"),  # a pack may get either
+        ([V100], "fp32", None),
+        ([H100], "bf16", None),
+        ([], "fp32", "torch finds no CUDA device there"),
+    ],
+)
+def test_what_a_gpu_cannot_do_is_told_before_anything_trains(
+    there: list[Any],
+    which: str,
+    refused: str | None,
+    gpus: list[Any],
+    request_of: Callable[[], dict[str, Any]],
+) -> None:
+    gpus += there
+
+    problems, devices = preflight.look(**numerics(request_of(), which))
+
+    assert [one.memory for one in devices] == [one.total_memory for one in there]
+    assert len(problems) == (refused is not None)
+    assert all((refused or "") in one for one in problems)
+
+
+def test_gpus_that_ray_hides_from_a_probe_are_looked_at(
+    gpus: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpus.append(H100)
+    seen: list[str | None] = []
+    monkeypatch.setattr(
+        "torch.cuda.is_available",
+        lambda: bool(seen.append(os.environ.get("CUDA_VISIBLE_DEVICES")) or True),
+    )
+
+    for visible in ("", "1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert [one.name for one in preflight.gpus()] == ["NVIDIA H100"]
+
+    assert seen == [None, "1"]
 
 
 def test_another_folder_of_the_same_name_is_found_out(

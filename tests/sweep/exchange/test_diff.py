@@ -140,6 +140,30 @@ def test_contradictions_come_first(sweep: Sweep) -> None:
     assert not found.same
 
 
+@pytest.mark.parametrize(
+    ("device", "packs", "excuse"),
+    [
+        ("cuda", (1, 4), "packs of 1 and of 4 on cuda"),
+        ("cuda", (4, 4), "packs of 4 and of 4 on cuda"),  # the others may have been others
+        ("cuda", (1, 1), ""),
+        ("cuda", (None, 1), ""),
+        ("cpu", (1, 4), ""),
+    ],
+)
+def test_on_a_gpu_figures_may_depend_on_the_pack(
+    device: str, packs: tuple[Any, Any], excuse: str, sweep: Sweep
+) -> None:
+    one, other = (
+        trial_row(sweep.all[0], device=device, pack_size=size, test_loss=loss)
+        for size, loss in zip(packs, (0.5, 0.5000001), strict=True)
+    )
+
+    found = clash(one, other)
+
+    assert found is not None
+    assert found.excuse == excuse
+
+
 def test_a_row_beside_itself_never_clashes_and_each_figure_counts(sweep: Sweep) -> None:
     row = dict.fromkeys(TRIALS.schema.names) | trial_row(sweep.all[0], test_loss=float("nan"))
     assert clash(row, dict(row)) is None

@@ -60,10 +60,9 @@ def sweep_file(folder: Path, rest: str, steps: int = 20) -> Path:
     return file
 
 
-class StandIn(Iterator[Any]):
+class StandIn:
     """Ends at once, without torch; `misbehave` is called with each config first."""
 
-    settled = True
     seconds = 2.0
     """That a trial takes, by its own account, wherever it trains."""
 
@@ -74,7 +73,7 @@ class StandIn(Iterator[Any]):
         self._misbehave = misbehave
         self._left = len(trials)
 
-    def __next__(self) -> Any:
+    def step(self) -> list[Any]:
         if not self._left:
             raise StopIteration
         self._left -= 1
@@ -88,10 +87,11 @@ class StandIn(Iterator[Any]):
             test_loss=0.3, test_accuracy=0.7, seconds=self.seconds, examples=80, groups={},
             backbone_digest="b" * 64, data_digest=None, state=state,
         )  # fmt: skip
-        return SimpleNamespace(
+        record = SimpleNamespace(
             trial=k, step=config.steps, split="train", loss=0.1, accuracy=0.9, seconds=0.1,
             examples=80,
         )  # fmt: skip
+        return [record]
 
     def states(self) -> dict[int, Any]:
         return {}
@@ -371,17 +371,18 @@ class Slow(StandIn):
         self._goes_on = goes_on
         self._step = 0
 
-    def __next__(self) -> Any:
+    def step(self) -> list[Any]:
         import time
 
         if self._left == len(self.trials) and self._goes_on(self.trials[0], self._step):
             time.sleep(0.1)
             self._step += 1
-            return SimpleNamespace(
+            record = SimpleNamespace(
                 trial=0, step=self._step, split="train", loss=0.1, accuracy=0.9,
                 seconds=0.1 * self._step, examples=80,
             )  # fmt: skip
-        return super().__next__()
+            return [record]
+        return super().step()
 
     def states(self) -> dict[int, Any]:
         return {0: SimpleNamespace(step=self._step, to_bytes=lambda: b"state")}
@@ -575,7 +576,7 @@ class Turns:
             sweep=sweep, until=None, entrusted={}, connection=connection,
         )  # fmt: skip
 
-    def _ended(self, attempt: str, results: Any) -> None:
+    def _ended(self, attempt: str, results: Any, node: str | None) -> None:
         del self.run.agenda.running[attempt]
 
     def until_killed(self, most: float) -> float:
@@ -694,7 +695,7 @@ def test_a_fault_while_a_trial_ends_is_not_hidden_by_tune(turns: Turns) -> None:
     turns.run.agenda.finished = False  # type: ignore[misc]
     assert feed.suggest("tune's") == {"job": job}
 
-    def ended(attempt: str, results: Any) -> None:
+    def ended(attempt: str, results: Any, node: str | None) -> None:
         raise ZeroDivisionError("of on_event")
 
     turns.run.agenda.ended = ended  # type: ignore[method-assign]

@@ -7,7 +7,7 @@ import errno
 import itertools
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -54,10 +54,10 @@ def job(*points: Point, **options: Any) -> Job:
 ALWAYS = LimitsSpec(save_seconds=1e-9)
 
 
-class StandIn(Iterator[Any]):
+class StandIn:
     """Records of split train every ten steps, then one of the test split, all at once."""
 
-    def __init__(self, trials: Any, device: str, state: Any, backbones: Any, log_every: int):
+    def __init__(self, trials: Any, device: str, state: Any, backbones: Any, log_every: Any):
         self.trials, self.backbones, self.given = trials, backbones, state
         self.outcomes: dict[int, Any] = {}
         self.failures: dict[int, Exception] = {}
@@ -65,23 +65,22 @@ class StandIn(Iterator[Any]):
         self.outcome = "done"
         self._queue = [
             (k, step, "train")
-            for step in range(log_every, trials[0].steps + 1, log_every)
+            for step in range(log_every[0], trials[0].steps + 1, log_every[0])
             for k in range(len(trials))
         ]
 
-    settled = True
-
-    def __next__(self) -> Any:
+    def step(self) -> list[Any]:
         if not self._queue:
             raise StopIteration
         k, step, split = self._queue.pop(0)
         self.at[k] = step
         if step == self.trials[k].steps:
             self.outcomes[k] = self._outcome(k)
-        return SimpleNamespace(
+        record = SimpleNamespace(
             trial=k, step=step, split=split, loss=1 / step, accuracy=0.5, seconds=step * 0.1,
             examples=step * 16,
         )  # fmt: skip
+        return [record]
 
     def _outcome(self, k: int) -> Any:
         return SimpleNamespace(
@@ -286,11 +285,11 @@ def test_a_member_that_leaves_for_want_of_memory_ends_the_process_after_the_othe
     ledger: Ledger,
 ) -> None:
     class Broken(StandIn):
-        def __next__(self) -> Any:
-            record = super().__next__()
+        def step(self) -> list[Any]:
+            (record,) = super().step()
             if record.step == 20:
                 self.failures[1] = MemoryError("its batches")
-            return record
+            return [record]
 
     with pytest.raises(EndWorkerError) as raised:
         run_pack(job(point(0), point(1)), ledger, train=Broken)
@@ -518,14 +517,14 @@ def test_a_member_whose_data_raises_fails_and_the_others_are_committed(
     ledger: Ledger, error: Exception, cause: str
 ) -> None:
     class Broken(StandIn):
-        def __next__(self) -> Any:
+        def step(self) -> list[Any]:
             self._queue = [one for one in self._queue if one[0] != 1 or one[1] < 20]
             if not self._queue:
                 raise self.failures[1]
-            record = super().__next__()
+            (record,) = super().step()
             if record.step == 20:
                 self.failures[1] = error
-            return record
+            return [record]
 
     trials = [point(seed) for seed in range(3)]
 
@@ -539,11 +538,11 @@ def test_a_member_whose_data_raises_fails_and_the_others_are_committed(
 
 def test_an_exception_that_is_no_members_is_the_packs(ledger: Ledger) -> None:
     class Broken(StandIn):
-        def __next__(self) -> Any:
+        def step(self) -> list[Any]:
             self.failures[1] = DataError("gone")
             if self.at[0] == 10:
                 raise ZeroDivisionError("a bug")
-            return super().__next__()
+            return super().step()
 
     trials = [point(seed) for seed in range(3)]
 
@@ -836,7 +835,7 @@ def test_signs_of_life_rise_and_say_what_is_not_saved(ledger: Ledger) -> None:
 
 
 def test_a_long_evaluation_beats(ledger: Ledger) -> None:
-    """Between two records lie ten steps here, and at the last one an evaluation."""
+    """Between two records lie ten steps here, and after the last one an evaluation."""
     trial = point(steps=20, evaluation={"every": 20}, task={"name": "digits"})
     pulse = Pulse()
     seen: list[int] = []
@@ -850,5 +849,36 @@ def test_a_long_evaluation_beats(ledger: Ledger) -> None:
     )
 
     assert result.status == "done"
-    assert seen[0] == 10 + 1
-    assert seen[1] > seen[0] + 10 + 1  # ten more steps, and batches of an evaluation
+    assert seen[0] == 10
+    assert seen[1] > seen[0] + 10  # ten more steps, and batches of an evaluation
+
+
+@pytest.mark.parametrize(
+    ("steps", "every"), [(1, 10), (5000, 10), (5001, 20), (50_000, 100), (123_456, 250)]
+)
+def test_a_trial_has_five_hundred_training_records_at_most(steps: int, every: int) -> None:
+    assert worker.log_every(steps) == every
+    assert steps // every <= worker.RECORDS
+
+
+def test_a_stop_is_seen_between_two_records(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of so long a trial the first record comes after a hundred steps."""
+    monkeypatch.setattr(worker, "HALT_SECONDS", 0.0)
+    trial = point(steps=50_000, evaluation={"every": 1000})
+    pulse = Pulse()
+    seen: list[Any] = []
+
+    result = run(
+        ledger,
+        job(trial),
+        worker.train_on_this_core,
+        on_record=lambda _, record: seen.append(record),
+        halted=lambda: "interrupted" if pulse.beats >= 3 else None,
+        pulse=pulse,
+    )
+
+    assert (result.cause, seen, pulse.beats) == ("interrupted", [], 3)
+    (name,) = (Path(ledger.uri) / "states" / trial.trial_id).iterdir()
+    assert name.name.startswith("000000000003-")

@@ -77,4 +77,4 @@ def test_versions_are_json_and_name_what_moves_numbers() -> None:
 
 
 def test_the_processor_has_a_name() -> None:
-    assert provenance.device_name("cpu")
+    assert provenance.processor()

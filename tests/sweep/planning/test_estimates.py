@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from sweep.ledger import provenance
 from sweep.ledger.ledger import Ledger
 from sweep.planning import estimates
 from sweep.planning.estimates import Quote, compare, keep, quote
@@ -19,8 +20,11 @@ from sweep.sweepfile.trials import Sweep
 from tests.support import trial_row
 
 ROOT = Path(__file__).parents[3]
+HERE = provenance.processor()
 ROWS: list[dict[str, Any]] = [
+    # As if they had been measured on this machine.
     {name: value for name, value in row.items() if not name.startswith("axis.")}
+    | {"device_name": HERE}
     for row in pq.read_table(ROOT / "results/published/quickstart/trials.parquet").to_pylist()
 ]
 FEW = Workers(2)
@@ -71,6 +75,37 @@ def test_half_of_the_published_rows_price_the_other_half(tmp_path: Path, quickst
 
     assert sum(hits) >= 10  # of 12, at nine in ten; nine or fewer are one chance in 40
     assert made.high / made.low < 2
+
+
+SEEDS = """\
+sweep: seeds
+trial:
+  task: {name: bit-xor, bits: 2}
+  backbone: {name: gpt2, layers: 1, width: 16, heads: 2}
+  pretraining: random
+  steps: 10
+axes: {seed: [0, 1, 2, 3, 4, 5, 6, 7]}
+pack: off
+"""
+
+
+def test_seconds_are_those_of_the_same_model_of_device(tmp_path: Path) -> None:
+    (tmp_path / "seeds.yaml").write_text(SEEDS)
+    sweep = load(tmp_path / "seeds.yaml")
+    here = [trial_row(point, seconds=1.0, device_name=HERE) for point in sweep.points[:3]]
+    slow = [trial_row(point, seconds=9.0, device_name="slow") for point in sweep.points[3:6]]
+
+    _, own = priced(tmp_path / "own", sweep, here)
+    _, both = priced(tmp_path / "both", sweep, here + slow)
+    _, other = priced(tmp_path / "other", sweep, slow)
+
+    assert set(both.trials.values()) == set(own.trials.values()) == {1.0}
+    assert set(other.trials.values()) == {9.0}
+    assert both.high is not None
+    assert other.high is not None
+    assert both.high / both.low < 2 < other.high / other.low  # type: ignore[operator]
+    assert "another model of device" in other.note
+    assert "another model" not in both.note
 
 
 def test_a_task_that_was_never_measured_is_priced_by_formula_from_the_others(

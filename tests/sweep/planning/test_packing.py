@@ -15,6 +15,7 @@ from sweep.ledger.ledger import Ledger
 from sweep.planning import packing
 from sweep.planning.packing import (
     CPU_ROWS,
+    Device,
     Workers,
     form,
     kind_of,
@@ -69,10 +70,54 @@ def test_packs_are_as_large_as_pays_and_about_as_large_as_each_other(
     assert sizes_of(seeds(count, batch_size=batch)) == expected
 
 
-def test_a_gpu_holds_more() -> None:
-    points = seeds(40, batch_size=8)  # 80 rows
+def test_a_gpu_holds_as_many_as_their_launches_pay_for() -> None:
+    """Of few rows the launches are nearly all; of GPT-2 base the operations soon are."""
+    tiny, base = {}, {"backbone": {"name": "gpt2", "layers": 12, "width": 768, "heads": 12}}
 
-    assert [len(pack) for pack in form([points], Workers(1, gpus=1))] == [20, 20]
+    def packs(workers: Workers, **fields: Any) -> list[int]:
+        return [len(pack) for pack in form([seeds(40, batch_size=64, **fields)], workers)]
+
+    gpu = Workers(1, gpus=1, gpu_memory=1e12)
+    assert packs(gpu, **tiny) == [40]  # of 640 rows each: on a core not even two
+    assert packs(gpu, **base) == [20, 20]
+    saved = saving([seeds(16)], gpu), saving([seeds(16, **base)], gpu)
+    assert 1 / (1 - saved[0]) == pytest.approx(1.24 / (0.14 + 1.1 / 16), rel=0.01)
+    assert saved[0] > saved[1] > 0.5
+
+
+def test_fixed_seconds_on_a_gpu_are_those_of_layers_and_members() -> None:
+    gpu, core = Workers(1, gpus=1), Workers(1)
+
+    def seconds(layers: int, members: int, row: float = 1e6) -> float:
+        return gpu.fixed_operations(layers, row, members) / gpu.speed
+
+    assert seconds(12, 1) == pytest.approx(12 * 1.24e-3)  # 12 to 18 ms a step were projected
+    assert seconds(24, 1) == pytest.approx(2 * seconds(12, 1))
+    assert seconds(12, 16) - seconds(12, 1) == pytest.approx(15 * 12 * 0.14e-3)
+    assert seconds(12, 1, row=1e9) == seconds(12, 1)  # launches do not depend on the width
+    assert core.fixed_operations(12, 2e6) == 2 * core.fixed_operations(12, 1e6)
+
+
+def test_packs_on_a_gpu_fit_the_smallest_one_that_was_asked() -> None:
+    large, small = (
+        Device(name, gigabytes * 10**9, (9, 0)) for name, gigabytes in [("A", 80), ("B", 24)]
+    )
+    workers = Workers(1, gpus=0.5)
+
+    assert workers.on([]) == workers
+    assert Workers(1).on([large]) == Workers(1)
+    assert workers.on([large, large]).device_name == "A"
+    assert workers.on([large, small]).device_name is None
+    assert workers.on([large, small]).memory == 12e9
+
+    wide = seeds(
+        8, batch_size=64, backbone={"name": "gpt2", "layers": 12, "width": 768, "heads": 12}
+    )
+    member = packing._Member.of(wide[0])
+    for device in (large, small):
+        most = device.memory * 0.5 * packing.MEMORY_SHARE / member.size
+        packs = form([wide], workers.on([device]))
+        assert max(map(len, packs)) <= max(1, most)
 
 
 @pytest.mark.parametrize(
