@@ -30,6 +30,10 @@ def test_a_published_table_follows_from_its_rows(folder: Path, tmp_path: Path) -
 
     assert set(planned.status.values()) <= {"done", "diverged"}  # else it is of another version
     assert table.to_markdown() == (folder / "table.md").read_text(encoding="utf-8")
+    claims = folder / "claims.md"
+    if claims.exists():
+        judged = sweep.load_claims(FILES[folder.name], tmp_path / "results")
+        assert judged.to_markdown() == claims.read_text(encoding="utf-8")
     assert not any(row["git_dirty"] for row in ledger.trials().to_pylist())
 
 

@@ -41,6 +41,12 @@ Verdict = Literal["reproduced", "differs", "undecided", "not comparable"]
 WIDEST = 5
 """Tolerances that the half-width of an interval may have for a figure to count as reproduced."""
 
+BEST_SEEN = (
+    "protocol paper: the best test accuracy that was seen in training, which lies above that of a "
+    "checkpoint chosen without the test set, up to 12 points above a flat plateau"
+)
+"""What a reader of test accuracies under the paper's protocol has to know."""
+
 FACTS = ("layers", "parameters", "parameters_trained")
 """Metrics that a trial's config fixes, whatever its seed and its pretraining."""
 

@@ -44,6 +44,7 @@ import numpy as np
 from fpt.spec import JSON
 from sweep.analysis import history, looks, typeset
 from sweep.analysis.cells import (
+    BEST_SEEN,
     FACTS,
     Found,
     in_unit,
@@ -791,6 +792,8 @@ def _unlike(
     ]
     if unlike:
         yield f"the arms differ in {', '.join(unlike)} too"
+    if one.protocol == "paper" and claim.on == "test_accuracy":
+        yield BEST_SEEN
     for side, points in zip(claim.sides, sides, strict=True):
         of_rate = remarks.get(points[0].cell_id)
         for trait in (*traits(points), *([of_rate] if of_rate else [])):

@@ -22,6 +22,7 @@ from fpt.published import ACCURACY, Reference, references
 from fpt.spec import JSON
 from sweep.analysis import history, typeset
 from sweep.analysis.cells import (
+    BEST_SEEN,
     FACTS,
     WIDEST,
     Cell,
@@ -29,6 +30,7 @@ from sweep.analysis.cells import (
     declared,
     grid,
     is_accuracy,
+    test_predictions,
     traits,
     unit,
     words,
@@ -315,6 +317,8 @@ class _Printer:
             yield "", "n/N: trials of the cell that have ended, of those that there are to be"
         if CONVERGENCE in metrics:
             yield "", self._convergence()
+        if "test_accuracy" in metrics:
+            yield from (("", note) for note in _of_test_set(self.cells))
         for note in self.table.tuning:
             yield "", note
         if self.table.changed:
@@ -364,6 +368,25 @@ class _Printer:
             f"≠ differs: theirs lies outside our interval, widened by {tolerance} and by their "
             f"rounding; ≈ reproduced: inside, and our interval is at most {WIDEST} times that to "
             "either side; without a sign undecided"
+        )
+
+
+def _of_test_set(cells: Iterable[Cell]) -> Iterator[str]:
+    # What is to be known of test accuracies: what they are of, and what their intervals leave out.
+    own = [cell for cell in cells if cell.metric == "test_accuracy"]
+    if any(cell.points[0].config.protocol == "paper" for cell in own):
+        yield BEST_SEEN
+    errors = []
+    for cell in own:
+        number = test_predictions(cell.points[0].like)
+        if number and cell.interval:
+            share = min(max(cell.interval.mean / 100, 0.0), 1.0)
+            errors.append(100 * math.sqrt(share * (1 - share) / number))
+    if errors:
+        low, high = min(errors), max(errors)
+        yield (
+            "the intervals are over seeds alone: the test set's own binomial deviation is "
+            + (f"{low:.1f} to {high:.1f} points" if f"{low:.1f}" < f"{high:.1f}" else f"{high:.1f}")
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,6 +27,7 @@ from sweep.cli.common import (
 )
 
 if TYPE_CHECKING:
+    from sweep.analysis.foresight import Foresight
     from sweep.planning.estimates import Quote
     from sweep.planning.plan import Plan
     from sweep.sweepfile.trials import Sweep
@@ -87,15 +88,18 @@ def plan(
     file: File, only: Only = None, results: Results = "results", as_json: AsJson = False
 ) -> None:
     """Say what a run would do: what is done, missing, blocked, failed or stale."""
+    from sweep.analysis.foresight import foresee
     from sweep.ledger.ledger import Ledger
     from sweep.planning.estimates import quote
     from sweep.planning.plan import plan as make_plan
     from sweep.planning.tuning import notes
 
     planned = make_plan(file, results, only=only or ())
+    foreseen = foresee(planned.sweep, Ledger(results))
     if as_json:
         price = quote(planned, Ledger(results)).to_json()
-        show_json(planned.to_json() | {"quote": price})
+        claims = [one.record() for one in foreseen]
+        show_json(planned.to_json() | {"quote": price, "claims": claims})
         return
     grid = Grid(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for column in ("trial", "status", "label", "why"):
@@ -113,6 +117,8 @@ def plan(
     if planned.packs:
         for line in _price(quote(planned, Ledger(results))):
             typer.echo(line)
+    for line in _findable(foreseen):
+        typer.echo(line)
     for note in notes(planned.sweep):
         typer.echo(f"  {note}")
     for problem in planned.refusals:
@@ -142,6 +148,29 @@ def _price(price: Quote) -> Iterable[str]:
             f"{price.note}"
         )
     yield f"  memory and disk, by formula: {memory}{price.disk / 1e6:,.1f} MB in the ledger"
+
+
+def _findable(foreseen: Sequence[Foresight]) -> Iterable[str]:
+    """What the claims can find."""
+    from sweep.cli.progress import span
+
+    known = [one for one in foreseen if one.smallest is not None]
+    if foreseen and not known:
+        yield "claims: what they can find is not known: the ledger has no cells of three seeds yet"
+    if known:
+        yield "claims: the smallest difference found with a chance of 0.8, if outcomes are normal"
+    for one in known[:LISTED]:
+        where = ": ".join(filter(None, (" / ".join(one.place.values()), one.claim)))
+        seeds = [
+            f"{points}: {'over 1,000' if number is None else f'{number:,}'}"
+            for points, number in one.seeds.items()
+        ]
+        counted = f"; points found by seeds: {', '.join(seeds)}" if seeds else ""
+        cost = f", {span(one.seconds)} a seed" if one.seconds else ""
+        yield (
+            f"  {where}: {one.smallest:.2g} with {one.pairs} seeds (spread of {one.known_by}: "
+            f"{one.spread:.2g}){counted}{cost}"
+        )
 
 
 def _packs(planned: Plan) -> Iterable[str]:
