@@ -30,9 +30,7 @@ is shown only with what it covers in truth (benchmarks/coverage.py), and not wit
 
 from __future__ import annotations
 
-import csv
 import functools
-import io
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -243,15 +241,9 @@ class Judged:
     def to_csv(self) -> str:
         """A line for each contrast, in full precision; what it has several of is in one field."""
         rows = self._flat()
-        out = io.StringIO()
         names = list(dict.fromkeys(name for row in rows for name in row))
-        writer = csv.DictWriter(out, names, lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            notes, trials = row["notes"], row["trials"]
-            joined = {"notes": "; ".join(notes), "trials": "; ".join(map("/".join, trials))}
-            writer.writerow(row | joined)
-        return out.getvalue()
+        joined = [row | {"trials": list(map("/".join, row["trials"]))} for row in rows]
+        return typeset.comma_separated(names, joined)
 
     def to_markdown(self) -> str:
         """The claims in GitHub's Markdown."""

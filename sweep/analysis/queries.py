@@ -13,6 +13,8 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -110,11 +112,22 @@ def _answer(
         else:
             _register(connection, named, found, expanded, ledger)
         connection.execute("SET lock_configuration = true")
-        return made(connection.sql(sql))
+        return _interruptible(connection, lambda: made(connection.sql(sql)))
     except duckdb.Error as error:
         raise QueryError(_explained(error)) from None
     finally:
         connection.close()
+
+
+def _interruptible(connection: duckdb.DuckDBPyConnection, ask: Callable[[], T]) -> T:
+    # DuckDB computes without looking at signals, so that this thread is left free to.
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(ask)
+        try:
+            return answer.result()
+        except KeyboardInterrupt:
+            connection.interrupt()
+            raise
 
 
 def _expanded(sweep: str | Path | Sweep, ledger: Ledger) -> Sweep:
@@ -153,7 +166,7 @@ def _pandas(found: duckdb.DuckDBPyRelation) -> pd.DataFrame:
 
 
 def _tidy(table: pa.Table) -> pa.Table:
-    """Each column with a name of its own, and sums of whole numbers as such."""
+    """Each column with a name of its own, sums of whole numbers as such, spans in seconds."""
     import pyarrow as pa
 
     names: list[str] = []
@@ -169,13 +182,28 @@ def _tidy(table: pa.Table) -> pa.Table:
         if pa.types.is_decimal(field.type) and field.type.scale == 0:
             with contextlib.suppress(pa.ArrowInvalid):  # Too large.
                 table = table.set_column(place, field.name, table.column(place).cast(pa.int64()))
+        elif pa.types.is_interval(field.type) or pa.types.is_duration(field.type):
+            seconds = pa.array(map(_seconds, table.column(place).to_pylist()), pa.float64())
+            table = table.set_column(place, field.name, seconds)
     return table
+
+
+def _seconds(span: timedelta | pa.MonthDayNano | None) -> float | None:
+    """A span in seconds, of months as DuckDB's `epoch` counts them: 30 days."""
+    if span is None:
+        return None
+    if isinstance(span, timedelta):
+        return span.total_seconds()
+    seconds: float = (30 * span.months + span.days) * 86400 + span.nanoseconds / 1e9
+    return seconds
 
 
 def _check(sql: str) -> None:
     """Raise QueryError unless it is one SELECT."""
     import duckdb
 
+    if not sql.isprintable() and any("\ud800" <= char <= "\udfff" for char in sql):
+        raise QueryError("the query is no UTF-8: it was given in another encoding")
     try:
         kinds = [statement.type for statement in duckdb.extract_statements(sql)]
     except duckdb.Error as error:

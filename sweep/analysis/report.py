@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fpt.backbones.sources import TRIAL
+from fpt.printable import printable
 from sweep.analysis import typeset
 from sweep.analysis.accounting import spent
 from sweep.analysis.cells import Cell, is_accuracy
@@ -104,6 +105,7 @@ def render(sweep: Sweep, ledger: Ledger, *, results: str = "results") -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,  # Labels, descriptions and messages are anybody's text.
+        finalize=_shown,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -165,6 +167,11 @@ def _content(sweep: Sweep, ledger: Ledger, results: str) -> dict[str, Any]:
         "groups_left": sum(len(group.points) for group in groups[GROUPS:]),
         "left": sum(group["left"] for group in told),
     }
+
+
+def _shown(value: Any) -> Any:
+    # What the template prints, as text that HTML can hold; `Markup` stays what it is.
+    return type(value)(printable(value, keep="\n\t")) if isinstance(value, str) else value
 
 
 def _coded(text: str) -> Markup:

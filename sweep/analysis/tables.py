@@ -8,9 +8,7 @@ of data than in the rows beside, why no difference is drawn to a published figur
 
 from __future__ import annotations
 
-import csv
 import functools
-import io
 import math
 import statistics
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -106,19 +104,9 @@ class Table:
 
     def to_csv(self) -> str:
         """A line for each cell, in full precision; what a cell has several of is in one field."""
-        out = io.StringIO()
         records = [cell.record() for cell in self.cells.values()]
         names = list(records[0]) if records else ["row", "column", "metric"]
-        writer = csv.DictWriter(out, names, lineterminator="\n")
-        writer.writeheader()
-        for record in records:
-            writer.writerow(
-                {
-                    name: "; ".join(map(str, value)) if isinstance(value, list) else value
-                    for name, value in record.items()
-                }
-            )
-        return out.getvalue()
+        return typeset.comma_separated(names, records)
 
     def to_json(self) -> JSON:
         """A JSON object with all cells and notes."""

@@ -5,14 +5,23 @@ and which notes they need is decided in `sweep.analysis.tables`; here they becom
 HTML or a terminal's cells. Lines of a reference are subordinate to ours wherever the format has a
 way to say so: greyed, and in Markdown in italics. In them, a weak entry is in a paler grey still
 and slanted; Markdown has no grey, and leaves it to the entry's mark.
+
+Labels, titles and notes are anybody's text: each format writes them so that they are text in it and
+nothing else, and unprintable characters as escapes.
 """
 
 from __future__ import annotations
 
+import csv
 import html
+import io
 import re
+import unicodedata
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+from fpt.printable import printable
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -91,14 +100,24 @@ def markdown(sheet: Sheet) -> str:
         italic = line.kind == "reference"
         rows.append([f"*{text}*" if italic and text else text for text in texts])
     lines = ["| " + " | ".join(row) + " |" for row in rows]
-    notes = [f"- {_md(f'[{mark}] ' if mark else '')}{_md(text)}" for mark, text in sheet.notes]
+    notes = [
+        f"- {_md(f'[{mark}] ') + _md(text) if mark else _md_note(text)}"
+        for mark, text in sheet.notes
+    ]
     return "\n".join([f"**{_md(sheet.title)}**", "", *lines, "", *notes, ""])
 
 
 def _md(text: str) -> str:
-    # An underscore inside a word is plain text already.
-    escaped = re.sub(r"([\\`*|<])|((?<!\w)_|_(?!\w))", lambda found: "\\" + found[0], text)
-    return escaped.replace("&", "&amp;")
+    # What python-markdown does not take a backslash before is an entity. An underscore inside a
+    # word is plain text already, and so are brackets that no address follows.
+    escaped = printable(text).replace("&", "&amp;").replace("<", "&lt;")
+    escaped = re.sub(r"[\\`*|]|(?<!\w)_|_(?!\w)|(?<=\])[(\[]", r"\\\g<0>", escaped)
+    return escaped.replace("]:", "]&#58;").replace("~~", "&#126;&#126;")
+
+
+def _md_note(text: str) -> str:
+    # At the beginning of an item these would make a quotation, a heading, a rule or a list of it.
+    return re.sub(r"^(\d*)([-+>#=~.)])", r"\1\\\2", _md(text).lstrip())
 
 
 # --- LaTeX --------------------------------------------------------------------------------------
@@ -112,10 +131,13 @@ _TEX = {
 
 
 def latex(sheet: Sheet) -> str:
-    r"""A `table` environment; it needs the packages booktabs and xcolor."""
+    r"""A `table` environment; it needs the packages booktabs and xcolor. Where it has letters that
+    pdflatex has not, a comment says so and names the engines that do.
+    """
     head = [sheet.corner, *sheet.columns]
     out = [
         r"% \usepackage{booktabs,xcolor}",
+        *_engine(sheet),
         r"\begin{table}",
         r"  \centering",
         rf"  \caption{{{_tex(sheet.title)}}}",
@@ -143,9 +165,37 @@ def latex(sheet: Sheet) -> str:
     return "\n".join([*out, r"  \end{minipage}", r"\end{table}", ""])
 
 
+_LATIN = "ßæÆøØœŒłŁı§¶£©¡¿–—‘’“”…×·°µ²³¹½¼¾®ª¬÷€™"  # noqa: RUF001
+# What pdflatex has without a package, besides ASCII and letters with an accent.
+
+
+def _in_pdflatex(char: str) -> bool:
+    if char.isascii() or char in _TEX or char in _LATIN:
+        return True
+    letter, *accents = list(unicodedata.normalize("NFD", char))
+    # Of Latin-1 and Latin Extended-A; an ogonek takes fonts of another encoding.
+    return "\xa0" < char < "\u0180" and letter.isascii() and accents not in ([], ["\u0328"])
+
+
+def _engine(sheet: Sheet) -> list[str]:
+    lines = (entry.text for line in sheet.lines for entry in (line.label, *line.entries))
+    notes = (text for _, text in sheet.notes)
+    every = "".join([sheet.title, sheet.corner, *sheet.columns, *lines, *notes])
+    lacking = sorted({char for char in printable(every) if not _in_pdflatex(char)})
+    if not lacking:
+        return []
+    shown = "".join(lacking[:10]) + ("..." if len(lacking) > 10 else "")
+    return [
+        f"% Compile with lualatex or xelatex: pdflatex lacks {shown}",
+        r"% \usepackage{fontspec} \setmainfont{...}: a font that has them",
+    ]
+
+
 def _tex(text: str) -> str:
-    # A hyphen before a number is a minus.
-    escaped = "".join(_TEX.get(char, char) for char in text)
+    # After the end of a row, a bracket or a star would be read as its argument. A hyphen before a
+    # number is a minus.
+    escaped = "".join(_TEX.get(char, char) for char in printable(text))
+    escaped = re.sub(r"^\s*([\[*])", r"{\1}", escaped)
     return re.sub(r"(?<![\w)])-(?=\d)", "$-$", escaped)
 
 
@@ -194,11 +244,11 @@ def fragment(sheet: Sheet, *, linked: bool = False) -> str:
         sheet: What to print.
         linked: Whether entries with a `cell` are links to that anchor, which the page has to have.
     """
-    title = html.escape(sheet.title)
+    title = _text(sheet.title)
     # Who has no mouse scrolls what has the focus.
     scroll = f'<div class="scroll" role="region" tabindex="0" aria-label="{title}">'
     out = ['<figure class="fpt">', scroll, "<table>", f"<caption>{title}</caption>"]
-    heads = (f'<th scope="col">{html.escape(text)}</th>' for text in (sheet.corner, *sheet.columns))
+    heads = (f'<th scope="col">{_text(text)}</th>' for text in (sheet.corner, *sheet.columns))
     out += [f"<thead><tr>{''.join(heads)}</tr></thead>", "<tbody>"]
     for line in sheet.lines:
         cells = "".join(_html_cell(entry, linked=linked) for entry in line.entries)
@@ -206,8 +256,8 @@ def fragment(sheet: Sheet, *, linked: bool = False) -> str:
         out.append(f'<tr class="{line.kind}">{head}{cells}</tr>')
     out += ["</tbody>", "</table>", "</div>", '<figcaption class="notes">']
     for mark, text in sheet.notes:
-        sign = f"<sup>{html.escape(mark)}</sup> " if mark else ""
-        out.append(f"<p>{sign}{html.escape(text)}</p>")
+        sign = f"<sup>{_text(mark)}</sup> " if mark else ""
+        out.append(f"<p>{sign}{_text(text)}</p>")
     return "\n".join([*out, "</figcaption>", "</figure>", ""])
 
 
@@ -219,7 +269,7 @@ def page(sheet: Sheet) -> str:
         "<head>",
         '<meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{html.escape(sheet.title)}</title>",
+        f"<title>{_text(sheet.title)}</title>",
         f"<style>\n:root {{ color-scheme: light dark; }}\n{CSS}</style>",
         "</head>",
         "<body>",
@@ -233,13 +283,17 @@ def _html_cell(entry: Entry, *, linked: bool) -> str:
 
 
 def _html(entry: Entry, *, linked: bool = False) -> str:
-    marks = html.escape(",".join(entry.marks))
-    text = html.escape(entry.text)
+    marks = _text(",".join(entry.marks))
+    text = _text(entry.text)
     if entry.said:
-        text += f'<span class="said">, {html.escape(entry.said)}</span>'
+        text += f'<span class="said">, {_text(entry.said)}</span>'
     if linked and entry.cell and entry.text:
-        text = f'<a href="#{html.escape(entry.cell)}">{text}</a>'
+        text = f'<a href="#{_text(entry.cell)}">{text}</a>'
     return text + (f"<sup>{marks}</sup>" if marks else "")
+
+
+def _text(text: str) -> str:
+    return html.escape(printable(text))
 
 
 # --- the terminal -------------------------------------------------------------------------------
@@ -260,26 +314,63 @@ def terminal(sheet: Sheet) -> Group:
     grid = Grid(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     words = (word for line in sheet.lines for word in line.label.plain.split())
     least = min(max(map(len, words), default=0), WORD)
-    grid.add_column(Text(sheet.corner), justify="left", min_width=least, overflow="fold")
+    grid.add_column(Text(printable(sheet.corner)), justify="left", min_width=least, overflow="fold")
     for number, column in enumerate(sheet.columns):
         # Wrapped between a figure and what stands after it, never inside the figure.
         widest = max((_figure_width(line.entries[number]) for line in sheet.lines), default=0)
-        grid.add_column(Text(column), justify="right", min_width=widest, overflow="fold")
+        grid.add_column(Text(printable(column)), justify="right", min_width=widest, overflow="fold")
     before: Kind = "ours"
     for line in sheet.lines:
         if line.kind == "baseline" and before != "baseline":
             grid.add_section()
         before = line.kind
         indent = "  " if line.kind == "reference" else ""
-        label = Text(indent + line.label.plain)
-        texts = [Text(one.plain, "italic" if one.weak else "") for one in line.entries]
+        label = Text(indent + printable(line.label.plain))
+        texts = [Text(printable(one.plain), "italic" if one.weak else "") for one in line.entries]
         grid.add_row(label, *texts, style=styles[line.kind])
 
     notes: Grid = Grid.grid(padding=(0, 1, 0, 0))
     for mark, text in sheet.notes:
-        notes.add_row(Text(f"[{mark}]" if mark else ""), Text(text), style="dim")
-    return Group(Text(sheet.title, style="bold"), Text(), grid, Text(), notes)
+        notes.add_row(Text(f"[{mark}]" if mark else ""), Text(printable(text)), style="dim")
+    return Group(Text(printable(sheet.title), style="bold"), Text(), grid, Text(), notes)
 
 
 def _figure_width(entry: Entry) -> int:
     return len(re.split(r" [(\[]", entry.plain)[0])
+
+
+# --- CSV ----------------------------------------------------------------------------------------
+
+
+def comma_separated(names: Sequence[str], records: Sequence[Mapping[str, Any]]) -> str:
+    """Return records as CSV, a line each below a line of names; a list is one field of it.
+
+    Text that a spreadsheet would take for a formula (`=1+1`, `@SUM(1)`) begins with an apostrophe,
+    by which spreadsheets know text; a number never does.
+    """
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([_field(name) for name in names])
+    writer.writerows([_field(record.get(name)) for name in names] for record in records)
+    return out.getvalue()
+
+
+def _field(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        value = "; ".join(map(str, value))
+    if not isinstance(value, str):
+        return value
+    value = printable(value, keep="\n")
+    return f"'{value}" if value.lstrip()[:1] in FORMULA and not _is_number(value) else value
+
+
+FORMULA = frozenset("=+-@＝＋－＠")  # noqa: RUF001 (the wide forms do as well)
+"""What a formula of a spreadsheet begins with."""
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

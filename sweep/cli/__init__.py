@@ -1,15 +1,18 @@
 """The command `sweep`. Results go to stdout, everything else to stderr.
 
 Exit codes: 0, every trial is done (a diverged one is done); 1, some are not; 2, the input was
-wrong and nothing was started. A user's mistake is a message; a traceback is a bug of ours. Modules
-that cost seconds to import (Ray, torch, MLflow) are imported by the commands that use them, so that
-validate, plan, status and table answer at once. No option overrides a field of a trial: another
-experiment is another file.
+wrong and nothing was started; 130, Ctrl-C. A user's mistake is a message; a traceback is a bug of
+ours. Modules that cost seconds to import (Ray, torch, MLflow) are imported by the commands that use
+them, so that validate, plan, status and table answer at once. No option overrides a field of a
+trial: another experiment is another file.
 """
 
 from __future__ import annotations
 
+import errno
 import gc
+import io
+import os
 import sys
 
 from fpt.files import ensure_home
@@ -33,6 +36,12 @@ __all__ = [
     "upkeep",
 ]
 
+INTERRUPTED = 130
+"""The exit code after Ctrl-C."""
+
+UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
+"""Why stdout takes no more: what it is sent to is full."""
+
 
 def main() -> None:
     """Run the command line."""
@@ -40,8 +49,29 @@ def main() -> None:
     # them over again and again takes a tenth of a command's time.
     gc.set_threshold(100_000)
     ensure_home()
+    for stream in (sys.stdout, sys.stderr):
+        # Tables have ± and †. A file or a pipe gets UTF-8 whatever the locale says; a terminal
+        # what it can show.
+        if isinstance(stream, io.TextIOWrapper):
+            encoding = stream.encoding if stream.isatty() else "utf-8"
+            stream.reconfigure(encoding=encoding, errors="backslashreplace")
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED:
+            say("interrupted")
+        raise
+    except OSError as error:
+        # With a name it is about a file, and a bug: files have messages of their own.
+        if error.errno not in UNWRITTEN or error.filename is not None:
+            raise
+        # What is left in its buffer would be complained of once more at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        say(f"output: cannot be written ({os.strerror(error.errno)})")
+        sys.exit(1)
     except Exception as error:
         if not isinstance(error, _mistakes()):
             raise

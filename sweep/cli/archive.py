@@ -18,6 +18,7 @@ from sweep.cli.common import (
     app,
     count,
     counted,
+    echo,
     say,
     show_json,
 )
@@ -61,24 +62,24 @@ def _show_trace(found: Trace) -> None:
 
     cell = found.cell
     place = " / ".join(filter(None, (cell.row, cell.column, cell.metric)))
-    typer.echo(f"{place}: {cell.state}, {cell.finished} of {count(cell.expected, 'trial')}")
+    echo(f"{place}: {cell.state}, {cell.finished} of {count(cell.expected, 'trial')}")
     if found.arithmetic:
-        typer.echo(f"  {found.arithmetic}")
-    typer.echo()
+        echo(f"  {found.arithmetic}")
+    echo()
     everyone = (*found.members, *found.pretrainings)
     head = ("trial", "label", "status", "value", "attempts", "took", "ended", "why")
     lines = [head, *(tuple(_line(one)) for one in everyone)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         told = "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True))
-        typer.echo(f"  {told}".rstrip())
+        echo(f"  {told}".rstrip())
     spent = found.spent
     cost = f"  took {span(spent.seconds)} of training in {count(spent.attempts, 'attempt')}"
     if spent.failed_attempts:
         cost += f", {spent.failed_attempts:,} of them failed"
     if lost := sum(spent.lost.values()):
         cost += f"; {span(lost)} more were lost"
-    typer.echo(cost)
+    echo(cost)
     everywhere: dict[str, Any] = {}
     for heading, records in (
         ("config", [one.config for one in found.members]),
@@ -86,29 +87,29 @@ def _show_trace(found: Trace) -> None:
     ):
         shared, own = common(records)
         everywhere |= shared
-        typer.echo(f"\n{heading}, of all of them" if len(records) > 1 else f"\n{heading}")
+        echo(f"\n{heading}, of all of them" if len(records) > 1 else f"\n{heading}")
         _show_pairs(shared)
         for name in dict.fromkeys(name for values in own for name in values):
-            typer.echo(f"  {name:<28} differs:")
+            echo(f"  {name:<28} differs:")
             for member, values in zip(found.members, own, strict=True):
-                typer.echo(f"    {member.point.trial_id}  {_short(values.get(name))}")
+                echo(f"    {member.point.trial_id}  {_short(values.get(name))}")
     for one in found.pretrainings:
-        typer.echo(f"\npretraining {one.point.label} ({one.point.trial_id}), where it differs")
+        echo(f"\npretraining {one.point.label} ({one.point.trial_id}), where it differs")
         own_values = (one.config | one.provenance).items()
         _show_pairs({k: v for k, v in own_values if (k, v) not in everywhere.items()})
     for one in everyone:
         for failure in one.failures:
-            typer.echo(
+            echo(
                 f"\nfailed: {one.point.trial_id} at step {failure['step']} on {failure['host']}, "
                 f"{failure['at']:%Y-%m-%d %H:%M}: {failure['cause']}: {failure['exception']}: "
                 f"{(failure['message'] or '').partition(chr(10))[0]}"
             )
     if runs := [one for one in everyone if one.run]:
-        typer.echo("\nin MLflow (sweep ui, then after the address)")
+        echo("\nin MLflow (sweep ui, then after the address)")
         for one in runs:
-            typer.echo(f"  {one.point.trial_id}  /#/{one.run}")
-    typer.echo("\nto train just these anew, into a ledger of their own, and to compare")
-    typer.echo(f"  {found.again}\n  {found.compare}")
+            echo(f"  {one.point.trial_id}  /#/{one.run}")
+    echo("\nto train just these anew, into a ledger of their own, and to compare")
+    echo(f"  {found.again}\n  {found.compare}")
 
 
 def _line(one: Member) -> Iterable[str]:
@@ -127,7 +128,7 @@ def _line(one: Member) -> Iterable[str]:
 
 def _show_pairs(values: Mapping[str, Any]) -> None:
     for name, value in values.items():
-        typer.echo(f"  {name:<28} {_short(value)}")
+        echo(f"  {name:<28} {_short(value)}")
 
 
 def _short(value: Any) -> str:
@@ -161,22 +162,22 @@ def diff(
 def _show_difference(found: Difference, before: str, after: str) -> None:
     wrong = [one for one in found.clashes if not one.excuse]
     if wrong:
-        typer.echo(f"{count(len(wrong), 'contradiction')}: one trial, other figures")
+        echo(f"{count(len(wrong), 'contradiction')}: one trial, other figures")
     for one in wrong:
-        typer.echo(f"  {one} {found.labels[one.trial_id]}")
+        echo(f"  {one} {found.labels[one.trial_id]}")
     if moved := [one for one in found.clashes if one.excuse]:
-        typer.echo(f"{count(len(moved), 'trial')} with other figures, for a reason")
+        echo(f"{count(len(moved), 'trial')} with other figures, for a reason")
     for one in moved:
-        typer.echo(f"  {one} {found.labels[one.trial_id]}")
+        echo(f"  {one} {found.labels[one.trial_id]}")
     for flip in found.flips:
         place = " / ".join(flip.place.values())
-        typer.echo(f"verdict: {flip.claim}, {place or flip.metric}: {flip.before} -> {flip.after}")
+        echo(f"verdict: {flip.claim}, {place or flip.metric}: {flip.before} -> {flip.after}")
     for change in found.cells:
-        typer.echo(_changed(change))
+        echo(_changed(change))
     for trials, where in ((found.added, after), (found.removed, before)):
         if trials:
-            typer.echo(f"{count(len(trials), 'trial')} in {where} alone")
-    typer.echo(
+            echo(f"{count(len(trials), 'trial')} in {where} alone")
+    echo(
         f"the same in both: {count(found.unchanged, 'cell')}"
         if found.cells or not found.same
         else f"no difference: {count(found.unchanged, 'cell')}, {count(len(found.labels), 'trial')}"

@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
+from rich.console import Console
+
+from fpt.printable import printable
 
 if TYPE_CHECKING:
+    from rich.console import ConsoleOptions, RenderableType
+    from rich.segment import Segment
+
     from sweep.ledger.ledger import Ledger
     from sweep.sweepfile.trials import Sweep
+
+F = TypeVar("F", bound=StrEnum)
+
+LINES = "\n\t"
+"""Unprintable characters of a text of several lines that stay."""
 
 app = typer.Typer(
     name="sweep",
@@ -72,7 +84,28 @@ class UserError(Exception):
 
 def say(text: str) -> None:
     """Tell people something, on stderr."""
-    typer.echo(text, err=True)
+    typer.echo(printable(text, keep=LINES), err=True)
+
+
+def echo(text: str = "") -> None:
+    """Print a result, on stdout."""
+    typer.echo(printable(text, keep=LINES))
+
+
+class SafeConsole(Console):
+    """A console of rich's whose texts are no commands to the terminal: labels may come from
+    anywhere.
+    """
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """Render as rich does, with unprintable characters as escapes."""
+        for segment in super().render(renderable, options):
+            if segment.control:
+                yield segment
+            else:
+                yield segment._replace(text=printable(segment.text, keep=LINES))
 
 
 def in_json(value: Any) -> str:
@@ -82,7 +115,7 @@ def in_json(value: Any) -> str:
 
 def show_json(value: Any) -> None:
     """Print JSON on stdout."""
-    typer.echo(in_json(value))
+    echo(in_json(value))
 
 
 @contextmanager
@@ -94,6 +127,44 @@ def writing(output: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(unwritable(output, error)) from error
+
+
+TEXT = ("", ".txt")
+"""Suffixes of files that hold what a terminal would show."""
+
+TELLING = {
+    ".csv", ".docx", ".feather", ".htm", ".html", ".jpg", ".json", ".md", ".parquet", ".pdf",
+    ".png", ".svg", ".tex", ".tsv", ".xlsx", ".zip",
+}  # fmt: skip
+"""Suffixes that say what is in a file, to whoever opens it."""
+
+
+def chosen_format(form: F | None, output: Path | None, formats: Collection[F], text: F) -> F:
+    """Return the format to write: as asked for, or as the suffix of `--output` says.
+
+    Args:
+        form: What `--format` says, if it was given.
+        output: The file, or None for stdout.
+        formats: The formats that have a suffix of their own name.
+        text: The format of a terminal, and of a file without a suffix.
+
+    Raises:
+        UserError: If the two contradict each other, or the suffix says nothing.
+    """
+    if output is None:
+        return form or text
+    suffix = output.suffix.lower()
+    of = {f".{one}": one for one in formats} | dict.fromkeys(TEXT, text)
+    if form is None and suffix in of:
+        return of[suffix]
+    if form is None or (suffix in TELLING and of.get(suffix) is not form):
+        allowed = ", ".join(f".{one}" for one in formats)
+        asked = f"--format {form} contradicts" if form else "no format goes by"
+        raise UserError(
+            f"--output {output}: {asked} its suffix {suffix}; suffixes are {allowed}, and any "
+            "other name takes --format"
+        )
+    return form
 
 
 def count(number: int, noun: str) -> str:

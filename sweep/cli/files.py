@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Grid
 
@@ -17,9 +16,11 @@ from sweep.cli.common import (
     File,
     Only,
     Results,
+    SafeConsole,
     app,
     count,
     counted,
+    echo,
     in_hours,
     say,
     show_json,
@@ -55,9 +56,9 @@ def validate(
             say(str(error))
             problems += len(error.problems)
         else:
-            typer.echo(f"{file}: {size(sweep)}")
+            echo(f"{file}: {size(sweep)}")
             for left_out in sweep.left_out:
-                typer.echo(f"  left out: {left_out}")
+                echo(f"  left out: {left_out}")
             for warning in sweep.warnings:
                 say(f"warning: {warning}")
             for problem in _problems_of_code(sweep) if code else ():
@@ -108,26 +109,26 @@ def plan(
     for point in points[:LISTED]:
         status, why = planned.status[point.trial_id], planned.why.get(point.trial_id, "")
         grid.add_row(point.trial_id, status, escape(point.label), escape(why))
-    Console().print(grid)
+    SafeConsole().print(grid)
     if len(points) > LISTED:
-        typer.echo(f"... and {len(points) - LISTED:,} more (--json lists all)")
-    typer.echo(f"{planned.sweep.name}: {size(planned.sweep)}: {counted(planned.counts())}")
+        echo(f"... and {len(points) - LISTED:,} more (--json lists all)")
+    echo(f"{planned.sweep.name}: {size(planned.sweep)}: {counted(planned.counts())}")
     for line in _packs(planned):
-        typer.echo(line)
+        echo(line)
     if planned.packs:
         for line in _price(quote(planned, Ledger(results))):
-            typer.echo(line)
+            echo(line)
     for line in _findable(foreseen):
-        typer.echo(line)
+        echo(line)
     for note in notes(planned.sweep):
-        typer.echo(f"  {note}")
+        echo(f"  {note}")
     for problem in planned.refusals:
         say(f"not on this machine without a GPU: {problem}")
     if planned.unpinned:
         say(f"of no commit in particular: {', '.join(planned.unpinned)}")
         say(f"`sweep fetch {shlex.quote(str(file))}` pins them; a run asks for it")
     for left_out in planned.sweep.left_out:
-        typer.echo(f"  left out: {left_out}")
+        echo(f"  left out: {left_out}")
     for warning in planned.sweep.warnings:
         say(f"warning: {warning}")
 
@@ -217,7 +218,7 @@ def fetch(
     from sweep.sweepfile.fetching import fetch as bring
     from sweep.sweepfile.fetching import megabytes
 
-    summary = bring(files, update=update, console=Console(stderr=True))
+    summary = bring(files, update=update, console=SafeConsole(stderr=True))
     parts = [f"{count(summary.good, 'source')} here"]
     parts += [f"{count(summary.bad, 'problem')}"] if summary.bad else []
     if summary.size:

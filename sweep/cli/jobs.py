@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sweep.cli.common import File, Results, UserError, app, count, say
+from fpt.printable import printable
+from sweep.cli.common import (
+    LINES,
+    File,
+    Results,
+    UserError,
+    app,
+    count,
+    echo,
+    say,
+)
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -79,7 +90,7 @@ def submit(
         say(f"{job.id}: is running already, and was not sent again")
     if wait:
         raise typer.Exit(_follow(client, job))
-    typer.echo(job.id)
+    echo(job.id)
     where = f"{shlex.quote(str(file))} --address {address}"
     say(f"  its output       sweep logs {where} --follow")
     say(f"  how far it is    sweep status {where} --results {shlex.quote(results)}")
@@ -99,7 +110,7 @@ def logs(
     job = _job(client, which)
     if follow:
         raise typer.Exit(_follow(client, job))
-    typer.echo(submission.logs(client, job), nl=False)
+    _print(submission.logs(client, job))
 
 
 @app.command(epilog="Example: sweep stop experiments/quickstart.yaml --address http://HEAD:8265")
@@ -137,9 +148,14 @@ def _follow(client: JobSubmissionClient, job: Job) -> int:
     from sweep.cluster import submission
 
     try:
-        ended = submission.follow(client, job, lambda text: typer.echo(text, nl=False))
+        ended = submission.follow(client, job, _print)
     except KeyboardInterrupt:
         say(f"\n{job.id}: goes on; `sweep stop {job.id}` ends it")
         return 1
     say(f"{ended.id}: {ended.status.lower()}")
     return 0 if ended.status == "SUCCEEDED" else ended.exit_code or 1
+
+
+def _print(text: str) -> None:
+    # Colours of Ray's own are dropped; whatever else is a command to a terminal, shown.
+    typer.echo(printable(re.sub(r"\x1b\[[\d;]*m", "", text), keep=LINES + "\r"), nl=False)

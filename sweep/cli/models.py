@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table as Grid
 
 from sweep.cli.common import (
     AsJson,
     File,
     Results,
+    SafeConsole,
     UserError,
     app,
     count,
+    echo,
     say,
     show_json,
     writing,
@@ -63,13 +64,13 @@ def attention(file: File, output: Folder, only: Part = None, results: Results = 
         except ValueError as error:
             never[str(error)] += 1
         else:
-            typer.echo("\n".join(map(str, files)))
+            echo("\n".join(map(str, files)))
     if frames:
         found = pd.concat(frames, ignore_index=True)
         with writing(output):
             found.to_parquet(output / "heads.parquet", index=False)
             files = save(heads(found).figure, output / "heads")
-        typer.echo("\n".join(map(str, (output / "heads.parquet", *files))))
+        echo("\n".join(map(str, (output / "heads.parquet", *files))))
     _finish(file, never, lacking, bool(frames))
 
 
@@ -115,7 +116,7 @@ def representations(
                 files += save(within(rows).figure, output / f"layers-{task}")
                 if (chart := between(rows)) is not None:
                     files += save(chart.figure, output / f"arms-{task}")
-        typer.echo("\n".join(map(str, files)))
+        echo("\n".join(map(str, files)))
     _finish(file, never, lacking, bool(frames))
 
 
@@ -253,7 +254,7 @@ def _weights_of(points: Sequence[Point], ledger: Ledger) -> dict[str, Any]:
 
 def _show_weights(told: Mapping[str, Any]) -> None:
     # A terminal that is narrower breaks the lines; a figure that is cut says nothing.
-    console = Console(width=max(Console().width, 110))
+    console = SafeConsole(width=max(SafeConsole().width, 110))
     backbone = told["backbone"]
     layers, heads = count(backbone["layers"], "layer"), count(backbone["heads"], "head")
     size = f"{layers} of {backbone['width']}, {heads}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import csv
+import contextlib
 import json
 import math
 import sys
@@ -11,10 +11,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
-from rich.console import Console
 from rich.table import Table as Grid
+from rich.text import Text
 
-from sweep.cli.common import Results, UserError, app, count, say, writing
+from fpt.printable import printable
+from sweep.cli.common import (
+    Results,
+    SafeConsole,
+    UserError,
+    app,
+    chosen_format,
+    count,
+    echo,
+    say,
+    writing,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -43,7 +54,10 @@ def query(
             metavar="FILE", help="Only a sweep file's trials, with their labels; adds `cells`."
         ),
     ] = None,
-    form: Annotated[Format, typer.Option("--format", help="How to write it.")] = Format.table,
+    form: Annotated[
+        Format | None,
+        typer.Option("--format", help="How to write it; default: as PATH is named, or a table."),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="PATH", help="A file to write it to.")
     ] = None,
@@ -52,60 +66,85 @@ def query(
     """Ask the ledger in SQL: tables trials, curves, failures, and cells of a sweep file."""
     from sweep.analysis.queries import arrow
 
-    if form is Format.parquet and output is None:
+    chosen = chosen_format(form, output, [Format.csv, Format.json, Format.parquet], Format.table)
+    if chosen is Format.parquet and output is None:
         raise UserError("--format parquet: no text for a terminal; name a file: --output PATH")
     table = arrow(sql, results, sweep)
+    if output is None and chosen is Format.table:
+        _print(table, sys.stdout)
+        return
     if output is None:
-        _write(table, form, sys.stdout)
+        echo(_written(table, chosen).rstrip("\n"))
         return
     with writing(output):
-        if form is Format.parquet:
+        if chosen is Format.parquet:
             import pyarrow.parquet
 
             pyarrow.parquet.write_table(table, output)
         else:
             with output.open("w", encoding="utf-8", newline="") as stream:
-                _write(table, form, stream)
+                if chosen is Format.table:
+                    _print(table, stream)
+                else:
+                    stream.write(_written(table, chosen).rstrip("\n") + "\n")
     say(f"{output}: {count(table.num_rows, 'row')} written")
 
 
-def _write(table: pa.Table, form: Format, stream: TextIO) -> None:
+def _written(table: pa.Table, form: Format) -> str:
+    from sweep.analysis.typeset import comma_separated
+
+    columns = [_values(column) for column in table.columns]
+    rows = [dict(zip(table.column_names, row, strict=True)) for row in zip(*columns, strict=True)]
     if form is Format.json:
-        json.dump(_finite(table.to_pylist()), stream, indent=2, default=str)
-        stream.write("\n")
-    elif form is Format.csv:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(table.column_names)
-        for batch in table.to_batches():
-            columns = [column.to_pylist() for column in batch.columns]
-            writer.writerows(list(map(_field, row)) for row in zip(*columns, strict=True))
-    else:
-        _print(table, stream)
+        return json.dumps(_finite(rows), indent=2, default=str)
+    return comma_separated(table.column_names, rows)
+
+
+def _values(column: pa.ChunkedArray) -> list[Any]:
+    """The values of a column. SQL knows dates, for one, that Python does not: they are text."""
+    try:
+        return list(column.to_pylist())
+    except (ValueError, OverflowError):
+        return [_value(one) for one in column]
+
+
+def _value(scalar: pa.Scalar) -> Any:
+    import pyarrow as pa
+
+    try:
+        return scalar.as_py()
+    except (ValueError, OverflowError):
+        pass
+    for kind in (pa.string(), pa.int64(), pa.int32()):  # a count since 1970, if nothing else
+        with contextlib.suppress(pa.ArrowException):
+            return str(scalar.cast(kind).as_py())
+    return f"a value of {scalar.type} that has no text"
 
 
 def _finite(value: Any) -> Any:
     # JSON has no NaN, and no infinity.
     if isinstance(value, dict):
-        return {name: _finite(own) for name, own in value.items()}
-    if isinstance(value, list):
+        return {str(name): _finite(own) for name, own in value.items()}
+    if isinstance(value, list | tuple):
         return [_finite(own) for own in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _print(table: pa.Table, stream: TextIO) -> None:
-    """For people: numbers to the right, the first rows."""
+    """Print the first rows for people, numbers to the right."""
     import pyarrow as pa
 
     grid = Grid(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for field in table.schema:
         number = pa.types.is_integer(field.type) or pa.types.is_floating(field.type)
-        grid.add_column(field.name, justify="right" if number else "left", overflow="fold")
-    for row in table.slice(0, SHOWN).to_pylist():
-        grid.add_row(*(_shown(row[name]) for name in table.column_names))
+        grid.add_column(Text(field.name), justify="right" if number else "left", overflow="fold")
+    columns = [_values(column) for column in table.slice(0, SHOWN).columns]
+    for row in zip(*columns, strict=True):
+        grid.add_row(*(Text(_shown(value)) for value in row))
     # A pipe has no width, and no line of a table is to be broken for it.
-    console = Console(file=stream)
-    console = console if stream.isatty() else Console(file=stream, width=10_000)
-    console.print(grid, markup=False)
+    console = SafeConsole(file=stream)
+    console = console if stream.isatty() else SafeConsole(file=stream, width=10_000)
+    console.print(grid)
     if table.num_rows > SHOWN:
         more = count(table.num_rows - SHOWN, "more row")
         stream.write(f"... and {more} (--format csv has all)\n")
@@ -114,9 +153,6 @@ def _print(table: pa.Table, stream: TextIO) -> None:
 def _shown(value: Any) -> str:
     if value is None:
         return ""
-    return f"{value:.6g}" if isinstance(value, float) else str(_field(value))
-
-
-def _field(value: Any) -> Any:
-    # What has several values is one field.
-    return "; ".join(map(str, value)) if isinstance(value, list) else value
+    if isinstance(value, list):
+        value = "; ".join(map(str, value))
+    return f"{value:.6g}" if isinstance(value, float) else printable(str(value))

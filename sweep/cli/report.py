@@ -8,7 +8,14 @@ from typing import Annotated
 
 import typer
 
-from sweep.cli.common import File, Results, app, say, writing
+from sweep.cli.common import (
+    File,
+    Results,
+    app,
+    echo,
+    say,
+    writing,
+)
 
 
 class Kind(StrEnum):
@@ -67,7 +74,7 @@ def figures(
             continue
         with writing(output):
             files = save(drawing.chart.figure, output / f"{material.sweep.name}-{drawing.kind}")
-        typer.echo("\n".join(map(str, files)))
+        echo("\n".join(map(str, files)))
         drawn += 1
     if not drawn:
         say(f"{file}: nothing to draw yet")

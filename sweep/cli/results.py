@@ -9,14 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from sweep.cli.common import (
+    TELLING,
     AsJson,
+    F,
     File,
     Results,
+    SafeConsole,
+    UserError,
     app,
+    chosen_format,
     count,
+    echo,
     in_json,
     say,
     whole_id,
@@ -57,7 +62,10 @@ Output = Annotated[
 @app.command(epilog="Example: sweep table experiments/quickstart.yaml --format md -o table.md")
 def table(
     file: File,
-    form: Annotated[Format, typer.Option("--format", help="How to write it.")] = Format.terminal,
+    form: Annotated[
+        Format | None,
+        typer.Option("--format", help="How to write it; default: as PATH is named, or text."),
+    ] = None,
     output: Output = None,
     results: Results = "results",
     as_json: AsJson = False,
@@ -67,11 +75,12 @@ def table(
     from sweep.ledger.ledger import Ledger
     from sweep.sweepfile.expansion import load
 
+    chosen = _chosen(form, output, Format, as_json=as_json)
     built = build(load(file), Ledger(results))
-    if as_json:
+    if chosen is None:
         _write(in_json(built.to_json()), output)
-    elif form is Format.terminal and output is None:
-        Console().print(built.to_rich())
+    elif chosen is Format.terminal and output is None:
+        SafeConsole().print(built.to_rich())
     else:
         forms: dict[Format, Callable[[], str]] = {
             Format.terminal: built.to_markdown,
@@ -80,15 +89,16 @@ def table(
             Format.html: built.to_html,
             Format.csv: built.to_csv,
         }
-        _write(forms[form](), output)
+        _write(forms[chosen](), output)
 
 
 @app.command(epilog="Example: sweep claims experiments/quickstart.yaml --format tex -o claims.tex")
 def claims(
     file: File,
     form: Annotated[
-        ClaimsFormat, typer.Option("--format", help="How to write them.")
-    ] = ClaimsFormat.terminal,
+        ClaimsFormat | None,
+        typer.Option("--format", help="How to write them; default: as PATH is named, or text."),
+    ] = None,
     output: Output = None,
     results: Results = "results",
     as_json: AsJson = False,
@@ -98,14 +108,15 @@ def claims(
     from sweep.ledger.ledger import Ledger
     from sweep.sweepfile.expansion import load
 
+    chosen = _chosen(form, output, ClaimsFormat, as_json=as_json)
     sweep = load(file)
     judged = show(sweep, Ledger(results))
     for warning in sweep.warnings:
         say(f"warning: {warning}")
-    if as_json:
+    if chosen is None:
         _write(in_json(judged.record()), output)
-    elif form is ClaimsFormat.terminal and output is None:
-        Console().print(judged.to_rich())
+    elif chosen is ClaimsFormat.terminal and output is None:
+        SafeConsole().print(judged.to_rich())
     else:
         forms: dict[ClaimsFormat, Callable[[], str]] = {
             ClaimsFormat.terminal: judged.to_markdown,
@@ -113,13 +124,25 @@ def claims(
             ClaimsFormat.tex: judged.to_latex,
             ClaimsFormat.csv: judged.to_csv,
         }
-        _write(forms[form](), output)
+        _write(forms[chosen](), output)
+
+
+def _chosen(form: F | None, output: Path | None, forms: type[F], *, as_json: bool) -> F | None:
+    """Return the format to write; None: JSON."""
+    if as_json or (form is None and output is not None and output.suffix.lower() == ".json"):
+        if form is not None:
+            raise UserError(f"--json contradicts --format {form}; give one of them")
+        if output is not None and output.suffix.lower() in TELLING - {".json"}:
+            raise UserError(f"--output {output}: --json contradicts its suffix; name it .json")
+        return None
+    text = forms("terminal")
+    return chosen_format(form, output, [one for one in forms if one is not text], text)
 
 
 def _write(text: str, output: Path | None) -> None:
     """To a file, or to stdout."""
     if output is None:
-        typer.echo(text.rstrip("\n"))
+        echo(text.rstrip("\n"))
         return
     with writing(output):
         output.write_text(text.rstrip("\n") + "\n", encoding="utf-8")
@@ -141,30 +164,30 @@ def show(
     trial = whole_id(trial, known, ledger.uri)
     failures = [row for row in failures if row["trial_id"] == trial]
     rows = ledger.trials([trial]).to_pylist()
-    typer.echo(f"trial {trial}: {rows[0]['outcome'] if rows else 'not done'}")
+    echo(f"trial {trial}: {rows[0]['outcome'] if rows else 'not done'}")
     configs = [row["config"] for row in (*rows, *failures) if row["config"]]
     if configs:
-        typer.echo("\nconfig")
-        typer.echo(json.dumps(json.loads(configs[0]), indent=2))
+        echo("\nconfig")
+        echo(json.dumps(json.loads(configs[0]), indent=2))
     if rows:
-        typer.echo("\nresult")
+        echo("\nresult")
         # The columns before `outcome` are the config, flat; then come figures and provenance.
         for name in list(rows[0])[list(rows[0]).index("outcome") :]:
             if rows[0][name] is not None:
-                typer.echo(f"  {name:<20} {rows[0][name]}")
+                echo(f"  {name:<20} {rows[0][name]}")
     _show_curve(ledger, trial)
     for row in failures:
-        typer.echo(f"\nfailed {row['at']} on {row['host']}, cause: {row['cause']}")
-        typer.echo((row["traceback"] or row["message"] or "").rstrip())
+        echo(f"\nfailed {row['at']} on {row['host']}, cause: {row['cause']}")
+        echo((row["traceback"] or row["message"] or "").rstrip())
 
 
 def _show_curve(ledger: Ledger, trial: str) -> None:
     records = sorted(ledger.curves([trial]).to_pylist(), key=lambda r: (r["step"], r["split"]))
     if not records:
         return
-    typer.echo(f"\ncurve, the last {min(TAIL, len(records))} of {count(len(records), 'record')}")
+    echo(f"\ncurve, the last {min(TAIL, len(records))} of {count(len(records), 'record')}")
     for record in records[-TAIL:]:
-        typer.echo(
+        echo(
             f"  step {record['step']:>7} {record['split']:<10} loss {record['loss']:.4f} "
             f"accuracy {record['accuracy']:.4f}"
         )

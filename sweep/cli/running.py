@@ -11,17 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from sweep.cli.common import (
     AsJson,
     File,
     Only,
     Results,
+    SafeConsole,
     UserError,
     app,
     count,
     counted,
+    echo,
     in_hours,
     last_causes,
     say,
@@ -90,7 +91,7 @@ def run(
 
     steps = {p.trial_id: p.config.steps for pack in planned.packs for p in pack.points}
     steps |= {p.trial_id: p.config.steps for p in sweep.undecided}
-    with View(Console(stderr=True), steps) as view:
+    with View(SafeConsole(stderr=True), steps) as view:
         summary = drive(
             sweep,
             results=results,
@@ -203,7 +204,7 @@ def retry(
         failed = [p for p in failed if last.get(p.trial_id) in cause]
     ledger.forgive([p.trial_id for p in failed])
     for point in failed:
-        typer.echo(f"{point.trial_id} {point.label}")
+        echo(f"{point.trial_id} {point.label}")
     if failed:
         again = shlex.quote(str(file)) + where_option(results)
         say(f"{count(len(failed), 'trial')} will run again with: sweep run {again}")
@@ -243,12 +244,12 @@ def debug(
     contract.check_trial(config, other_process=True)
     training = train_on_this_core([config], backbones=backbones, log_every=1)
     for record in training:
-        typer.echo(
+        echo(
             f"step {record.step} {record.split} loss {record.loss:.4f} "
             f"accuracy {record.accuracy:.4f} ({record.seconds:.2f} s)"
         )
     outcome = training.outcomes[0]
-    typer.echo(f"{outcome.outcome}, stopped by {outcome.stopped} after {outcome.steps} steps")
+    echo(f"{outcome.outcome}, stopped by {outcome.stopped} after {outcome.steps} steps")
 
 
 def _pick(sweep: Sweep, pattern: str) -> Point:
@@ -369,21 +370,21 @@ def _driver_lines(
 
 
 def _status_lines(said: Mapping[str, Any]) -> None:
-    typer.echo(f"{said.get('sweep', said['results'])}: {counted(said['trials'])}")
+    echo(f"{said.get('sweep', said['results'])}: {counted(said['trials'])}")
     if said["begun"]:
-        typer.echo(f"  {count(said['begun'], 'trial')} begun: a run goes on from the saved state")
+        echo(f"  {count(said['begun'], 'trial')} begun: a run goes on from the saved state")
     for reason, number in said.get("reasons", {}).items():
-        typer.echo(f"  {count(number, 'trial')}: {reason}")
+        echo(f"  {count(number, 'trial')}: {reason}")
     if said.get("failures"):
-        typer.echo(f"  failed, by cause: {counted(said['failures'])}")
+        echo(f"  failed, by cause: {counted(said['failures'])}")
     for line in _spent_lines(said["spent"]):
-        typer.echo(f"  {line}")
+        echo(f"  {line}")
     if said.get("quote"):
-        typer.echo(f"  {_quote_line(said['quote'])}")
+        echo(f"  {_quote_line(said['quote'])}")
     if said.get("paused"):
-        typer.echo("  paused: sweep run goes on")
+        echo("  paused: sweep run goes on")
     for driver in said["drivers"]:
         for line in _driver_lines(driver, said.get("labels", {}), said.get("retry", {})):
-            typer.echo(f"  {line}")
+            echo(f"  {line}")
     for job in said.get("jobs", ()):
-        typer.echo(f"  job {job.id}: {job}")
+        echo(f"  job {job.id}: {job}")

@@ -6,11 +6,21 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Grid
 
-from sweep.cli.common import AsJson, File, Results, UserError, app, count, say, show_json
+from sweep.cli.common import (
+    AsJson,
+    File,
+    Results,
+    SafeConsole,
+    UserError,
+    app,
+    count,
+    echo,
+    say,
+    show_json,
+)
 
 if TYPE_CHECKING:
     from sweep.planning.tuning import State, Try
@@ -45,7 +55,7 @@ def studies(
         return
     _print(states)
     for note in tuning.notes(sweep):
-        typer.echo(note)
+        echo(note)
 
 
 def _print(states: Sequence[State]) -> None:
@@ -66,7 +76,7 @@ def _print(states: Sequence[State]) -> None:
             cell = ""
         if state.why:
             grid.add_row(cell, "", "", state.why)
-    Console().print(grid)
+    SafeConsole().print(grid)
 
 
 def _said(state: State, one: Try) -> Iterable[str]:

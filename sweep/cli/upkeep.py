@@ -14,6 +14,7 @@ from sweep.cli.common import (
     UserError,
     app,
     count,
+    echo,
     say,
 )
 
@@ -37,7 +38,7 @@ def gc(
     ledger = Ledger(results)
     plans = [make_plan(file, ledger) for file in files or ()]
     for kind, (objects, size) in ledger.usage().items():
-        typer.echo(f"{kind:<10} {count(objects, 'object'):>16} {size / 1e6:>12,.1f} MB")
+        echo(f"{kind:<10} {count(objects, 'object'):>16} {size / 1e6:>12,.1f} MB")
     finished = ledger.done()
     offers: list[tuple[Kind, set[str] | None, str]] = [
         ("cache", None, "it is made again when it is needed")
@@ -107,4 +108,4 @@ def ui(
     from sweep.ledger.ledger import Ledger
     from sweep.mirrors.mlflow_runs import serve_ui
 
-    serve_ui(Ledger(results), port, ready=typer.echo)
+    serve_ui(Ledger(results), port, ready=echo)

@@ -12,7 +12,7 @@ import numpy as np
 from fpt.config import TrialConfig
 from fpt.tasks.base import Batch
 from fpt.tasks.bits import BitMemory, BitTask, BitXor
-from sweep.analysis.figures.style import SMALL, USUAL, save
+from sweep.analysis.figures.style import SMALL, USUAL, clipped, save
 from sweep.sweepfile.trials import Point
 
 if TYPE_CHECKING:
@@ -153,7 +153,9 @@ def attention(maps: np.ndarray, tokens: Tokens, title: str) -> Figure:
         figure.text(
             0.1 / width, upwards, "token that attends", va="center", rotation=90, fontsize=USUAL
         )
-        figure.text(0.1 / width, 1 - 0.3 / height, title, fontsize=USUAL + 1, weight="bold")
+        figure.text(
+            0.1 / width, 1 - 0.3 / height, clipped(title, 200), fontsize=USUAL + 1, weight="bold"
+        )
         figure.text(0.1 / width, 1 - 0.52 / height, tokens.note, fontsize=USUAL - 1)
     return figure
 

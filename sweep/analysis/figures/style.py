@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
+from fpt.printable import printable
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -148,10 +150,10 @@ def _short(number: float) -> str:
 
 
 def clipped(text: str, most: int) -> str:
-    """A text, cut where it is too long for its place."""
-    # A dollar sign would begin mathematics.
-    text = text.replace("$", r"\$")
-    return text if len(text) <= most else text[: most - 1] + "…"
+    """Return a text as matplotlib sets it, cut where it is too long for its place."""
+    text = printable(text)
+    cut = text if len(text) <= most else text[: most - 1] + "…"
+    return cut.replace("$", r"\$")  # A dollar sign would begin mathematics.
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:
@@ -219,7 +221,7 @@ def inline_svg(chart: Chart, name: str) -> str:
     )
     for place, (word, text) in enumerate(words.items()):
         told = ElementTree.Element(word, {"id": f"{name}-{word}"})
-        told.text = text
+        told.text = printable(text)
         root.insert(place, told)
     return ElementTree.tostring(root, encoding="unicode")
 
