@@ -51,10 +51,14 @@ class DataError(Exception):
     """
 
 
-def content_digest(files: list[Path]) -> str:
+def content_digest(files: list[Path], *, text: bool = False) -> str:
     """SHA-256 over names and contents of files, in the order of their names.
 
     A file's own digest is kept for the life of the process, by path, size and modification time.
+
+    Args:
+        files: The files.
+        text: Whether lines may end in CR LF as well as in LF, which is then no difference.
 
     Raises:
         DataError: If a file cannot be read.
@@ -63,7 +67,7 @@ def content_digest(files: list[Path]) -> str:
     for file in sorted(files, key=lambda f: f.name):
         try:
             stat = file.stat()
-            one = _file_digest(file, stat.st_size, stat.st_mtime_ns)
+            one = _file_digest(file, stat.st_size, stat.st_mtime_ns, text=text)
         except OSError as error:
             raise DataError(f"{file}: cannot be read ({error.strerror})") from error
         digest.update(f"{file.name}\0{one}\0".encode())
@@ -71,6 +75,11 @@ def content_digest(files: list[Path]) -> str:
 
 
 @functools.lru_cache(maxsize=4096)
-def _file_digest(file: Path, size: int, mtime_ns: int) -> str:
+def _file_digest(file: Path, size: int, mtime_ns: int, *, text: bool) -> str:
     with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        if not text:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+        digest = hashlib.sha256()
+        for line in stream:
+            digest.update(line[:-2] + b"\n" if line.endswith(b"\r\n") else line)
+        return digest.hexdigest()

@@ -100,6 +100,25 @@ def test_what_plans_and_tabulates_loads_nothing_heavy(code: str, clone: Path) ->
     assert loaded_by(code, clone) == set()
 
 
+@pytest.mark.parametrize("command", ["run FILE", "debug FILE --only *bit-xor*", "weights FILE"])
+def test_what_trains_says_what_to_install_where_torch_is_missing(command: str, clone: Path) -> None:
+    """A `None` among the modules is what Python takes for one that is not installed."""
+    words = command.replace("FILE", "experiments/quickstart.yaml").split()
+    code = (
+        "import sys; sys.modules.update(torch=None, transformers=None)\n"
+        f"sys.argv = ['sweep', *{words!r}]\nfrom sweep import cli\ncli.main()"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=clone, capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "pip install 'fpt-sweep[train]'" in done.stderr
+    assert not list(clone.glob("results/trials/*"))
+
+
 def test_public_names_are_there() -> None:
     # In a process of its own: torch and Ray stay out of the one that runs the other tests.
     code = (

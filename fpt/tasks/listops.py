@@ -207,7 +207,7 @@ class ListOps(Task):
         return out
 
     def _digest(self) -> str | None:
-        return None if self.folder is None else content_digest(_files(self.folder))
+        return None if self.folder is None else content_digest(_files(self.folder), text=True)
 
 
 # Kept: the trials of a process share the sets. The digest is there to notice a changed folder.

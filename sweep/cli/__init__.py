@@ -20,6 +20,7 @@ from fpt.files import ensure_home
 from sweep.cli import files, running, jobs, results, report  # isort: skip  # as --help lists them
 from sweep.cli import query, studies, models, archive, upkeep  # isort: skip
 from sweep.cli.common import UserError, app, say
+from sweep.ledger import provenance
 
 __all__ = [
     "app",
@@ -72,6 +73,11 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         say(f"output: cannot be written ({os.strerror(error.errno)})")
         sys.exit(1)
+    except ModuleNotFoundError as error:
+        if error.name not in provenance.TRAINING:
+            raise
+        say(provenance.lacks(error.name))
+        sys.exit(2)
     except Exception as error:
         if not isinstance(error, _mistakes()):
             raise

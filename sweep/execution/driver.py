@@ -40,6 +40,7 @@ from sweep.execution.interrupts import Interrupts
 from sweep.execution.scheduler import Agenda, NoQuicker, OnEvent
 from sweep.execution.scheduler import Event as Event
 from sweep.execution.worker import Job, Result, Train
+from sweep.ledger import provenance
 from sweep.ledger.leases import Claims
 from sweep.ledger.ledger import MARKS, Lease, Ledger, LedgerError
 from sweep.mirrors.mlflow_runs import Mirror
@@ -179,6 +180,10 @@ def run(
         # Another sweep may have trained what this one shows, or a kill may have come between the
         # last row and its mirror.
         Mirror(planned.sweep, ledger).sync(complete=True)
+    here = (address or os.environ.get("RAY_ADDRESS")) is None
+    trains = planned.packs and train is worker.train_on_this_core
+    if here and trains and (package := provenance.lacking()):
+        raise ClusterError(provenance.lacks(package))
     failed: Mapping[str, str] = {}
     interrupted = False
     pause = ledger.pause_mark(planned.sweep.name)
@@ -220,7 +225,11 @@ def run(
                         until=_until(planned.sweep, hours, began),
                         train=train,
                     )
-                    planned = plan(planned.sweep, ledger, stale=stale)
+                    try:
+                        planned = plan(planned.sweep, ledger, stale=stale)
+                    except LedgerError as error:  # what was trained stays; here it is not known
+                        emit(Event("message", message=f"{error}; once that is mended, run again"))
+                        break
             interrupted = interrupted or interrupts.count > 0
     return _summary(planned, failed, interrupted=interrupted, seconds=time.monotonic() - began)
 

@@ -22,7 +22,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -138,6 +138,8 @@ class Progress:
 
     point: Point
     started_at: datetime
+    clock: float = field(default_factory=time.monotonic)
+    """The monotonic clock at that time: the wall clock may be set while it trains."""
     step: int | None = None
     """The last step heard of; None before the first record."""
     seconds: float = 0.0
@@ -152,6 +154,10 @@ class Progress:
     """See `fpt.trainer.Training.row_padding`."""
     rows: list[JSON] = field(default_factory=list)
     """Of the curve, since the last segment."""
+
+    def now(self) -> datetime:
+        """Return the time: when this attempt started, and what has passed since."""
+        return self.started_at + timedelta(seconds=time.monotonic() - self.clock)
 
 
 @dataclass
@@ -727,7 +733,7 @@ def trial_row(trial: Progress, outcome: Outcome, job: Job) -> JSON:
         "device": job.device,
         "device_name": _model_of(job.device),
         "started_at": trial.started_at,
-        "finished_at": datetime.now(UTC),
+        "finished_at": trial.now(),
     }
 
 

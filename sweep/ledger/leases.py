@@ -14,6 +14,7 @@ its own: it is worth as much as the lease of its driver.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -177,7 +178,9 @@ class Lease:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.release()
+        # Where it cannot be given back, on a full disk, the next one knows by our silence.
+        with contextlib.suppress(LedgerError):
+            self.release()
 
     def _heartbeat(self) -> None:
         while not self._stop.wait(self.ttl / 3):

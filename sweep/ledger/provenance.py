@@ -6,6 +6,7 @@ Everything here is provenance only: it is written beside a result and enters no 
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
 import platform
 import socket
@@ -58,6 +59,23 @@ def version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+TRAINING = ("torch", "transformers", "safetensors")
+"""Packages that only training needs: an installation that plans and reads does without."""
+
+
+def lacks(package: str) -> str:
+    """Return what to tell somebody who wants to train where a package is not installed."""
+    return (
+        f"{package}: is not installed here, and training needs it; pip install 'fpt-sweep[train]', "
+        "in the environment that this command runs in"
+    )
+
+
+def lacking() -> str | None:
+    """Return the first package that training needs and that is not installed; None if all are."""
+    return next((name for name in TRAINING if importlib.util.find_spec(name) is None), None)
 
 
 @functools.cache

@@ -293,7 +293,10 @@ class Folder:
             errno.ENOSPC: "free some space and run again: what is finished is kept",
             errno.EDQUOT: "free some space and run again: what is finished is kept",
             errno.EROFS: "choose another folder with --results",
-            errno.EACCES: "make it writable, or choose another folder with --results",
+            errno.EACCES: "ask whose it is to make it readable (chmod -R g+rX, and umask 027 from "
+            "then on)"
+            if what == "read"
+            else "make it writable, or choose another folder with --results",
             errno.ENOTDIR: "something in this path is a file where a folder is needed",
             errno.EEXIST: "something in this path is a file where a folder is needed",
             errno.EPERM: "this file system may lack hard links, which a ledger needs: choose "

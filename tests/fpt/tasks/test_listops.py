@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -403,6 +404,23 @@ class TestFolder:
             file.write("( ( ( [MAX 1 ) 1 ) ] )\t1\r\n")
         assert task.identity() != before
         assert len(task.splits("sound").validation or ()) == SMALL.validation + 1
+
+    def test_how_lines_end_is_no_difference_and_files_of_line_feeds_keep_their_ids(
+        self, folder: Path, tmp_path: Path
+    ) -> None:
+        other = tmp_path / "line-feeds"
+        other.mkdir()
+        digest = hashlib.sha256()
+        for file in sorted(folder.iterdir()):
+            content = file.read_bytes().replace(b"\r\n", b"\n")
+            (other / file.name).write_bytes(content)
+            own = hashlib.sha256(content).hexdigest()
+            digest.update(f"{file.name}\0{own}\0".encode())
+
+        one, two = (ListOps(folder=each, max_length=24).identity() for each in (folder, other))
+
+        assert one == two
+        assert two["folder"] == f"sha256:{digest.hexdigest()}"
 
     def test_half_a_data_set(self, folder: Path) -> None:
         (folder / "basic_val.tsv").unlink()

@@ -29,7 +29,7 @@ from sweep.ledger.storage import open_storage
 from sweep.planning.packing import Workers
 from sweep.planning.plan import plan
 from sweep.sweepfile.expansion import load
-from sweep.sweepfile.trials import trial_id
+from sweep.sweepfile.identity import trial_id
 from tests.servers import free_port
 
 TINY = """\

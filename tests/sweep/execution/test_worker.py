@@ -9,6 +9,7 @@ import json
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -137,6 +138,28 @@ def test_a_trial_leaves_a_row_a_curve_and_a_state(ledger: Ledger) -> None:
     assert ledger.curves([trial.trial_id]).column("step").to_pylist() == [10, 20, 30]
     assert ledger.get_state(trial.trial_id) == b"state at 30"
     assert ledger.failures().num_rows == 0
+
+
+def test_a_clock_that_is_set_back_makes_no_negative_duration(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class SetBack(datetime):
+        """A wall clock that goes back by two hours with each look."""
+
+        looks = 0
+
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:
+            cls.looks += 1
+            return datetime(2026, 11, 29, 12, tzinfo=tz) - timedelta(hours=2 * cls.looks)
+
+    monkeypatch.setattr(worker, "datetime", SetBack)
+
+    assert run(ledger, job(point())).status == "done"
+    monkeypatch.undo()
+
+    (row,) = ledger.trials().to_pylist()
+    assert timedelta(0) < row["finished_at"] - row["started_at"] < timedelta(minutes=5)
 
 
 def test_a_trial_that_has_a_row_is_not_trained_again(ledger: Ledger) -> None:

@@ -464,3 +464,18 @@ def test_a_holder_says_what_it_wants_to_be_known(tmp_path: Path) -> None:
     (holder,) = Ledger(tmp_path).holders("driver-")
     assert holder["note"] == {"running": {"a": 1}}
     assert not lease.lost
+
+
+def test_a_lease_that_cannot_be_given_back_ends_in_silence(tmp_path: Path) -> None:
+    """A disk that is full once all is done makes no failure of the run."""
+    ledger = Ledger(tmp_path / "results", write=True)
+    lease = ledger.lease("driver-here")
+    assert lease is not None
+
+    def full(name: str, data: bytes) -> None:
+        raise LedgerError("no space left on device")
+
+    with lease:
+        lease.storage.put = full  # type: ignore[method-assign]
+
+    assert not lease.held
