@@ -31,6 +31,7 @@ from sweep.analysis.convergence import Convergence, convergence, judged_split
 from sweep.analysis.stats import Interval, t_interval
 from sweep.ledger.ledger import WAITS, Ledger
 from sweep.planning.tuning import resolve
+from sweep.sweepfile.pairing import mixed_cell
 from sweep.sweepfile.schema import CONVERGENCE, ConvergenceSpec, SweepFileError, TableSpec
 from sweep.sweepfile.trials import Point, Sweep
 
@@ -297,30 +298,9 @@ def grid(sweep: Sweep, spec: TableSpec, ledger: Ledger) -> Grid:
 def _check_places(
     sweep: Sweep, axes: Sequence[str], places: Mapping[tuple[str, ...], Sequence[Point]]
 ) -> None:
-    # A mean over different configs is a mean of nothing.
     for place, points in places.items():
-        if len({point.cell_id for point in points}) == 1:
-            continue
-        configs: dict[str, list[Point]] = {}
-        for point in points:
-            configs.setdefault(point.cell_id, []).append(point)
-        varying = [
-            axis
-            for axis in sweep.axes
-            if axis not in axes
-            and len({tuple(p.labels.get(axis) for p in own) for own in configs.values()}) > 1
-        ]
-        if varying:
-            why = (
-                f"axis {' and axis '.join(varying)}; make {varying[0]} the rows or the columns of "
-                "the table, or leave it one point"
-            )
-        else:
-            why = f"blocks of the file: {', '.join(sorted({point.where for point in points}))}"
-        held = f"{' / '.join(place)} holds {len(configs)} configs, by {why}"
-        raise SweepFileError(
-            [f"{sweep.file}: table: a cell is one config over its seeds, but {held}"]
-        )
+        if mixed := mixed_cell(place, points, axes, sweep.axes):
+            raise SweepFileError([f"{sweep.file}: table: {mixed}"])
 
 
 @dataclass(frozen=True)

@@ -229,8 +229,18 @@ def fetch(
 
 
 @app.command(epilog="Example: sweep schema > sweep-file.schema.json")
-def schema() -> None:
+def schema(
+    file: Annotated[
+        Path | None,
+        typer.Argument(metavar="[FILE]", help="A sweep file whose own classes to include."),
+    ] = None,
+) -> None:
     """Print the JSON Schema of sweep files, for editors that complete and check."""
+    from sweep.sweepfile.expansion import find_modules
     from sweep.sweepfile.json_schema import json_schema
+    from sweep.sweepfile.reading import load
 
-    show_json(json_schema())
+    spec = None if file is None else load(file)
+    if spec is not None:
+        find_modules(spec)
+    show_json(json_schema(spec))

@@ -24,7 +24,7 @@ from fpt.plugins import look_in, registered
 from fpt.tasks import TASKS
 from sweep.sweepfile import axes, lock, pairing, reading
 from sweep.sweepfile.axes import AxisReader
-from sweep.sweepfile.classes import class_names, field_models, name_modules
+from sweep.sweepfile.classes import meant, models, name_modules, names_of
 from sweep.sweepfile.document import Location, Problems, Report, label, shown, spell
 from sweep.sweepfile.exclude import ExcludeRules, Rule
 from sweep.sweepfile.fields import FieldNames, FieldReader, FieldTree, FieldValues, Leaf
@@ -79,8 +79,7 @@ def load(path: str | Path, *, locked: bool = True) -> Sweep:
             own = lock.read(file)
         except lock.LockError as error:
             problems.add(0, "", str(error))
-    if name_modules(class_names(spec)):
-        look_in(file.resolve().parent)
+    find_modules(spec)
     expansion = expand(spec, own, complete=complete)
     problems.update(expansion.problems)
     if problems:
@@ -101,6 +100,12 @@ def load(path: str | Path, *, locked: bool = True) -> Sweep:
     )
 
 
+def find_modules(spec: SweepFile) -> None:
+    """Let the modules of the classes that a file names be found beside it, if it names any."""
+    if name_modules(names_of(spec)):
+        look_in(spec.document.file.resolve().parent)
+
+
 def _opened(points: Sequence[Point], studies: Sequence[Study]) -> tuple[Point, ...]:
     # The points of a sweep, undecided where they are tuned.
     if not studies:
@@ -118,7 +123,7 @@ def expand(spec: SweepFile, own: Lock | None = None, *, complete: bool = True) -
         complete: Whether `spec` is all of the file. If not, nothing is called missing or unused.
     """
     report = Report(spec.document, complete=complete)
-    names = FieldNames(field_models(class_names(spec)))
+    names = FieldNames(models(names_of(spec)))
     fields = FieldReader(names, spec.document.file.parent, report)
     axis_reader = AxisReader(spec, names, fields, report)
     all_axes = frozenset(reading.axis_labels(spec))
@@ -141,7 +146,10 @@ def expand(spec: SweepFile, own: Lock | None = None, *, complete: bool = True) -
     if not _are_too_many(spec, report):
         made = _Blocks(spec, trials, layers, fields, axis_reader, rules, excluded, report)
         points = made.points()
+    sound = report.complete and not report.problems
     warnings = pairing.check_claims(spec.claims, points, excluded.pairs, report)
+    if sound and spec.table is not None:
+        pairing.check_table(spec.table, points, tuple(reading.axis_labels(spec)), report)
     written = [layers.trial, *layers.defaults.values()]
     written += [choice.fields for choice in axis_reader.choices]
     written += [fields.tree(one.trial, (*at, "trial")) for at, one in spec.blocks() if at]
@@ -499,13 +507,20 @@ class _TrialMaker:
             return
         what, given, allowed = reading.explain(error, siblings)
         place = (*node.at, *loc[depth:])
-        if loc == ["backbone"] and isinstance(node, FieldTree):
-            # Its size is resolved before its fields are judged one by one.
+        if loc in (["task"], ["backbone"]) and isinstance(node, FieldTree):
             name, size = (node.get(key, Leaf(None, ())).plain for key in ("name", "size"))
-            known = [*BACKBONES, *registered(BACKBONE_GROUP)]
-            if name not in known and ":" not in str(name):
-                what, given, allowed = f"no backbone is called {shown(name)}", name, known
+            ours = [*BACKBONES, *registered(BACKBONE_GROUP)]
+            unknown = error["type"] == "unknown_task" or (
+                loc == ["backbone"] and name not in ours and ":" not in str(name)
+            )
+            if unknown or what.startswith(f"{name}: "):  # The name itself, or its class.
                 place = node.get("name", node).at
+                if loc == ["backbone"] and unknown:
+                    what, given, allowed = f"no backbone is called {shown(name)}", name, ours
+                folder = self.spec.document.file.resolve().parent
+                if isinstance(name, str) and (own := meant(name, folder)):
+                    what, given = f"{what}; did you mean {own!r}", None
+            # Its size is resolved before its fields are judged one by one.
             elif name in list(BACKBONES) and size not in (None, *BACKBONES[name].sizes):
                 what, given, allowed = f"{name} has no size {size!r}", size, BACKBONES[name].sizes
                 place = node["size"].at

@@ -125,24 +125,38 @@ def nested(path: Sequence[str], node: Leaf | FieldTree) -> Leaf | FieldTree:
 class FieldNames:
     """The names that fields may have in one file: those of every trial, and of its own classes."""
 
-    def __init__(self, own: Mapping[str, Sequence[type[BaseModel]]] | None = None) -> None:
+    def __init__(self, named: Mapping[str, Mapping[str, type[BaseModel]]] | None = None) -> None:
         """Know the names.
 
         Args:
-            own: Field -> the user's classes that stand there: {"task": [Wave]}.
+            named: Field -> the classes that the file names there, by their names.
         """
+        self._named = {field: tuple(of_field.values()) for field, of_field in (named or {}).items()}
         self._models: dict[str, tuple[type[BaseModel], ...]] = {
-            name: (*models, *(own or {}).get(name, ())) for name, models in OBJECTS.items()
+            name: (*models, *self._named.get(name, ())) for name, models in OBJECTS.items()
         }
         self._are_fields: dict[str, bool] = {}
 
     def under(self, path: FieldPath) -> tuple[str, ...]:
-        """Return the names that may stand under a path into a trial: () is the trial itself."""
+        """Return the names that may stand under a path into a trial: () is the trial itself.
+
+        Under a task or backbone they are those of what the file names, if it names any.
+        """
+        return self._of(path, self._named.get(path[0]) if path else None)
+
+    def all_under(self, name: str) -> tuple[str, ...]:
+        """Return the names that may stand under a field in any file, and in this one."""
+        return self._of((name,))
+
+    def _of(
+        self, path: FieldPath, models: Sequence[type[BaseModel]] | None = None
+    ) -> tuple[str, ...]:
         if not path:
             return tuple(TrialConfig.model_fields)
         if len(path) > 1 or path[0] not in self._models:
             return ()
-        names = dict.fromkeys(name for one in self._models[path[0]] for name in one.model_fields)
+        models = models or self._models[path[0]]
+        names = dict.fromkeys(name for one in models for name in one.model_fields)
         return (*names, "size") if path[0] == "backbone" else tuple(names)
 
     def is_field(self, path: str) -> bool:
@@ -150,7 +164,7 @@ class FieldNames:
         if path not in self._are_fields:
             parts = path.split(".")
             self._are_fields[path] = all(
-                part in self.under(tuple(parts[:depth])) for depth, part in enumerate(parts[:2])
+                part in self._of(tuple(parts[:depth])) for depth, part in enumerate(parts[:2])
             ) and (len(parts) <= 2 or parts[0] in self._models)
         return self._are_fields[path]
 

@@ -8,19 +8,36 @@ from fpt.backbones import BACKBONES
 from fpt.config import TrainSet, TrialConfig
 from fpt.spec import JSON
 from fpt.tasks import TASKS
+from sweep.sweepfile.classes import models, names_of
 from sweep.sweepfile.fields import FieldNames
 from sweep.sweepfile.schema import BUILT_IN, NAMED, OBJECTS, SweepFile
 
 
-def json_schema() -> JSON:
-    """The JSON Schema of sweep files, by which editors complete and check them.
+def json_schema(spec: SweepFile | None = None) -> JSON:
+    """Return the JSON Schema of sweep files, by which editors complete and check them.
 
     It is made of the models that also judge a file. What it cannot say (that an axis exists, that
     two points differ) it leaves open.
+
+    Args:
+        spec: A file whose own classes the schema is to know, with their fields.
     """
+    named = names_of(spec) if spec is not None else {}
+    of_file = models(named)
     schema = SweepFile.model_json_schema()
     trial = TrialConfig.model_json_schema()
     definitions: JSON = schema["$defs"] | trial.pop("$defs")
+    own = {
+        name: model
+        for of_field in of_file.values()
+        for name, model in of_field.items()
+        if name not in TASKS and name not in BACKBONES
+    }
+    for name, model in own.items():
+        definition = model.model_json_schema(ref_template=f"#/$defs/{name}/$defs/{{model}}")
+        definition["properties"]["name"] = {"const": name}
+        definition["properties"]["label"] = {"type": ["string", "number"]}
+        definitions[name] = definition
     for definition in (*definitions.values(), trial):
         if definition.get("title") not in {"TableSpec", "ClaimSpec", "TuneSpec"}:
             definition.pop("required", None)  # A trial's fields are given piece by piece.
@@ -28,15 +45,19 @@ def json_schema() -> JSON:
         "enum": list(dict.fromkeys(size for row in BACKBONES.values() for size in row.sizes)),
         "description": "A named size, in place of layers, width and heads.",
     }
-    definitions["BackboneConfig"]["properties"]["name"]["enum"] = list(BACKBONES)
+    backbones = dict.fromkeys((*BACKBONES, *named.get("backbone", ())))
+    definitions["BackboneConfig"]["properties"]["name"]["enum"] = list(backbones)
 
     fields: dict[str, JSON] = trial["properties"]
     for name, words in (("task", TASKS), ("backbone", BACKBONES)):
+        known = dict.fromkeys((*words, *named.get(name, ())))
+        refs = [one.__name__ for one in OBJECTS[name]]
+        refs += [one for one in of_file.get(name, ()) if one in own]
         fields[name] = {
             "description": fields[name].get("description", ""),
             "anyOf": [
-                {"enum": list(words)},
-                *({"$ref": f"#/$defs/{spec.__name__}"} for spec in OBJECTS[name]),
+                {"enum": list(known)},
+                *({"$ref": f"#/$defs/{ref}"} for ref in refs),
             ],
         }
     fields["pretraining"]["anyOf"] = [{"enum": list(BUILT_IN)}, {"type": "string"}]
@@ -45,8 +66,9 @@ def json_schema() -> JSON:
     for name in ("pretraining", "train"):
         fields[name].pop("type", None)
 
+    field_names = FieldNames(of_file)
     dotted: dict[str, JSON] = {
-        f"{name}.{inner}": {} for name in OBJECTS for inner in FieldNames().under((name,))
+        f"{name}.{inner}": {} for name in OBJECTS for inner in field_names.all_under(name)
     }
     definitions["Fields"] = {
         "type": "object",
@@ -75,8 +97,8 @@ def json_schema() -> JSON:
     }
     # A task or backbone as a point of its own axis may carry a label.
     for name in NAMED:
-        for spec in OBJECTS[name]:
-            definitions[spec.__name__]["properties"]["label"] = {"type": ["string", "number"]}
+        for one in OBJECTS[name]:
+            definitions[one.__name__]["properties"]["label"] = {"type": ["string", "number"]}
 
     ref = "#/$defs/"
     place = {"type": "string", "minLength": 1}
@@ -92,11 +114,11 @@ def json_schema() -> JSON:
         zipped = {"type": "array", "items": {"$ref": ref + "Axes"}}
         block["zip"] = _described(block["zip"], zipped)
         block["exclude"] = _described(block["exclude"], patterns)
-    named = {"type": "object", "additionalProperties": {"$ref": ref + "Fields"}}
+    by_name = {"type": "object", "additionalProperties": {"$ref": ref + "Fields"}}
     properties = schema["properties"]
-    properties["backbones"] = _described(properties["backbones"], named)
+    properties["backbones"] = _described(properties["backbones"], by_name)
     properties["defaults"] = _described(
-        properties["defaults"], {"type": "object", "additionalProperties": named}
+        properties["defaults"], {"type": "object", "additionalProperties": by_name}
     )
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

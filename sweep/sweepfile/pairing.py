@@ -1,4 +1,5 @@
-"""Which trials a claim compares: pairs of both its sides, at each point of the axes it is made for.
+"""Which trials a cell of the table holds, and which a claim compares: pairs of both its sides, at
+each point of the axes it is made for.
 
 The two trials of a pair have one label of the axis `paired_by`, and one of each axis under `per`;
 they stand on the two sides of the claim's own axis. What breaks pairs is found here too, so that it
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field
 
 from sweep.sweepfile.document import Report, spell
 from sweep.sweepfile.exclude import Rule
-from sweep.sweepfile.schema import ClaimSpec
+from sweep.sweepfile.schema import ClaimSpec, TableSpec
 from sweep.sweepfile.trials import Point
 
 SHOWN = 5
@@ -150,6 +151,56 @@ def missing_pairs(
         named = f" at {_some(where)}" if claim.places else ""
         pairs = "all pairs are" if number == whole else f"{number} of {whole} pairs are"
         yield f"{pairs} lost{named}: {reason}"
+
+
+def mixed_cell(
+    place: Labels, points: Sequence[Point], shown: Sequence[str], axes: Sequence[str]
+) -> str | None:
+    """Return what is wrong with a cell of a table that holds several configs, if it does: a mean
+    over different configs is a mean of nothing.
+
+    Args:
+        place: The cell's labels.
+        points: Its trials.
+        shown: The axes that are the table's rows and columns.
+        axes: All axes, in order.
+    """
+    configs: dict[str, list[Point]] = {}
+    for point in points:
+        configs.setdefault(point.cell_id, []).append(point)
+    if len(configs) == 1:
+        return None
+    varying = [
+        axis
+        for axis in axes
+        if axis not in shown
+        and len({tuple(p.labels.get(axis) for p in own) for own in configs.values()}) > 1
+    ]
+    if varying:
+        why = (
+            f"axis {' and axis '.join(varying)}; make {varying[0]} the rows or the columns of "
+            "the table, or leave it one point"
+        )
+    else:
+        why = f"blocks of the file: {', '.join(sorted({point.where for point in points}))}"
+    held = f"{' / '.join(place)} holds {len(configs)} configs, by {why}"
+    return f"a cell is one config over its seeds, but {held}"
+
+
+def check_table(
+    table: TableSpec, points: Sequence[Point], axes: Sequence[str], report: Report
+) -> None:
+    """Report a table whose cells would mix configs, before anything is trained for it."""
+    shown = [axis for axis in (table.rows, table.columns) if axis is not None]
+    places: dict[Labels, list[Point]] = {}
+    for point in points:
+        place = tuple([point.labels[axis] for axis in shown if axis in point.labels])
+        if len(place) == len(shown):
+            places.setdefault(place, []).append(point)
+    for place, own in places.items():
+        if mixed := mixed_cell(place, own, shown, axes):
+            report(("table",), mixed)
+            return
 
 
 def check_claims(

@@ -20,10 +20,11 @@ from rich.console import Console
 
 import sweep as api
 from sweep.analysis import typeset
+from sweep.analysis.cells import grid
 from sweep.analysis.tables import Table, build
 from sweep.ledger.ledger import Ledger
 from sweep.sweepfile.expansion import load
-from sweep.sweepfile.schema import SweepFileError
+from sweep.sweepfile.schema import SweepFileError, TableSpec
 from sweep.sweepfile.trials import Point, Sweep
 from tests.support import failure_row, trial_row
 
@@ -395,14 +396,19 @@ def test_a_cell_of_two_kinds_of_device_has_a_footnote(make: Make) -> None:
 
 
 def test_a_cell_that_mixes_configs_is_refused(make: Make) -> None:
-    sweep, ledger = make(PAPER.replace("  seed:", "  learning_rate: [0.001, 0.01]\n  seed:"))
+    text = PAPER.replace("  seed:", "  learning_rate: [0.001, 0.01]\n  seed:")
+    with pytest.raises(SweepFileError) as before:
+        make(text)
+    sweep, ledger = make(text[: text.index("table:")])
 
+    # Of a table that a program asks for, the file says nothing.
     with pytest.raises(SweepFileError) as error:
-        build(sweep, ledger)
+        grid(sweep, TableSpec(rows="pretraining", columns="task"), ledger)
 
-    assert len(error.value.problems) == 1
-    assert "language / bit-xor holds 2 configs, by axis learning_rate;" in str(error.value)
-    assert "make learning_rate the rows or the columns" in str(error.value)
+    for caught in (before, error):
+        assert len(caught.value.problems) == 1
+        assert "language / bit-xor holds 2 configs, by axis learning_rate;" in str(caught.value)
+        assert "make learning_rate the rows or the columns" in str(caught.value)
 
 
 def test_a_file_without_a_table_says_how_to_ask_for_one(make: Make) -> None:

@@ -505,7 +505,7 @@ BODY = "axes:\n  task: [bit-xor]\n  seed: [0]\n"
         ("axes:\n  task: [{name: bit-memory, bits: 55}]\n  seed: [0]\n",
          ["7: axes.task[0]: bits 55 is not a multiple of patch 50"]),
         ("  task: {name: [1]}\naxes: {seed: [0]}\n",
-         ["6: trial.task: no task is called [1]; allowed: "]),
+         ["6: trial.task.name: no task is called [1]; allowed: "]),
         ("axes:\n  task: [bit-xor]\n  seed: [0]\n  backbone.name: [gpt3]\n",
          ["9: axes.backbone.name[0]: no backbone is called 'gpt3'; did you mean 'gpt2'"]),
         ("axes:\n  task: [bit-xor]\n  seed: [0]\n  backbone.size: [tinny]\n",
@@ -649,6 +649,41 @@ def test_a_sweep_without_a_trial_is_refused(tmp_path: Path, patterns: str, told:
     text = HEAD + "axes:\n  task: [bit-xor]\n  seed: [0, 1, 2]\n" + f"exclude: {patterns}\n"
     (found,) = problems_of(tmp_path, text)
     assert told in found
+
+
+AXES_OF_THREE = (
+    "axes:\n  task: [bit-xor, bit-memory]\n  train: [norm, output]\n  dropout: [0, 0.1]\n"
+    "  seed: [0, 1]\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("table", "told"),
+    [
+        ("{rows: task, columns: train}", "bit-xor / norm holds 2 configs, by axis dropout; make d"),
+        ("{rows: task, columns: seed}", "bit-xor / 0 holds 4 configs, by axis train and axis drop"),
+        ("{rows: dropout, value: [test_loss]}", "0 holds 4 configs, by axis task and axis train;"),
+    ],
+)
+def test_a_table_that_mixes_configs_is_refused_before_training(
+    tmp_path: Path, table: str, told: str
+) -> None:
+    (found,) = problems_of(tmp_path, HEAD + AXES_OF_THREE + f"table: {table}\n")
+    assert found.startswith("11: table: a cell is one config over its seeds, but ")
+    assert told in found
+
+
+def test_a_table_whose_third_axis_has_one_point_is_one(tmp_path: Path) -> None:
+    text = HEAD + AXES_OF_THREE.replace("[0, 0.1]", "[0]") + "table: {rows: task, columns: train}\n"
+    assert len(expand(tmp_path, text).points) == 8
+    # Of blocks that make one cell with two configs, no axis is to blame.
+    blocks = (
+        "trial: {task: bit-xor, pretraining: random, steps: 3}\n"
+        "axes: {train: [norm], seed: [0]}\n"
+        "include: [{trial: {dropout: 0.3}}]\ntable: {rows: train, columns: seed}\n"
+    )
+    (found,) = problems_of(tmp_path, f"sweep: x\n{blocks}")
+    assert "norm / 0 holds 2 configs, by blocks of the file: " in found
 
 
 def test_minus_zero_is_zero(tmp_path: Path) -> None:
