@@ -7,7 +7,7 @@ them, not the frozen backbone, which its recipe gives again.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -55,7 +55,10 @@ class State:
     trial: JSON
     """The trial's config, for `load_model`."""
     figures: Figures
-    tensors: dict[str, Tensor]
+    tensors: dict[str, Tensor] = field(repr=False)
+    code: dict[str, str] = field(default_factory=dict)
+    """`TrialConfig.own_code` of the process that trained it: the tensors mean nothing to other
+    code."""
 
     @property
     def step(self) -> int:
@@ -64,9 +67,8 @@ class State:
 
     def to_bytes(self) -> bytes:
         """A safetensors file; config and figures are its metadata."""
-        return weights.to_bytes(
-            self.tensors, {"trial": self.trial, "figures": asdict(self.figures)}
-        )
+        metadata: JSON = {"trial": self.trial, "figures": asdict(self.figures)}
+        return weights.to_bytes(self.tensors, metadata | ({"code": self.code} if self.code else {}))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> State:
@@ -79,7 +81,8 @@ class State:
             # A safetensors file begins with the length of its JSON header.
             length = int.from_bytes(data[:8], "little")
             metadata = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["fpt"])
-            return cls(metadata["trial"], Figures(**metadata["figures"]), load(data))
+            figures = Figures(**metadata["figures"])
+            return cls(metadata["trial"], figures, load(data), metadata.get("code", {}))
         except (KeyError, ValueError, SafetensorError, TypeError) as error:
             raise ValueError(f"not the saved state of a trial ({error})") from error
 

@@ -39,7 +39,7 @@ from fpt.backbones.sources import (
     sizes_of,
     weights_identity,
 )
-from fpt.plugins import class_path, describe, imported, line_of, registered
+from fpt.plugins import class_path, describe, digests, imported, line_of, registered
 from fpt.precision import Numerics
 from fpt.spec import JSON, Spec
 from fpt.tasks import TASK_GROUP, TASKS, Task
@@ -400,6 +400,14 @@ class TrialConfig(Spec):
             *((("task", task),) if task is not None else ()),
             *((("backbone", row.module),) if row.version is not None else ()),
         )
+
+    @property
+    def own_code(self) -> dict[str, str]:
+        """SHA-256 of each source file of a user's own that takes part, by its path from its root.
+
+        It enters no identity, since a comment changes it: it is kept with what the code gave.
+        """
+        return digests(path for _, path in self.own_classes)
 
     @property
     def parent(self) -> str | None:

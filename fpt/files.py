@@ -65,12 +65,35 @@ def content_digest(files: list[Path], *, text: bool = False) -> str:
     """
     digest = hashlib.sha256()
     for file in sorted(files, key=lambda f: f.name):
-        try:
-            stat = file.stat()
-            one = _file_digest(file, stat.st_size, stat.st_mtime_ns, text=text)
-        except OSError as error:
-            raise DataError(f"{file}: cannot be read ({error.strerror})") from error
-        digest.update(f"{file.name}\0{one}\0".encode())
+        digest.update(f"{file.name}\0{_read_digest(file, text=text)}\0".encode())
+    return digest.hexdigest()
+
+
+def _read_digest(file: Path, *, text: bool = False) -> str:
+    try:
+        stat = file.stat()
+        return _file_digest(file, stat.st_size, stat.st_mtime_ns, text=text)
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror})") from error
+
+
+def tree_digest(path: Path) -> str:
+    """Return the SHA-256 of a file's content, or of names and contents of all files in a folder.
+
+    Neither the name nor the place of the path itself takes part, nor do files whose name begins
+    with a dot.
+
+    Raises:
+        DataError: If it is not there, or cannot be read.
+    """
+    if path.is_file():
+        return _read_digest(path)
+    if not path.is_dir():
+        raise DataError(f"{path}: is not there; put the data there, or give another path")
+    digest = hashlib.sha256()
+    for file in sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")):
+        own = _read_digest(file)
+        digest.update(f"{file.relative_to(path).as_posix()}\0{own}\0".encode())
     return digest.hexdigest()
 
 

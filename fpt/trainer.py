@@ -805,7 +805,8 @@ class Training(Iterator[Record]):
                 tensors[f"best/{name}"] = member.best[name].cpu().clone()
         figures = Figures(**asdict(member.figures))
         figures.window_loss, figures.window_accuracy = member.window.tolist()
-        return State(member.trial.model_dump(mode="json"), figures, tensors)
+        trial = member.trial
+        return State(trial.model_dump(mode="json"), figures, tensors, trial.own_code)
 
 
 def train(

@@ -87,6 +87,7 @@ def trial_row(point: Point, **overrides: Any) -> dict[str, Any]:
         "groups": _text({"norm": {"tensors": 2, "parameters": 100, "trained": 100}}),
         "backbone_digest": "0" * 64,
         "data_digest": None,
+        "own_code": None,
         "git_commit": None,
         "git_dirty": None,
         "version": "0.1.0",

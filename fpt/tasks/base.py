@@ -10,12 +10,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
-from pydantic import model_validator
+from pydantic import BaseModel, model_validator
 
 from fpt import random_streams
+from fpt.files import DataError, tree_digest
 from fpt.hub import HubData
 from fpt.spec import JSON, Spec
 
@@ -261,4 +263,27 @@ class Task(Spec):
         Raises:
             DataError: If a path's content has to be read and is not there.
         """
-        return self.model_dump(mode="json")
+        dumped = self.model_dump(mode="json")
+        for name in type(self).model_fields:
+            dumped[name] = _by_content(
+                getattr(self, name), dumped[name], f"task {self.name}: {name}"
+            )
+        return dumped
+
+
+def _by_content(value: Any, dumped: Any, where: str) -> Any:
+    """Return what a field is dumped as, each path in it replaced by a digest of its content."""
+    if isinstance(value, Path):
+        try:
+            return f"sha256:{tree_digest(value)}"
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from error
+    if isinstance(value, list | tuple):
+        return [_by_content(*pair, where) for pair in zip(value, dumped, strict=True)]
+    if isinstance(value, dict):
+        pairs = zip(value.values(), dumped.items(), strict=True)
+        return {name: _by_content(own, plain, where) for own, (name, plain) in pairs}
+    if isinstance(value, BaseModel):
+        fields = {name: getattr(value, name) for name in type(value).model_fields}
+        return _by_content({name: fields[name] for name in dumped}, dumped, where)
+    return dumped

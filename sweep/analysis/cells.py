@@ -30,6 +30,7 @@ from fpt.tasks.base import Baseline
 from sweep.analysis.convergence import Convergence, convergence, judged_split
 from sweep.analysis.stats import Interval, t_interval
 from sweep.ledger.ledger import WAITS, Ledger
+from sweep.planning.plan import trained_by_other_code
 from sweep.planning.tuning import resolve
 from sweep.sweepfile.pairing import mixed_cell
 from sweep.sweepfile.schema import CONVERGENCE, ConvergenceSpec, SweepFileError, TableSpec
@@ -340,7 +341,9 @@ class Found:
         columns = [metric for metric in metrics if metric != CONVERGENCE]
         names = ["trial_id", "outcome", "device", "accumulation"]
         names += ["baseline_accuracy", "baseline_rule"]
-        table = ledger.trials([p.trial_id for p in points], columns=[*names, *columns])
+        other = trained_by_other_code(points, ledger)  # as if they had no row
+        ids = [point.trial_id for point in points if point.trial_id not in other]
+        table = ledger.trials(ids, columns=[*names, *columns])
         own = table.to_pydict()
         rows = {trial_id: row for row, trial_id in enumerate(own["trial_id"])}
         converged: Mapping[str, Convergence] = {}

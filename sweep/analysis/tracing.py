@@ -31,6 +31,7 @@ from sweep.sweepfile.schema import SweepFileError, TableSpec
 from sweep.sweepfile.trials import Point, Sweep
 
 PROVENANCE = (
+    "own_code",
     "git_commit",
     "git_dirty",
     "version",

@@ -291,6 +291,7 @@ class Agenda:
             keep_backbones=tuple(self._keep_backbones.intersection(ids)),
             keep_states=self._keep_states,
             extends=pack.extends,
+            code={p.trial_id: p.config.own_code for p in pack.points if p.like.own_classes},
             accumulation=pack.accumulation,
             limits=self._limits,
             avoid=pack.avoid,

@@ -35,6 +35,7 @@ from sweep.execution.causes import ENDS_PROCESS, Cause, NodeError, cause_of, end
 from sweep.ledger import provenance
 from sweep.ledger.ledger import WAITS, Ledger, LedgerError
 from sweep.ledger.storage import StorageError
+from sweep.planning.plan import changed_files, trained_by_other_code
 from sweep.sweepfile.identity import IDENTITY_VERSION, trial_id
 from sweep.sweepfile.schema import LimitsSpec
 from sweep.sweepfile.trials import Point
@@ -89,6 +90,8 @@ class Job:
     """Trial id -> id of a shorter training of it, from whose end it goes on."""
     accumulation: int = 1
     """Parts of a batch, for want of memory; of packs of one."""
+    code: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Trial id -> digests of the user's own code, as the driver has read it."""
     limits: LimitsSpec = field(default_factory=LimitsSpec)
     avoid: Collection[str] = ()
     """Ray's ids of nodes where not to run it, as long as there are others."""
@@ -269,6 +272,7 @@ def finished(job: Job, ledger: Ledger) -> dict[str, Result]:
     """The trials of a job that have ended already, by whosever hand."""
     rows = ledger.trials([point.trial_id for point in job.points]).to_pylist()
     kept = ledger.backbones() if job.keep_backbones else set()
+    outdated = trained_by_other_code(job.points, ledger)
     return {
         row["trial_id"]: Result(
             row["trial_id"],
@@ -278,9 +282,12 @@ def finished(job: Job, ledger: Ledger) -> dict[str, Result]:
             accuracy=row["test_accuracy"],
         )
         for row in rows
-        if row["outcome"] == "diverged"
-        or row["trial_id"] not in job.keep_backbones
-        or row["trial_id"] in kept
+        if row["trial_id"] not in outdated
+        and (
+            row["outcome"] == "diverged"
+            or row["trial_id"] not in job.keep_backbones
+            or row["trial_id"] in kept
+        )
     }
 
 
@@ -321,6 +328,8 @@ class _Attempt:
         self.pulse = pulse
         self.again: Collection[str] = ()
         """Trials that have a row, and train since the backbone that others need is gone."""
+        self.outdated: Collection[str] = ()
+        """Trials that have a row which other code of the user's gave: theirs takes its place."""
         self._pause = PAUSES[0]
         self._not_before = 0.0
         """Storage that failed is not tried again before."""
@@ -342,6 +351,10 @@ class _Attempt:
             self.again = patiently(self.ledger.done, self.job, self.halted) & names
         for trial in self.trials:
             contract.check_trial(trial.point.config)
+        points = [trial.point for trial in self.trials]
+        self.outdated = patiently(
+            lambda: trained_by_other_code(points, self.ledger), self.job, self.halted
+        )
         states = [
             patiently(functools.partial(self._saved, trial), self.job, self.halted)
             for trial in self.trials
@@ -445,6 +458,12 @@ class _Attempt:
                 f"{provenance.host()}: its data or weights differ there; copy the same files, or "
                 "install the same version of fpt-sweep"
             )
+        planned = self.job.code.get(point.trial_id, {})
+        if changed := changed_files(planned, point.config.own_code if planned else {}):
+            raise DataError(
+                f"{point.label}: {changed} differs on {provenance.host()} from what the driver has "
+                "read; was it edited since the run began? run again, with the same files everywhere"
+            )
 
     def _saved(self, trial: Progress) -> State | None:
         """The state to go on from: its own, else the end of a shorter training of the trial."""
@@ -458,6 +477,8 @@ class _Attempt:
                 # One that cannot be read costs the steps behind it, and no more.
                 with contextlib.suppress(ValueError):
                     state = State.from_bytes(data)
+                    if state.code != trial.point.config.own_code:
+                        continue  # what other code has trained
                     best = state if best is None or state.step > best.step else best
             if best is not None:
                 trial.extended_from = shorter
@@ -530,12 +551,15 @@ class _Attempt:
         keeps = self.job.keep_states
         if keeps is None:
             keeps = not {"attention", "attention:last", "feedforward"} & set(config.train)
-        first = name in self.again or not self._theirs(name)
+        first = name in (*self.again, *self.outdated) or not self._theirs(name)
         if first:  # else the tensors are those of whoever wrote the row
             self._write_curve(trial)
             if keeps:
                 self.ledger.put_state(name, outcome.state.to_bytes())
-            committed = self.ledger.commit(trial_row(trial, outcome, self.job))
+            row = trial_row(trial, outcome, self.job)
+            if name in self.outdated:
+                self.ledger.recommit(row)
+            committed = name in self.outdated or self.ledger.commit(row)
             first = committed or name in self.again or not self._theirs(name)
             if not keeps:
                 self.ledger.drop_state(name)
@@ -727,6 +751,7 @@ def trial_row(trial: Progress, outcome: Outcome, job: Job) -> JSON:
         # Where it comes from.
         "backbone_digest": outcome.backbone_digest,
         "data_digest": outcome.data_digest,
+        "own_code": _json(config.own_code) if config.own_classes else None,
         **provenance.code(),
         "versions": provenance.versions(),
         "host": provenance.host(),

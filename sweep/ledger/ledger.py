@@ -149,12 +149,13 @@ class Dataset:
 
 TRIALS = Dataset(
     name="trials",
-    version=4,
+    version=5,
     added={
         "training_set_loss": 2,
         "training_set_accuracy": 2,
         "accumulation": 3,
         "row_padding": 4,
+        "own_code": 5,
     },
     key=("trial_id",),
     pattern="trials/{trial_id}.parquet",
@@ -222,6 +223,7 @@ TRIALS = Dataset(
             ("backbone_digest", pa.string()),
             ("data_digest", pa.string()),
             # Provenance.
+            ("own_code", pa.string()),  # JSON: file -> SHA-256, of the user's own; null: none
             ("git_commit", pa.string()),
             ("git_dirty", pa.bool_()),
             ("version", pa.string()),
@@ -354,6 +356,14 @@ class Ledger:
         """
         data = _encode(TRIALS, [row])
         return self._storage.create(TRIALS.path(row), data)
+
+    def recommit(self, row: Mapping[str, Any]) -> None:
+        """Write a row over the one that there is, of a trial that was trained anew on purpose.
+
+        Raises:
+            ValueError: If the row does not fit the schema (a bug of the caller's).
+        """
+        self._storage.put(TRIALS.path(row), _encode(TRIALS, [row]))
 
     def done(self) -> set[str]:
         """The ids of the trials that have a row, without reading any."""

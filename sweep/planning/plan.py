@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -305,13 +305,20 @@ def _judge(
     points = {point.trial_id: point for point in sweep.all}
     done = ledger.done()
     outcomes = _outcomes(ledger, points.keys() & done)
+    changed = trained_by_other_code([points[name] for name in outcomes], ledger)
+    for name in changed:
+        del outcomes[name]
     open_ = {
         name: point
         for name, point in points.items()
         if name not in outcomes and not point.undecided
     }
     failed = _failed(ledger, open_)
-    older = _older(ledger, [point for name, point in open_.items() if name not in failed], done)
+    older = changed | _older(
+        ledger,
+        [p for name, p in open_.items() if name not in failed and name not in changed],
+        done,
+    )
     backbones = ledger.backbones() if any(p.parent for p in points.values()) else set()
 
     # A backbone is needed by what will train. From the last to the first, since to train a
@@ -414,6 +421,44 @@ def _older(ledger: Ledger, points: Collection[Point], done: Collection[str]) -> 
     return out
 
 
+def trained_by_other_code(points: Iterable[Point], ledger: Ledger) -> dict[str, str]:
+    """Return the trials whose row was given by other code of the user's than this process has.
+
+    Args:
+        points: Trials; those in which no code of a user's takes part are passed over.
+        ledger: The ledger.
+
+    Returns:
+        Trial id -> what is to be said of it.
+
+    Raises:
+        LedgerError: If the ledger cannot be read.
+    """
+    own = {point.trial_id: point for point in points if point.like.own_classes}
+    if not own:
+        return {}
+    rows = ledger.trials(own, columns=["trial_id", "own_code"]).to_pylist()
+    now: dict[object, JSON] = {}
+    out = {}
+    for row in rows:
+        like = own[row["trial_id"]].like
+        if row["own_code"] is None:
+            continue  # of a release that kept none
+        code = now.setdefault(like.own_classes, dict(like.own_code))
+        if changed := changed_files(json.loads(row["own_code"]), code):
+            out[row["trial_id"]] = (
+                f"trained with another {changed}; `sweep run --stale` trains it anew"
+            )
+    return out
+
+
+def changed_files(one: Mapping[str, str], other: Mapping[str, str]) -> str:
+    """Return the names of files whose digests differ, in words; empty: none."""
+    names = sorted(n for n in one.keys() | other.keys() if one.get(n) != other.get(n))
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
 def _shorter(ledger: Ledger, points: Collection[Point]) -> dict[str, str]:
     # Trials that only go on where a finished one with fewer steps has ended. The rate must not
     # depend on the number of steps, and the last evaluation of the shorter one must be one that
@@ -430,13 +475,15 @@ def _shorter(ledger: Ledger, points: Collection[Point]) -> dict[str, str]:
     for point in extensible:
         open_.setdefault(_stepless(point.config.identity()), []).append(point)
     columns = ["trial_id", "steps", "evaluate_every", "outcome", "identity_version", "config"]
+    columns.append("own_code")
     found: dict[str, tuple[int, str]] = {}
     for row in ledger.trials(kept, columns=columns, strict=False).to_pylist():
         ends = row["steps"] % row["evaluate_every"] == 0
         if not ends or (row["outcome"], row["identity_version"]) != ("done", IDENTITY_VERSION):
             continue
         for point in open_.get(_stepless(json.loads(row["config"])), ()):
-            if row["steps"] < point.config.steps:
+            code = json.loads(row["own_code"] or "{}")
+            if row["steps"] < point.config.steps and code == point.config.own_code:
                 best = found.get(point.trial_id, (0, ""))
                 found[point.trial_id] = max(best, (row["steps"], row["trial_id"]))
     return {name: shorter for name, (_, shorter) in found.items()}

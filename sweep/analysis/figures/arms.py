@@ -19,6 +19,7 @@ from fpt.config import TrialConfig
 from sweep.analysis.figures.style import SERIES
 from sweep.analysis.stats import Interval, t_interval
 from sweep.ledger.ledger import Ledger
+from sweep.planning.plan import trained_by_other_code
 from sweep.planning.tuning import resolve
 from sweep.sweepfile.trials import Point, Sweep
 
@@ -112,7 +113,9 @@ class Material:
     @functools.cached_property
     def rows(self) -> Mapping[str, Mapping[str, Any]]:
         """Trial -> some columns of its row; a trial without a row has not ended."""
-        ids = [point.trial_id for arm in self.arms for point in arm.points]
+        points = [point for arm in self.arms for point in arm.points]
+        other = trained_by_other_code(points, self.ledger)  # as if they had no row
+        ids = [point.trial_id for point in points if point.trial_id not in other]
         table = self.ledger.trials(ids, columns=_COLUMNS)
         return {row["trial_id"]: row for row in table.to_pylist()}
 
