@@ -1,4 +1,4 @@
-"""What docs/claims.md says is so: its code runs, its commands work."""
+"""What docs/claims.md and docs/tuning.md say is so: their code runs, their commands work."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from typer.testing import CliRunner
 from sweep.cli import app
 
 ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs/claims.md").read_text(encoding="utf-8")
+CLAIMS, TUNING = (
+    (ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("claims.md", "tuning.md")
+)
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)
+def blocks(language: str, page: str = CLAIMS) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("code", blocks("python"))
+@pytest.mark.parametrize("code", blocks("python") + blocks("python", TUNING))
 def test_its_code_runs_and_its_assertions_hold(code: str) -> None:
     assert "assert " in code
-    exec(compile(code, "docs/claims.md", "exec"), {})
+    exec(compile(code, "docs", "exec"), {})
 
 
 def test_its_commands_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,3 +53,22 @@ def test_its_claims_are_valid(tmp_path: Path) -> None:
         file = tmp_path / f"{number}.yaml"
         file.write_text(head + block)
         assert load(file).spec.claims
+
+
+def test_the_page_of_tuning_shows_a_file_and_a_command_that_work(tmp_path: Path) -> None:
+    from sweep.sweepfile.expansion import load
+
+    (tune,) = blocks("yaml", TUNING)
+    file = tmp_path / "tuned.yaml"
+    file.write_text(
+        "sweep: tuned\ntrial: {task: digits, steps: 9, backbone: {name: gpt2, size: tiny}}\n"
+        f"axes: {{pretraining: [language, random], seed: [0, 1]}}\n{tune}"
+    )
+    sweep = load(file)
+    assert len(sweep.tunings) == 12  # half of twelve points, for two cells
+    (command,) = blocks("sh", TUNING)
+    name, *arguments = shlex.split(command)
+    arguments = [str(ROOT / one) if one.startswith("experiments") else one for one in arguments]
+    done = CliRunner().invoke(app, [*arguments, "--results", str(tmp_path / "results")])
+    assert (name, done.exit_code) == ("sweep", 0)
+    assert "being tuned (0 of 12 points)" in done.stdout

@@ -35,7 +35,7 @@ def studies(
     results: Results = "results",
     as_json: AsJson = False,
 ) -> None:
-    """Say which learning rate each cell of a sweep with `tune:` takes, and by what figures."""
+    """Say which setting each cell of a sweep with `tune:` takes, and by what figures."""
     from sweep.ledger.errors import without_password
     from sweep.ledger.ledger import Ledger
     from sweep.planning import tuning
@@ -59,50 +59,84 @@ def studies(
 
 
 def _print(states: Sequence[State]) -> None:
-    """A line a cell: its rates with their figures, the chosen one marked."""
-    by = states[0].study.tune.by
-    accuracy = by.endswith("_accuracy")
+    """A line a cell and point: its setting with its figure, the chosen one marked; then budgets."""
+    from sweep.planning.tuning import in_order
+
+    tune = states[0].study.tune
+    accuracy = tune.by.endswith("_accuracy")
     grid = Grid(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    measured = by.replace("_", " ") + (", per cent" if accuracy else "")
-    for column in ("cell", "rate", measured, ""):
+    measured = tune.by.replace("_", " ") + (", per cent" if accuracy else "")
+    names = ["rate"] if tune.rate_alone else list(tune.spaces)
+    for column in ("cell", *names, measured, ""):
         grid.add_column(column, overflow="fold")
     for state in states:
         cell = escape(state.study.label)
-        for one in sorted(state.tries, key=lambda one: one.rate):
-            figure = "-"
-            if one.value is not None:
-                figure = f"{100 * one.value:.2f}" if accuracy else f"{one.value:.4f}"
-            grid.add_row(cell, f"{one.rate:g}", figure, ", ".join(_said(state, one)))
+        for one in in_order(state.tries):
+            figure = "-" if one.value is None else _figure(one.value, accuracy=accuracy)
+            values = [
+                f"{value:g}" if isinstance(value, float) else escape(str(value))
+                for _, value in one.setting
+            ]
+            grid.add_row(cell, *values, figure, ", ".join(_said(state, one)))
             cell = ""
         if state.why:
-            grid.add_row(cell, "", "", state.why)
+            grid.add_row(cell, *[""] * len(names), "", state.why)
     SafeConsole().print(grid)
+    for state in states:
+        for line in _budgets(state, accuracy=accuracy):
+            typer.echo(f"{state.study.label}: {line}")
+
+
+def _figure(value: float, *, accuracy: bool) -> str:
+    return f"{100 * value:.2f}" if accuracy else f"{value:.4f}"
+
+
+def _budgets(state: State, *, accuracy: bool) -> Iterable[str]:
+    """What another budget would have given, and what made points good."""
+    best = state.expected_best()
+    shown = [k for k in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512) if k < len(best)]
+    if shown:
+        told = [f"{k} {_figure(best[k - 1], accuracy=accuracy)}" for k in (*shown, len(best))]
+        yield f"expected best of so many of its points: {', '.join(told)}"
+    if found := state.importance():
+        told = [f"{name} {share:.0%}" for name, share in found.items()]
+        yield f"importance of its fields (PED-ANOVA): {', '.join(told)}"
 
 
 def _said(state: State, one: Try) -> Iterable[str]:
-    """What is to be said of a rate."""
-    if one.rate == state.chosen:
-        yield "chosen, at the edge of the range: widen it" if state.at_edge else "chosen"
+    """What is to be said of a point."""
+    if one.setting == state.setting:
+        if state.study.tune.rate_alone:
+            yield "chosen, at the edge of the range: widen it" if state.at_edge else "chosen"
+        else:
+            edges = [f"{name} at the edge of its range" for name in state.edges]
+            yield f"chosen, {', '.join(edges)}" if edges else "chosen"
     if one.state != "done":
         yield "not finished" if one.state == "open" else one.state
 
 
 def _record(state: State) -> dict[str, Any]:
     """A study as JSON values."""
+    from sweep.planning.tuning import in_order
+
     return {
         "cell": state.study.label,
         "labels": state.study.labels,
         "by": state.study.tune.by,
         "chosen": state.chosen,
-        "at_edge": state.chosen is not None and state.at_edge,
+        "setting": None if state.setting is None else dict(state.setting),
+        "at_edge": state.setting is not None and state.at_edge,
         "why": state.why or None,
+        "expected_best": state.expected_best(),
+        "importance": state.importance(),
         "points": [
             {
                 "learning_rate": one.rate,
+                "setting": dict(one.setting),
                 "state": one.state,
                 "value": one.value,
                 "trials": [point.trial_id for point in one.trials],
             }
-            for one in sorted(state.tries, key=lambda one: one.rate)
+            for one in in_order(state.tries)
         ],
     }

@@ -471,6 +471,7 @@ def _drive(
             planned = planned.packed_for(planned.workers.on(devices), ledger)
         estimates.keep(estimates.quote(planned, ledger), planned, ledger)
         history.register(planned.sweep, ledger)
+        tuning.note_asked(planned.sweep, ledger)
         claims = ledger.claims(lease)
         before, accumulation = _earlier(ledger, planned)
         agenda = Agenda(

@@ -63,7 +63,7 @@ Kind = Literal["trials", "curves", "failures", "states", "backbones", "cache", "
 Kept = Literal["trials", "curves", "failures", "states", "backbones"]
 """The folders of what belongs to single trials, and cannot be made again but by training."""
 
-Note = Literal["families", "readings"]
+Note = Literal["families", "readings", "generations"]
 """What notes on a sweep's claims are about."""
 
 KEPT: tuple[Kept, ...] = ("trials", "curves", "failures", "states", "backbones")
@@ -615,7 +615,8 @@ class Ledger:
 
         Args:
             sweep: The name of the sweep.
-            about: families: lists of claims that were in force; readings: verdicts that were shown.
+            about: families: lists of claims in force; readings: verdicts that were shown;
+                generations: points that an adaptive sampler asked for.
             name: Letters, digits, dots and dashes.
             note: JSON values.
         """
@@ -1073,7 +1074,9 @@ _BLOB = re.compile(
 )
 
 
-_NOTE = re.compile(r"notes/[a-z0-9][a-z0-9._-]*/(?:families|readings)/[\w.-]+\.json", re.ASCII)
+_NOTE = re.compile(
+    r"notes/[a-z0-9][a-z0-9._-]*/(?:families|readings|generations)/[\w.-]+\.json", re.ASCII
+)
 
 
 def is_object(name: str) -> bool:

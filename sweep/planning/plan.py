@@ -229,6 +229,7 @@ class Unfolding:
         if left:
             return None
         try:
+            tuning.note_asked(self._sweep, self._ledger)
             self._sweep = tuning.resolve(self._sweep, self._ledger)
             new = [
                 point

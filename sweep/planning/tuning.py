@@ -1,10 +1,14 @@
-"""Which learning rate each cell of a sweep with `tune:` takes. The only file with Optuna.
+"""Which setting each cell of a sweep with `tune:` takes. The only file with Optuna.
 
-A study is a function of the ledger: the rates that a cell has tried are trials like any other, and
-what it chooses follows from their rows. So a kill loses nothing, readers and drivers agree without
-asking each other, and the order in which trials ended does not matter. Rates of a grid or a
-quasi-random set are known before anything has trained; Optuna's TPE is asked for one when all
-before it have ended, with a seed of its own for each, and so gives the same ones again.
+A study is a function of the ledger: the settings that a cell has tried are trials like any other,
+and what it chooses follows from their rows. So a kill loses nothing, readers and drivers agree
+without asking each other, and the order in which trials ended does not matter. Points of a grid, a
+quasi-random or a random set are known before anything has trained. Optuna's TPE is asked in
+generations: for the next one when all before it have ended, told in the order of asking, with a
+seed of its own for each point that follows from the study and the number of the point; points of
+its own generation count as running (constant liar). A driver notes a generation in the ledger
+before it trains, and what is noted is what counts: another machine, or another release of Optuna,
+changes nothing of it.
 
 Optuna's own storage is a copy, for its dashboard and its users: each rate that has ended is told
 once. What is lost of it, or contradicts the ledger, is made anew.
@@ -19,6 +23,7 @@ import logging
 import math
 import os
 import re
+import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +35,7 @@ from sweep.ledger.errors import in_one_line, without_password
 from sweep.ledger.ledger import Ledger
 from sweep.sweepfile.document import SweepFileError
 from sweep.sweepfile.trials import Point, Study, Sweep, being_tuned
-from sweep.sweepfile.tuning_spec import rounded
+from sweep.sweepfile.tuning_spec import RangeSpec, Setting, TuneSpec, rounded
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
@@ -48,8 +53,6 @@ LOCK_SECONDS = 3
 ASKED = 20
 """Times that TPE is asked for a rate that has not been tried."""
 
-_RATE = "learning_rate"
-
 
 class StudiesError(Exception):
     """Optuna's storage cannot be used; the message is for people. No trial is lost."""
@@ -60,9 +63,10 @@ class StudiesError(Exception):
 
 @dataclass(frozen=True)
 class Try:
-    """A rate that a cell tries."""
+    """A point that a cell tries."""
 
-    rate: float
+    setting: Setting
+    """What each tuned field is set to."""
     trials: tuple[Point, ...]
     """One a seed of `tune:`, those that decide about it so far."""
     state: Literal["open", "done", "diverged", "pruned"]
@@ -72,6 +76,11 @@ class Try:
     """What it is chosen by, of each trial; None of one that has none (yet)."""
     early: tuple[Point, ...] = ()
     """The shorter trials that came before these, under the median rule."""
+
+    @property
+    def rate(self) -> float | None:
+        """Its learning rate, if that is tuned."""
+        return dict(self.setting).get("learning_rate")
 
     @property
     def value(self) -> float | None:
@@ -87,8 +96,13 @@ class State:
     study: Study
     tries: tuple[Try, ...]
     """Those whose trials are known, in the order of their asking."""
-    chosen: float | None
-    """The rate that the cell takes; None while it is being tuned."""
+    setting: Setting | None
+    """The setting that the cell takes; None while it is being tuned."""
+
+    @property
+    def chosen(self) -> float | None:
+        """The learning rate that the cell takes; None while it is being tuned, or is not tuned."""
+        return None if self.setting is None else dict(self.setting).get("learning_rate")
 
     @property
     def trials(self) -> Iterator[Point]:
@@ -99,21 +113,64 @@ class State:
 
     @property
     def ended(self) -> int:
-        """The rates whose trials have ended."""
+        """The points whose trials have ended."""
         return sum(one.state != "open" for one in self.tries)
 
     @property
     def why(self) -> str:
         """Why the trials of the cell cannot start yet; empty once they can."""
-        return "" if self.chosen is not None else being_tuned(self.ended, self.study.tune)
+        return "" if self.setting is not None else being_tuned(self.ended, self.study.tune)
 
     @property
     def at_edge(self) -> bool:
-        """Whether the best rate is the least or the greatest that was tried, so that a better one
-        may lie outside.
+        """Whether the best setting is at an edge: see `edges`."""
+        return bool(self.edges)
+
+    @property
+    def edges(self) -> dict[str, str]:
+        """Field -> least or greatest, where the best setting has the least or the greatest number
+        that was tried, so that a better one may lie outside.
         """
-        rates = [one.rate for one in self.tries]
-        return len(rates) > 1 and self.chosen in (min(rates), max(rates))
+        out = {}
+        for name, value in self.setting or ():
+            tried = {dict(one.setting)[name] for one in self.tries}
+            numbers = all(isinstance(one, float | int) for one in tried)
+            if numbers and len(tried) > 1 and value in (min(tried), max(tried)):
+                out[name] = "least" if value == min(tried) else "greatest"
+        return out
+
+    def expected_best(self) -> list[float]:
+        """Return the expected best figure after 1, 2, ... of the points that have one, drawn
+        without return in any order (Dodge et al. 2019, there with return); the unit of `tune.by`.
+        """
+        values = sorted(one.value for one in self.tries if one.value is not None)
+        if not self.study.tune.by.endswith("_accuracy"):
+            values.reverse()
+        count = len(values)
+        return [
+            math.fsum(
+                value * math.comb(place, drawn - 1) / math.comb(count, drawn)
+                for place, value in enumerate(values)
+            )
+            for drawn in range(1, count + 1)
+        ]
+
+    def importance(self) -> dict[str, float]:
+        """Return the share of each field in what makes points good, by PED-ANOVA (Watanabe et al.
+        2023); nothing of one field, or of fewer than four points.
+        """
+        whole = [one for one in self.tries if one.value is not None]
+        if len(self.study.tune.spaces) < 2 or len({one.value for one in whole}) < 4:
+            return {}
+        optuna = _optuna()
+        with warnings.catch_warnings():  # Optuna calls it experimental.
+            warnings.simplefilter("ignore")
+            study = optuna.create_study(direction=_direction(self.study))
+            for one in whole:
+                study.add_trial(_frozen(one.setting, one.value, self.study.tune))
+            evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+            found = optuna.importance.get_param_importances(study, evaluator=evaluator)
+        return {name: float(found.get(name, 0.0)) for name in self.study.tune.spaces}
 
 
 @dataclass(frozen=True)
@@ -124,17 +181,23 @@ class Record:
     """The labels of the cell, in one."""
     labels: Mapping[str, str]
     """Axis -> label of the cell."""
-    rate: float
+    setting: Setting
+    """What each tuned field is set to."""
     seed: int
     metric: str
     """What is compared."""
     value: float | None
     """A fraction for an accuracy, nats for a loss; None before the trial has ended."""
     state: str
-    """Of the rate: open, done, diverged, pruned."""
+    """Of the point: open, done, diverged, pruned."""
     chosen: bool
-    """Whether the cell takes this rate."""
+    """Whether the cell takes it."""
     trial_id: str
+
+    @property
+    def rate(self) -> float | None:
+        """Its learning rate, if that is tuned."""
+        return dict(self.setting).get("learning_rate")
 
 
 def resolve(sweep: Sweep, ledger: Ledger) -> Sweep:
@@ -150,11 +213,11 @@ def resolve(sweep: Sweep, ledger: Ledger) -> Sweep:
     tunings = {point.trial_id: point for point in sweep.tunings}
     for state in states(sweep, ledger):
         tunings |= {point.trial_id: point for point in state.trials}
-        own, rate = state.study.points, state.chosen
+        own, setting = state.study.points, state.setting
         now = (
             [replace(point, undecided=state.why) for point in own]
-            if rate is None
-            else state.study.decided(rate)
+            if setting is None
+            else state.study.decided(setting)
         )
         decided |= {point.trial_id: new for point, new in zip(own, now, strict=True)}
     points = tuple(decided.get(point.trial_id, point) for point in sweep.points)
@@ -169,8 +232,9 @@ def states(sweep: Sweep, ledger: Ledger) -> tuple[State, ...]:
     """
     found: dict[str, float | None] = {}
     read: set[str] = set()
+    noted = _noted(sweep, ledger)
     while True:
-        out = tuple(_state(study, found) for study in sweep.studies)
+        out = tuple(_state(study, found, noted.get(_key(study), {})) for study in sweep.studies)
         # What has ended may lead to further trials, and these may have ended too.
         new = {point.trial_id for state in out for point in state.trials} - read
         if not new:
@@ -178,6 +242,57 @@ def states(sweep: Sweep, ledger: Ledger) -> tuple[State, ...]:
         for metric in {study.tune.by for study in sweep.studies}:
             found |= _values(ledger, new, metric)
         read |= new
+
+
+def in_order(tries: Sequence[Try]) -> list[Try]:
+    """Return points in the order of their settings: numbers rising, all else as asked for."""
+    asked = {one.setting: place for place, one in enumerate(tries)}
+    return sorted(tries, key=lambda one: _rank(one.setting, asked[one.setting]))
+
+
+def _rank(setting: Setting, otherwise: int) -> tuple[float, ...]:
+    return tuple(
+        float(value) if isinstance(value, float | int) else float(otherwise) for _, value in setting
+    )
+
+
+def note_asked(sweep: Sweep, ledger: Ledger) -> None:
+    """Note what an adaptive sampler has asked for, before it trains.
+
+    Raises:
+        sweep.ledger.ledger.LedgerError: If the ledger cannot be read or written.
+    """
+    if sweep.spec.tune is None or sweep.spec.tune.sampler != "tpe":
+        return
+    known = _noted(sweep, ledger)
+    for state in states(sweep, ledger):
+        first = len(state.study.first_settings)
+        for number, one in enumerate(state.tries[first:], start=first):
+            if number not in known.get(_key(state.study), {}):
+                name = f"{_key(state.study)}-{number:04d}"
+                note = {"study": state.study.label, "number": number, "setting": one.setting}
+                ledger.put_note(sweep.name, "generations", name, note)
+
+
+def _noted(sweep: Sweep, ledger: Ledger) -> dict[str, dict[int, Setting]]:
+    # Study -> number of a point -> what was asked for there.
+    out: dict[str, dict[int, Setting]] = {}
+    if sweep.spec.tune is None or sweep.spec.tune.sampler != "tpe":
+        return out
+    for name, note in ledger.notes(sweep.name, "generations").items():
+        try:
+            setting = tuple((str(field), value) for field, value in note["setting"])
+            out.setdefault(name.rpartition("-")[0], {})[int(note["number"])] = setting
+        except (KeyError, TypeError, ValueError):
+            continue
+    return out
+
+
+def _key(study: Study) -> str:
+    # A study is of a cell and of what is tuned of it: other ranges ask for other points.
+    spec = study.tune.model_dump_json(exclude={"storage"})
+    digest = hashlib.sha256(spec.encode()).hexdigest()[:8]
+    return f"{study.cell_id}-{digest}"
 
 
 def curves(sweep: Sweep, ledger: Ledger) -> list[Record]:
@@ -190,16 +305,16 @@ def curves(sweep: Sweep, ledger: Ledger) -> list[Record]:
         Record(
             cell=state.study.label,
             labels=state.study.labels,
-            rate=one.rate,
+            setting=one.setting,
             seed=point.config.seed,
             metric=state.study.tune.by,
             value=value,
             state=one.state,
-            chosen=one.rate == state.chosen,
+            chosen=one.setting == state.setting,
             trial_id=point.trial_id,
         )
         for state in states(sweep, ledger)
-        for one in sorted(state.tries, key=lambda one: one.rate)
+        for one in in_order(state.tries)
         for point, value in zip(one.trials, one.values, strict=True)
     ]
 
@@ -209,24 +324,35 @@ def notes(sweep: Sweep) -> tuple[str, ...]:
     tune = sweep.spec.tune
     if tune is None:
         return ()
-    rates = tune.learning_rate
-    span = f"{rates.log[0]:g} and {rates.log[1]:g}" if rates.log else ""
-    among = f"{tune.budget} between {span}" if span else ", ".join(f"{r:g}" for r in rates.grid())
     seeds = "seed " if len(tune.seeds) == 1 else "seeds "
-    chosen = (
-        f"learning rate chosen for each cell, of {among}, by {tune.by.replace('_', ' ')} with "
-        f"{seeds}{', '.join(map(str, tune.seeds))}, apart from those of the figures"
+    by = (
+        f"by {tune.by.replace('_', ' ')} with {seeds}{', '.join(map(str, tune.seeds))}, apart from "
+        "those of the figures"
     )
+    if tune.rate_alone and tune.learning_rate is not None:
+        rates = tune.learning_rate
+        if rates.values is not None:
+            among = ", ".join(f"{rate:g}" for rate in rates.grid())
+        else:
+            among = f"{tune.budget} between {rates.at(0):g} and {rates.at(1):g}"
+        chosen = f"learning rate chosen for each cell, of {among}, {by}"
+    else:
+        spaces = "; ".join(f"{name} ({space})" for name, space in tune.spaces.items())
+        chosen = (
+            f"chosen for each cell, of {tune.budget} points of sampler {tune.sampler}: {spaces}; "
+            f"{by}"
+        )
     said = [chosen]
     if tune.prune is not None:
         said.append(
-            f"after {tune.prune:.0%} of the steps, counted up to the next evaluation, rates below "
-            "the median of their own cell's were given up"
+            f"after {tune.prune:.0%} of the steps, counted up to the next evaluation, "
+            f"{'rates' if tune.rate_alone else 'points'} below the median of their own cell's were "
+            "given up"
         )
     if tune.sampler == "tpe":
         said.append(
-            "sampler tpe: which rates were tried depends on the order and the results of those "
-            "before, so that another machine may try others"
+            f"sampler tpe: which {'rates' if tune.rate_alone else 'points'} were tried depends on "
+            "the order and the results of those before, so that another machine may try others"
         )
     return tuple(said)
 
@@ -239,12 +365,16 @@ def remarks(sweep: Sweep, ledger: Ledger) -> dict[str, str]:
     """
     out = {}
     for state in states(sweep, ledger):
-        if state.chosen is not None and state.at_edge:
-            which = "least" if state.chosen == min(one.rate for one in state.tries) else "greatest"
-            out[state.study.decided(state.chosen)[0].cell_id] = (
-                f"its learning rate, {state.chosen:g}, is the {which} that was tried: a better one "
-                "may lie beyond"
-            )
+        if state.setting is None or not state.at_edge:
+            continue
+        values = dict(state.setting)
+        told = [
+            f"its {name.replace('learning_rate', 'learning rate')}, {values[name]:g}, is the "
+            f"{which} that was tried"
+            for name, which in state.edges.items()
+        ]
+        cell = state.study.decided(state.setting)[0].cell_id
+        out[cell] = f"{'; '.join(told)}: a better one may lie beyond"
     return out
 
 
@@ -259,39 +389,46 @@ def _values(ledger: Ledger, ids: Collection[str], metric: str) -> dict[str, floa
     }
 
 
-def _state(study: Study, found: Mapping[str, float | None]) -> State:
+def _state(study: Study, found: Mapping[str, float | None], noted: Mapping[int, Setting]) -> State:
     tune, steps = study.tune, study.points[0].config.steps
-    tries = [_try(study, rate, study.first_steps, found) for rate in tune.rates]
+    tries = [_try(study, one, study.first_steps, found) for one in study.first_settings]
     if tune.prune is not None and all(one.state != "open" for one in tries):
         middle = median(_score(study, one) for one in tries)
         for place, one in enumerate(tries):
             if one.state == "done" and _score(study, one) >= middle:
-                tries[place] = _try(study, one.rate, steps, found, early=one.trials)
+                tries[place] = _try(study, one.setting, steps, found, early=one.trials)
             elif one.state == "done":
-                tries[place] = Try(one.rate, one.trials, "pruned", one.values)
-    while len(tries) < tune.budget and all(one.state != "open" for one in tries):
-        tries.append(_try(study, _ask(study, tries), steps, found))
-    chosen = None
+                tries[place] = Try(one.setting, one.trials, "pruned", one.values)
+    if tune.sampler == "tpe":
+        while len(tries) < tune.budget and all(one.state != "open" for one in tries):
+            ended = tuple((one.setting, one.value) for one in tries)
+            asked: list[Setting] = []
+            for number in range(len(tries), min(len(tries) + tune.generation, tune.budget)):
+                now = noted.get(number) or _suggested(study.cell_id, tune, ended, tuple(asked))
+                asked.append(now)
+            tries += [_try(study, one, steps, found) for one in asked]
+    setting = None
     if all(one.state != "open" for one in tries):
         whole = [one for one in tries if one.state == "done"]
-        # If all of them diverged, the least one: so will the cell's own trials, and say so.
-        best = min(whole or tries, key=lambda one: (-_score(study, one), one.rate))
-        chosen = best.rate
-    return State(study, tuple(tries), chosen)
+        # If all of them diverged, the first one: so will the cell's own trials, and say so.
+        best = max(_score(study, one) for one in whole) if whole else None
+        equal = [one for one in whole or tries if best is None or _score(study, one) == best]
+        setting = in_order(equal)[0].setting
+    return State(study, tuple(tries), setting)
 
 
 def _try(
     study: Study,
-    rate: float,
+    setting: Setting,
     steps: int,
     found: Mapping[str, float | None],
     early: tuple[Point, ...] = (),
 ) -> Try:
-    trials = study.trials(rate, steps)
+    trials = study.trials(setting, steps)
     values = tuple(found.get(point.trial_id) for point in trials)
     if any(point.trial_id not in found for point in trials):
-        return Try(rate, trials, "open", values, early)
-    return Try(rate, trials, "diverged" if None in values else "done", values, early)
+        return Try(setting, trials, "open", values, early)
+    return Try(setting, trials, "diverged" if None in values else "done", values, early)
 
 
 def _score(study: Study, one: Try) -> float:
@@ -301,14 +438,6 @@ def _score(study: Study, one: Try) -> float:
     return one.value if study.tune.by.endswith("_accuracy") else -one.value
 
 
-def _ask(study: Study, tries: Sequence[Try]) -> float:
-    # The next rate of TPE, after those that have ended.
-    history = tuple((one.rate, one.value) for one in tries)
-    log = study.tune.learning_rate.log
-    assert log is not None
-    return _suggested(study.cell_id, log, _direction(study), history)
-
-
 def _direction(study: Study) -> str:
     return "maximize" if study.tune.by.endswith("_accuracy") else "minimize"
 
@@ -316,23 +445,34 @@ def _direction(study: Study) -> str:
 @functools.lru_cache(maxsize=100_000)
 def _suggested(
     cell: str,
-    log: tuple[float, float],
-    direction: str,
-    history: tuple[tuple[float, float | None], ...],
-) -> float:
+    tune: TuneSpec,
+    ended: tuple[tuple[Setting, float | None], ...],
+    asked: tuple[Setting, ...],
+) -> Setting:
+    # The next point of TPE, after those that have ended and those of its own generation.
     optuna = _optuna()
-    tried = {rate for rate, _ in history}
-    rate = history[-1][0]
-    for attempt in range(ASKED):
-        text = f"{cell} {len(history)} {attempt}"
-        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
-        sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=0)
-        study = optuna.create_study(direction=direction, sampler=sampler)
-        study.add_trials([_frozen(rate, value, log) for rate, value in history])
-        rate = rounded(study.ask({_RATE: _range(log)}).params[_RATE])
-        if rate not in tried:
-            break
-    return rate
+    tried = {setting for setting, _ in ended} | set(asked)
+    setting: Setting = (*asked, *(one for one, _ in ended))[-1]
+    direction = "maximize" if tune.by.endswith("_accuracy") else "minimize"
+    with warnings.catch_warnings():  # Optuna calls the constant liar experimental.
+        warnings.simplefilter("ignore")
+        for attempt in range(ASKED):
+            text = f"{cell} {len(ended) + len(asked)} {attempt}"
+            seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+            liar = tune.generation > 1
+            sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=0, constant_liar=liar)
+            study = optuna.create_study(direction=direction, sampler=sampler)
+            study.add_trials([_frozen(one, value, tune) for one, value in ended])
+            study.add_trials([_frozen(one, None, tune, running=True) for one in asked])
+            spaces = {name: _distribution(space) for name, space in tune.spaces.items()}
+            params = study.ask(spaces).params
+            setting = tuple(
+                (name, rounded(params[name]) if isinstance(params[name], float) else params[name])
+                for name in tune.spaces
+            )
+            if setting not in tried:
+                break
+    return setting
 
 
 # --- Optuna's storage ---------------------------------------------------------------------------
@@ -345,26 +485,37 @@ def _optuna() -> Any:
     return optuna
 
 
-def _range(log: tuple[float, float]) -> Any:
-    return _optuna().distributions.FloatDistribution(*log, log=True)
+def _distribution(space: RangeSpec, value: Any = None) -> Any:
+    # Of a range, widened to hold a value that another file may have tried.
+    distributions = _optuna().distributions
+    if space.values is not None:
+        return distributions.CategoricalDistribution(space.values)
+    ends = space.log or space.uniform or space.whole
+    assert ends is not None
+    low, high = ends if value is None else (min(value, ends[0]), max(value, ends[1]))
+    if space.whole is not None:
+        return distributions.IntDistribution(low, high)
+    return distributions.FloatDistribution(low, high, log=space.log is not None)
 
 
 def _frozen(
-    rate: float,
+    setting: Setting,
     value: float | None,
-    log: tuple[float, float],
+    tune: TuneSpec,
     *,
+    running: bool = False,
     pruned_at: int | None = None,
     attributes: Mapping[str, Any] | None = None,
 ) -> FrozenTrial:
-    # A rate that diverged is pruned without a figure, which TPE takes for worse than all others.
+    # A point that diverged is pruned without a figure, which TPE takes for worse than all others.
     trial = _optuna().trial
     whole = value is not None and pruned_at is None
+    ended = trial.TrialState.COMPLETE if whole else trial.TrialState.PRUNED
     return trial.create_trial(  # type: ignore[no-any-return]
-        state=trial.TrialState.COMPLETE if whole else trial.TrialState.PRUNED,
+        state=trial.TrialState.RUNNING if running else ended,
         value=value if whole else None,
-        params={_RATE: rate},
-        distributions={_RATE: _range((min(rate, log[0]), max(rate, log[1])))},
+        params=dict(setting),
+        distributions={name: _distribution(tune.spaces[name], at) for name, at in setting},
         intermediate_values={} if pruned_at is None else {pruned_at: value},
         user_attrs=dict(attributes or {}),
     )
@@ -475,19 +626,15 @@ def _told(sweep: Sweep, known: Sequence[State], storage: BaseStorage, *, rebuild
 
 def _endings(state: State) -> dict[str, FrozenTrial]:
     # What Optuna is told of a study, by the ids of the trials behind it.
-    log = state.study.tune.learning_rate.log
-    if log is None:
-        values = state.study.tune.learning_rate.grid()
-        log = (values[0], values[-1])
     steps = state.study.first_steps
     out = {}
     for one in state.tries:
         if one.state != "open":
             ids = [point.trial_id for point in one.trials]
             out[json.dumps(ids)] = _frozen(
-                one.rate,
+                one.setting,
                 one.value,
-                log,
+                state.study.tune,
                 pruned_at=steps if one.state == "pruned" else None,
                 attributes={"trials": ids, "state": one.state, "values": list(one.values)},
             )

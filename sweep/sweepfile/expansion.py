@@ -31,7 +31,8 @@ from sweep.sweepfile.fields import FieldNames, FieldReader, FieldTree, FieldValu
 from sweep.sweepfile.identity import CellIdentity
 from sweep.sweepfile.lock import Lock
 from sweep.sweepfile.schema import BUILT_IN, Block, SweepFile
-from sweep.sweepfile.trials import Cell, LeftOut, Point, Study, Sweep, leave_rate_open
+from sweep.sweepfile.trials import Cell, LeftOut, Point, Study, Sweep, leave_open, with_setting
+from sweep.sweepfile.tuning_spec import NEVER
 
 MOST_TRIALS = 100_000
 """Trials that a file may make, those that `exclude` leaves out counted: to expand so many takes
@@ -153,7 +154,7 @@ def expand(spec: SweepFile, own: Lock | None = None, *, complete: bool = True) -
     written = [layers.trial, *layers.defaults.values()]
     written += [choice.fields for choice in axis_reader.choices]
     written += [fields.tree(one.trial, (*at, "trial")) for at, one in spec.blocks() if at]
-    studies = _studies(spec, points, written, report)
+    studies = _studies(spec, points, written, names, report)
     return Expansion(points, pretrainings, studies, excluded.left_out(), warnings, report.problems)
 
 
@@ -545,16 +546,31 @@ def _shape(backbone: BackboneConfig) -> str:
 
 
 def _studies(
-    spec: SweepFile, points: Sequence[Point], written: Sequence[FieldTree], report: Report
+    spec: SweepFile,
+    points: Sequence[Point],
+    written: Sequence[FieldTree],
+    names: FieldNames,
+    report: Report,
 ) -> tuple[Study, ...]:
-    # The cells of a sweep with `tune:`. A rate that is given has no say there, and is an error.
+    # The cells of a sweep with `tune:`. A tuned field that is given has no say there: an error.
     tune = spec.tune
     if tune is None:
         return ()
-    for fields in written:
-        if "learning_rate" in fields:
-            what = "never used, since `tune:` chooses the learning rate; leave it out"
-            report(fields["learning_rate"].at, what)
+    for path in tune.spaces:
+        top = path.partition(".")[0]
+        if not names.is_field(path):
+            allowed = [name for name in names.under(()) if name not in NEVER]
+            report(("tune", path), "no such field of a trial", given=path, allowed=allowed)
+        elif top in NEVER or path in ("backbone", "optimizer"):
+            what = f"{path} cannot be tuned: it is what arms are compared at, or no single value"
+            report(("tune", path), what)
+        for fields in written:
+            node, depth = fields.descend(path.split("."))
+            if depth == len(path.split(".")):
+                said = "the learning rate" if path == "learning_rate" else path
+                report(node.at, f"never used, since `tune:` chooses {said}; leave it out")
+    if report.problems or not report.complete:
+        return ()
     cells: dict[str, list[Point]] = {}
     for point in points:
         cells.setdefault(point.cell_id, []).append(point)
@@ -571,11 +587,20 @@ def _studies(
         report(("tune", "seeds"), what)
     if report.problems or not report.complete:
         return ()
-    return tuple(replace(study, points=leave_rate_open(study.points, tune)) for study in studies)
+    return tuple(replace(study, points=leave_open(study.points, tune)) for study in studies)
 
 
 def _untunable(study: Study) -> str:
-    # Why the learning rate of a cell cannot be chosen; empty if it can.
+    # Why the fields of a cell cannot be chosen; empty if they can.
+    if not study.tune.rate_alone:
+        for name, space in study.tune.spaces.items():
+            for value in space.values or (space.at(0), space.at(1)):
+                try:
+                    with_setting(study.points[0].config, ((name, value),))
+                except ValidationError as error:
+                    return (
+                        f"{name} {value}: {reading.explain(error.errors(include_url=False)[0])[0]}"
+                    )
     config, prune = study.points[0].config, study.tune.prune
     if config.protocol == "paper":
         return (

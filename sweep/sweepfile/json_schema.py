@@ -41,6 +41,7 @@ def json_schema(spec: SweepFile | None = None) -> JSON:
     for definition in (*definitions.values(), trial):
         if definition.get("title") not in {"TableSpec", "ClaimSpec", "TuneSpec"}:
             definition.pop("required", None)  # A trial's fields are given piece by piece.
+    definitions["TuneSpec"]["additionalProperties"] = {"$ref": "#/$defs/RangeSpec"}
     definitions["BackboneConfig"]["properties"]["size"] = {
         "enum": list(dict.fromkeys(size for row in BACKBONES.values() for size in row.sizes)),
         "description": "A named size, in place of layers, width and heads.",

@@ -86,6 +86,8 @@ def _validated(document: Document, content: JSON, problems: Problems) -> SweepFi
     kept = dict(content)
     for one in errors:
         location = tuple(part for part in one["loc"] if part not in (ONE, SEVERAL))
+        if location[:2] == ("tune", "fields"):
+            location = ("tune", *location[2:])  # The file has them as keys of `tune` itself.
         what, given, allowed = explain(one, _siblings(location))
         problems.add(document.line(location), spell(location), what, given=given, allowed=allowed)
         # The rest is still to be judged: leave out an entry of axes or backbones, else the key.
@@ -111,8 +113,8 @@ def _siblings(location: Location) -> Iterable[str]:
     }  # fmt: skip
     if location[:2] == ("table", "convergence"):
         return ConvergenceSpec.model_fields
-    if location[:2] == ("tune", "learning_rate") and location[2:]:
-        return RangeSpec.model_fields
+    if location[:1] == ("tune",) and location[2:]:
+        return (field.alias or name for name, field in RangeSpec.model_fields.items())
     inside = location[:-1] and parents.get(str(location[0]))
     return (inside or SweepFile).model_fields
 

@@ -6,6 +6,7 @@ chosen; a `Sweep` is a file, expanded (`sweep.sweepfile.expansion` makes it).
 
 from __future__ import annotations
 
+import copy
 import fnmatch
 import functools
 import itertools
@@ -19,7 +20,7 @@ from fpt.spec import JSON
 from sweep.sweepfile.document import SweepFileError
 from sweep.sweepfile.identity import CellIdentity
 from sweep.sweepfile.schema import KeepSpec, SweepFile, TableSpec
-from sweep.sweepfile.tuning_spec import TuneSpec
+from sweep.sweepfile.tuning_spec import Setting, TuneSpec, written
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,9 @@ class Cell:
 
 @dataclass(frozen=True)
 class Study:
-    """A cell of a sweep with `tune:`: its learning rate is chosen by trials of their own.
+    """A cell of a sweep with `tune:`: its tuned fields are chosen by trials of their own.
 
-    Those are ordinary trials, of the cell's config with a rate and a seed of `tune:`.
+    Those are ordinary trials, of the cell's config with a setting and a seed of `tune:`.
     """
 
     points: tuple[Point, ...]
@@ -90,7 +91,7 @@ class Study:
     tune: TuneSpec
     cell_of: str
     """The id of the cell at the default learning rate, by which it was found."""
-    _tried: dict[tuple[float, int], tuple[Point, ...]] = field(
+    _tried: dict[tuple[Setting, int], tuple[Point, ...]] = field(
         default_factory=dict, repr=False, compare=False
     )
 
@@ -123,44 +124,76 @@ class Study:
         every = config.evaluation.every
         return math.ceil(self.tune.prune * config.steps / every) * every
 
-    def trials(self, rate: float, steps: int) -> tuple[Point, ...]:
-        """The trials that try a rate, one a seed of `tune:`."""
-        if (rate, steps) in self._tried:
-            return self._tried[rate, steps]
+    def trials(self, setting: Setting, steps: int) -> tuple[Point, ...]:
+        """Return the trials that try a setting, one a seed of `tune:`."""
+        if (setting, steps) in self._tried:
+            return self._tried[setting, steps]
         like = self.points[0]
-        said = f"rate {rate:.15g}"
+        said = f"rate {setting[0][1]:.15g}" if self.tune.rate_alone else written(setting)
         if steps < like.config.steps:
             said += f", {steps} steps"
-        cell = _at_rate(like.config, rate, steps)
-        self._tried[rate, steps] = tuple(
+        cell = _at(like.config, setting, steps)
+        self._tried[setting, steps] = tuple(
             cell.point(seed, {**self.labels, "seed": str(seed), "tuning": said}, like.where)
             for seed in self.tune.seeds
         )
-        return self._tried[rate, steps]
+        return self._tried[setting, steps]
+
+    @functools.cached_property
+    def first_settings(self) -> tuple[Setting, ...]:
+        """The points that are known before any has ended."""
+        return self.tune.first(self.cell_id)
 
     @property
     def first(self) -> tuple[Point, ...]:
         """The trials that are known before any has ended."""
         return tuple(
-            point for rate in self.tune.rates for point in self.trials(rate, self.first_steps)
+            point
+            for setting in self.first_settings
+            for point in self.trials(setting, self.first_steps)
         )
 
-    def decided(self, rate: float) -> tuple[Point, ...]:
-        """The cell's own trials, as they are once the rate is chosen."""
+    def decided(self, setting: Setting) -> tuple[Point, ...]:
+        """Return the cell's own trials, as they are once the setting is chosen."""
         like = self.points[0].config
-        cell = _at_rate(like, rate, like.steps)
+        cell = _at(like, setting, like.steps)
         return tuple(cell.point(p.config.seed, p.labels, p.where) for p in self.points)
 
 
-def _at_rate(config: TrialConfig, rate: float, steps: int) -> Cell:
-    config = config.model_copy(update={"learning_rate": rate, "steps": steps})
-    return Cell(CellIdentity.of(config, config.identity()), config)
+def with_setting(config: TrialConfig, setting: Setting) -> TrialConfig:
+    """Return a trial's config with some of its fields set.
+
+    Raises:
+        pydantic.ValidationError: If a field cannot be so.
+    """
+    fields = config.model_dump()
+    for path, value in setting:
+        *outer, last = path.split(".")
+        inside = fields
+        for name in outer:
+            inside = inside[name]
+        inside[last] = value
+    return TrialConfig.model_validate(fields)
 
 
-def leave_rate_open(points: Sequence[Point], tune: TuneSpec) -> tuple[Point, ...]:
+def _at(config: TrialConfig, setting: Setting, steps: int) -> Cell:
+    if [name for name, _ in setting] == ["learning_rate"]:
+        changed = config.model_copy(update={"learning_rate": setting[0][1], "steps": steps})
+    else:
+        changed = with_setting(config, setting).model_copy(update={"steps": steps})
+    return Cell(CellIdentity.of(changed, changed.identity()), changed)
+
+
+def leave_open(points: Sequence[Point], tune: TuneSpec) -> tuple[Point, ...]:
     """Return the trials of a cell, undecided: their ids stand for those to come."""
     like, why = points[0].config, being_tuned(0, tune)
-    open_ = like.identity() | {"learning_rate": "tuned"}
+    open_ = copy.deepcopy(like.identity())
+    for path in tune.spaces:
+        *outer, last = path.split(".")
+        inside = open_
+        for name in outer:
+            inside = inside[name]
+        inside[last] = "tuned"
     cell = Cell(CellIdentity.of(like, open_), like)
     return tuple(
         replace(cell.point(p.config.seed, p.labels, p.where), undecided=why) for p in points
@@ -168,7 +201,7 @@ def leave_rate_open(points: Sequence[Point], tune: TuneSpec) -> tuple[Point, ...
 
 
 def being_tuned(ended: int, tune: TuneSpec) -> str:
-    """What is said of a trial whose learning rate is still to be chosen."""
+    """What is said of a trial whose tuned fields are still to be chosen."""
     return f"being tuned ({ended} of {tune.budget} points)"
 
 

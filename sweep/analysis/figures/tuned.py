@@ -32,7 +32,8 @@ def tuning(material: Material) -> Chart:
     cells: dict[tuple[str, str], list[Record]] = {}
     for record in curves(material.sweep, material.ledger):
         # Where a seed diverged, the mean of the others is not what the rate was judged by.
-        if record.value is not None and record.state != "diverged":
+        rated = record.rate is not None
+        if rated and record.value is not None and record.state != "diverged":
             cells.setdefault(material.place(record.labels), []).append(record)
     if not cells:
         raise UndrawableError("no trial by which a learning rate is chosen has a figure yet")
@@ -50,12 +51,13 @@ def tuning(material: Material) -> Chart:
         values: dict[float, list[float]] = {}
         for record in records:
             assert record.value is not None
+            assert record.rate is not None
             values.setdefault(record.rate, []).append(scale * record.value)
         rates = sorted(values)
         means = [fmean(values[rate]) for rate in rates]
         style = look(series.index(name))
         (handles[name],) = axes.plot(rates, means, **style)
-        for rate in {record.rate for record in records if record.chosen}:
+        for rate in {record.rate for record in records if record.chosen and record.rate}:
             (handles["chosen"],) = axes.plot(
                 rate, fmean(values[rate]), "o", markersize=9, mfc="none", mec="black", mew=0.9
             )
@@ -63,7 +65,9 @@ def tuning(material: Material) -> Chart:
     words = metric.replace("_", " ")
     for axes in every_axes:
         number_axis(
-            axes, "learning rate", [record.rate for own in cells.values() for record in own]
+            axes,
+            "learning rate",
+            [record.rate for own in cells.values() for record in own if record.rate],
         )
     figure.supylabel(f"{words}, %" if scale == 100 else words, fontsize=8)
     # The ring last, after all that are ringed.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -178,15 +179,23 @@ MISTAKES = {
     "learning_rate: {log: [1e-4, 1e-1], point: 4}": (
         "13: tune.learning_rate.point: no such field; did you mean 'points'"
     ),
-    "dropout: {values: [0.1]}": "13: tune.dropout: no such field; allowed: learning_rate, by",
-    "learning_rate: null": "13: tune.learning_rate: ",
+    "dropuot: {values: [0.1]}": (
+        "13: tune.dropuot: no such field of a trial; did you mean 'dropout'"
+    ),
+    "dropout: {values: [0.1, 2.0]}": "dropout 2.0: 2.0 should be less than 1",
+    "dropout: {uniform: [0.3, 0.1], points: 2}": "tune.dropout: uniform: 0.3 is not below 0.1",
+    "dropout: {uniform: [0, 0.3]}": "`log` and `points` come together in a grid",
+    "dropout: {uniform: [0, 0.3]}, sampler: qmc": "points: missing; it is the budget of every cell",
+    "dropout: {values: [0.1]}, points: 4": "points: a grid has as many as its fields make",
+    "protocol: {values: [paper, sound]}": "protocol cannot be tuned: it is what arms are compared",
+    "learning_rate: null": "13: tune: names no field to tune",
     "learning_rate: {log: [1e-4, 1e-1], points: 4, values: [1e-3]}": (
         "either `log: [least, greatest]` and `points`, or `values`"
     ),
     "learning_rate: {log: [1e-4, 1e-1]}": "`log` and `points` come together",
     "learning_rate: {log: [1e-1, 1e-4], points: 4}": "log: 0.1 is not below 0.0001",
     "learning_rate: {log: [1.0e-3, 1.001e-3], points: 9}": "points: 9 do not fit, to 4 digits",
-    "learning_rate: {values: [1e-3, 0.001]}": "values: names a rate twice",
+    "learning_rate: {values: [1e-3, 0.001]}": "values: names a value twice",
     "by: test_accuracy": "13: tune.by: 'test_accuracy' would choose by the test set",
     "scheduler: asha": (
         "13: tune.scheduler: 'asha' would end trials by how they compare with those of other arms; "
@@ -194,7 +203,7 @@ MISTAKES = {
     ),
     "sampler: hyperband": "13: tune.sampler: 'hyperband' would end trials",
     "prune: ASHA": "13: tune.prune: 'ASHA' would end trials",
-    "sampler: cmaes": "13: tune.sampler: 'cmaes' is not known; allowed: grid, qmc, tpe",
+    "sampler: cmaes": "13: tune.sampler: 'cmaes' is not known; allowed: grid, qmc, random, tpe",
     "learning_rate: {values: [1e-3]}, sampler: qmc": "sampler qmc needs a range",
     "sampler: tpe, prune: 0.5": "prune: sampler tpe asks for its points one after another",
     "seeds: [1, 100]": "13: tune.seeds: 1 is a seed of the sweep's own; choose by others",
@@ -226,7 +235,7 @@ def test_what_cannot_be_tuned_is_refused_with_its_place_and_reason(
 def test_a_range_has_to_be_given(tmp_path: Path) -> None:
     (problem,) = problems_of(tmp_path, "{by: validation_loss}")
 
-    assert problem == "13: tune.learning_rate: missing"
+    assert problem.startswith("13: tune: names no field to tune; such as `learning_rate:")
 
 
 def test_the_protocol_paper_has_nothing_to_tune_by(tmp_path: Path) -> None:
@@ -425,6 +434,167 @@ def test_tpe_gives_the_same_points_again_and_says_what_it_depends_on(tmp_path: P
     assert "depends on the order and the results of those before" in tuning.notes(sweep)[-1]
     table = build(sweep, Ledger(tmp_path / "one")).to_markdown()
     assert "depends on the order and the results of those before" in table
+
+
+# --- any field ----------------------------------------------------------------------------------
+
+TWO = "{learning_rate: {log: [1.0e-5, 1.0e-1]}, dropout: {uniform: [0, 0.3]}, points: 10"
+
+
+def set_to(point: Point) -> tuple[float, float]:
+    return point.config.learning_rate, point.config.dropout
+
+
+def good(point: Point) -> float:
+    """Best at a rate of 1e-3 and a dropout of 0.1."""
+    rate, dropout = set_to(point)
+    return 0.9 - abs(math.log10(rate) + 3) / 10 - abs(dropout - 0.1)
+
+
+def trained(folder: Path, tune: str, order: random.Random, kill_at: int = -1) -> list[Any]:
+    """The points of both cells, in the order of asking, of a driver that may be killed."""
+    sweep = tuned(folder, tune)
+    place = folder / "results"
+    count = 0
+    while True:
+        ledger = Ledger(place)
+        tuning.note_asked(sweep, ledger)
+        now = tuning.resolve(sweep, ledger)
+        if not now.undecided:
+            return [[one.setting for one in state.tries] for state in tuning.states(now, ledger)]
+        open_ = [p for p in now.tunings if p.trial_id not in ledger.done()]
+        order.shuffle(open_)
+        for point in open_[: order.randint(1, 3)]:  # so many slots
+            count += 1
+            if count == kill_at:
+                sweep = load(sweep.file)  # what ran is lost: nothing but the ledger stays
+                break
+            commit(ledger, [point], validation_accuracy=good(point))
+
+
+@pytest.mark.parametrize("generation", [1, 3])
+def test_tpe_killed_at_five_places_asks_for_the_same_points_to_the_bit(
+    tmp_path: Path, generation: int
+) -> None:
+    tune = f"{TWO}, sampler: tpe, generation: {generation}}}"
+    (tmp_path / "whole").mkdir()
+    whole = trained(tmp_path / "whole", tune, random.Random(0))
+
+    assert [len(one) for one in whole] == [10, 10]
+    assert all(len(set(one)) == 10 for one in whole)
+    for kill_at in (1, 6, 11, 13, 17):
+        folder = tmp_path / str(kill_at)
+        folder.mkdir()
+        assert trained(folder, tune, random.Random(kill_at), kill_at) == whole
+    # The first half is quasi-random in both dimensions, bases 2 and 3.
+    assert [dict(one)["dropout"] for one in whole[0][:3]] == [0.1, 0.2, 0.03333]
+    assert [dict(one)["learning_rate"] for one in whole[0][:3]] == [1e-3, 1e-4, 1e-2]
+
+
+def test_what_was_noted_is_what_trains(tmp_path: Path) -> None:
+    # As if another release of Optuna, or another machine, had asked for it.
+    sweep = tuned(tmp_path, f"{TWO}, sampler: tpe, generation: 5}}")
+    ledger = Ledger(tmp_path / "results")
+    for point in sweep.tunings:
+        commit(ledger, [point], validation_accuracy=good(point))
+    tuning.note_asked(sweep, ledger)
+    notes = ledger.notes("tuned", "generations")
+    assert len(notes) == 10
+    name = min(notes)
+    (file,) = (tmp_path / "results/notes").rglob(f"{name}.json")
+    note = json.loads(file.read_text())
+    note["setting"] = [["learning_rate", 0.005], ["dropout", 0.25]]
+    file.write_text(json.dumps(note))
+
+    (state,) = (
+        one
+        for one in tuning.states(sweep, Ledger(tmp_path / "results"))
+        if one.study.label == note["study"]
+    )
+    assert state.tries[5].setting == (("learning_rate", 0.005), ("dropout", 0.25))
+    # And noting it again changes nothing.
+    tuning.note_asked(sweep, ledger)
+    assert json.loads(file.read_text()) == note
+
+
+def test_a_grid_of_several_fields_is_their_product(tmp_path: Path) -> None:
+    sweep = tuned(
+        tmp_path,
+        "{learning_rate: {log: [1.0e-3, 1.0e-1], points: 3}, dropout: {values: [0.0, 0.1]}, "
+        "optimizer.warmup: {int: [0, 10], points: 2}}",
+    )
+
+    own = [p for p in sweep.tunings if p.labels["train"] == "fpt"]
+    wanted = set(itertools.product((1e-3, 1e-2, 1e-1), (0.0, 0.1), (0, 10)))
+    assert {(*set_to(p), p.config.optimizer.warmup) for p in own} == wanted
+    assert len(own) == 12
+    assert all((trial_id(p.config), cell_id(p.config)) == (p.trial_id, p.cell_id) for p in own)
+    (note,) = tuning.notes(sweep)
+    assert note == (
+        "chosen for each cell, of 12 points of sampler grid: learning_rate (0.001 to 0.1, "
+        "logarithmic); dropout (0, 0.1); optimizer.warmup (0 to 10, whole); by validation accuracy "
+        "with seed 100, apart from those of the figures"
+    )
+
+
+def test_random_points_are_each_cells_own_and_always_the_same(tmp_path: Path) -> None:
+    tune = f"{TWO}, sampler: random}}"
+
+    one, other = tuned(tmp_path, tune), tuned(tmp_path, tune)
+    more = tuned(tmp_path, tune.replace("points: 10", "points: 12"))
+
+    assert one.tunings == other.tunings
+    assert {p.trial_id for p in one.tunings} < {p.trial_id for p in more.tunings}
+    cells = [[set_to(p) for p in one.tunings if p.labels["train"] == arm] for arm in ("fpt", "all")]
+    assert [len(set(cell)) for cell in cells] == [10, 10]
+    assert not set(cells[0]) & set(cells[1])
+
+
+def test_the_best_setting_of_a_cell_is_what_its_trials_take(tmp_path: Path) -> None:
+    sweep = tuned(tmp_path, f"{TWO}, sampler: qmc}}")
+    ledger = Ledger(tmp_path / "results")
+    assert all(point.undecided for point in sweep.points)
+    for point in sweep.tunings:
+        commit(ledger, [point], validation_accuracy=good(point))
+
+    now = tuning.resolve(sweep, ledger)
+
+    best = max(sweep.tunings, key=good)
+    assert {set_to(p) for p in now.points} == {set_to(best)}
+    assert [p.config.seed for p in now.points] == [0, 1, 0, 1]
+    assert all(trial_id(p.config) == p.trial_id for p in now.points)
+    shown = CliRunner().invoke(app, ["studies", str(sweep.file), "--results", ledger.uri])
+    assert shown.exit_code == 0
+    assert "expected best of so many of its points: 1 " in shown.stdout
+    assert "importance of its fields (PED-ANOVA): learning_rate " in shown.stdout
+    told = CliRunner().invoke(app, ["studies", str(sweep.file), "--json", "--results", ledger.uri])
+    first, _ = json.loads(told.stdout)
+    assert first["setting"] == dict(zip(("learning_rate", "dropout"), set_to(best), strict=True))
+    assert sum(first["importance"].values()) == pytest.approx(1)
+
+
+def test_the_expected_best_is_the_mean_over_all_choices_of_so_many_points(tmp_path: Path) -> None:
+    sweep = tuned(tmp_path, f"{TWO.replace('points: 10', 'points: 6')}, sampler: qmc}}")
+    ledger = Ledger(tmp_path / "results")
+    for point in sweep.tunings:
+        commit(ledger, [point], validation_accuracy=good(point))
+
+    state, _ = tuning.states(sweep, ledger)
+
+    values = [one.value for one in state.tries if one.value is not None]
+    assert len(values) == 6
+    for drawn, expected in enumerate(state.expected_best(), start=1):
+        every = [max(some) for some in itertools.combinations(values, drawn)]
+        assert expected == pytest.approx(sum(every) / len(every))
+
+
+def test_a_field_that_is_given_as_well_is_told(tmp_path: Path) -> None:
+    head = HEAD.replace("  steps: 40", "  optimizer: {warmup: 3}\n  steps: 40")
+
+    (problem,) = problems_of(tmp_path, "{optimizer.warmup: {values: [0, 10]}}", head)
+
+    told = "never used, since `tune:` chooses optimizer.warmup; leave it out"
+    assert problem == f"5: trial.optimizer.warmup: {told}"
 
 
 def test_notes_say_what_was_tried_and_by_what(tmp_path: Path) -> None:
