@@ -41,6 +41,7 @@ import numpy as np
 
 from fpt.spec import JSON
 from sweep.analysis import history, looks, typeset
+from sweep.analysis.across import across
 from sweep.analysis.cells import (
     BEST_SEEN,
     FACTS,
@@ -198,6 +199,31 @@ class Aggregate:
 
 
 @dataclass(frozen=True)
+class Overall:
+    """A claim on an accuracy over all the places that it is made at."""
+
+    claim: str
+    axis: str
+    metric: str
+    over: str
+    """The axes of the places: `task`."""
+    places: int
+    """Places at which both sides have a run, and somebody is better than chance."""
+    of: int
+    """Places that there are."""
+    difference: float
+    """Mean difference of left minus right, where 0 is chance and 1 the best run of a place."""
+    improvement: float
+    """The probability that a run of the left side beats one of the right at a place."""
+    p: float
+    """Of the signed-rank test over places; of this claim alone."""
+
+    def record(self) -> JSON:
+        """All of it as JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
 class Judged:
     """The claims of a sweep, with what there is so far."""
 
@@ -206,6 +232,7 @@ class Judged:
     contrasts: tuple[Contrast, ...]
     """In the order of the file."""
     aggregates: tuple[Aggregate, ...]
+    overall: tuple[Overall, ...] = ()
     noted: str | None = None
     """When the list in force before the first row was noted; None: it was not."""
     late: int | None = None
@@ -230,6 +257,7 @@ class Judged:
             },
             "contrasts": [one.record() for one in self.contrasts],
             "aggregates": [one.record() for one in self.aggregates],
+            "overall": [one.record() for one in self.overall],
         }
 
     def to_frame(self) -> pd.DataFrame:
@@ -267,7 +295,7 @@ class Judged:
     @property
     def sheets(self) -> tuple[Sheet, ...]:
         """What is printed, in whatever format: the claims, and the arms over tasks if there are."""
-        return (self.sheet, self.summary) if self.summary else (self.sheet,)
+        return tuple(filter(None, (self.sheet, self.summary, self.over_places)))
 
     @functools.cached_property
     def sheet(self) -> Sheet:
@@ -278,6 +306,11 @@ class Judged:
     def summary(self) -> Sheet | None:
         """The arms over tasks, ready to be printed; None without."""
         return _summary(self) if self.aggregates else None
+
+    @functools.cached_property
+    def over_places(self) -> Sheet | None:
+        """The claims over all of their places, ready to be printed; None without."""
+        return _over_places(self) if self.overall else None
 
     def _flat(self) -> list[JSON]:
         return [
@@ -342,6 +375,7 @@ def judge(sweep: Sweep, ledger: Ledger) -> Judged:
         sweep.name,
         tuple(_torn(iter(marked))),
         tuple(_aggregates(made, found)),
+        tuple(_overall(made, found)),
         noted=first.at if first else None,
         late=first.results if first else None,
         changed=change,
@@ -456,7 +490,7 @@ class _Read:
         steady = ended.index(False) if False in ended else len(ended)
         every = tuple(one.label for one in self.outcomes)
         self.step = _step(claim.on, [left for _, left, _ in spot.place.pairs])
-        self.bounds = _bounds(spot, found)
+        self.bounds = _bounds(spot)
         # The plans that have ended before this one: each spent its error on the pairs it saw.
         self.before = tuple(self.test(labels) for labels in past.spent(spot.key, every[:steady]))
         self.before_pairs = max(
@@ -680,15 +714,13 @@ def _worst(
     return max(measured, default=None) if metric.endswith("_loss") else None
 
 
-def _bounds(spot: _Spot, found: Found) -> tuple[float, float] | None:
-    # Where outcomes of an accuracy could lie that were not seen: from chance to all right.
-    if not is_accuracy(spot.claim.on):
+def _bounds(spot: _Spot) -> tuple[float, float] | None:
+    # Where outcomes of an accuracy could lie that were not seen: from chance to all right. A
+    # trivial baseline may be a whole classifier's, which a seed that fails falls far below.
+    configs = [point.like for _, *both in spot.place.pairs for point in both]
+    if not is_accuracy(spot.claim.on) or not configs:
         return None
-    points = [point for _, *both in spot.place.pairs for point in both]
-    rows = [found.rows[point.trial_id] for point in points if point.trial_id in found.rows]
-    chances = [found.columns["baseline_accuracy"][row] for row in rows]
-    known = [in_unit(spot.claim.on, one) for one in chances if is_number(one)]
-    return min(known, default=0.0), 100.0
+    return 100 / max(one.task.shape(one.protocol).classes for one in configs), 100.0
 
 
 def _value(found: Found, point: Point, metric: MetricName) -> float | None:
@@ -1008,6 +1040,40 @@ def _aggregates(made: _Made, found: Found) -> Iterator[Aggregate]:
             )
 
 
+def _overall(made: _Made, found: Found) -> Iterator[Overall]:
+    for claim, spots in made:
+        if not is_accuracy(claim.on) or not claim.places or len(spots) < 2:
+            continue
+        left, right, chances, bests = [], [], [], []
+        for spot in spots:
+            sides = [
+                [
+                    in_unit(claim.on, value)
+                    for (point, *_) in trials.values()
+                    if is_number(value := _value(found, point, claim.on))
+                ]
+                for trials in (spot.place.left, spot.place.right)
+            ]
+            if all(sides) and (bounds := _bounds(spot)):
+                left.append(sides[0])
+                right.append(sides[1])
+                chances.append(bounds[0])
+                bests.append(max(map(max, sides)))
+        result = across(left, right, chances, bests)
+        if result is not None:
+            yield Overall(
+                claim=claim.that,
+                axis=claim.axis,
+                metric=claim.on,
+                over=", ".join(claim.places),
+                places=result.places,
+                of=len(spots),
+                difference=result.difference,
+                improvement=result.improvement,
+                p=result.p,
+            )
+
+
 def _figures(found: Found, arm: _Arm, metric: MetricName) -> dict[pairing.Labels, dict[str, float]]:
     # Place -> trial -> its figure; places without any are not in it.
     out: dict[pairing.Labels, dict[str, float]] = {}
@@ -1107,6 +1173,26 @@ def _summary(judged: Judged) -> Sheet:
     heads = (*(["of"] if several else []), "over", "runs", "mean", "interval", "covers")
     return Sheet(
         f"Arms of {judged.sweep}", "arm", heads, tuple(lines), (("", text), *notes.lettered())
+    )
+
+
+def _over_places(judged: Judged) -> Sheet:
+    several = len({one.metric for one in judged.overall}) > 1
+    lines = []
+    for one in judged.overall:
+        places = str(one.places) if one.places == one.of else f"{one.places}/{one.of}"
+        texts = [*([words(one.metric)] if several else []), one.over, places]
+        texts += [f"{round(one.difference, 2) + 0.0:+.2f}", f"{one.improvement:.2f}", _p(one.p)]
+        lines.append(Line("ours", Entry(one.claim), tuple(map(Entry, texts))))
+    of = " and ".join(dict.fromkeys(words(one.metric) for one in judged.overall))
+    text = (
+        f"difference of {of}, where 0 is chance and 1 the best run of a place, mean over places; "
+        "improvement: how probably a run of the left side beats one of the right, ties half; p: "
+        "signed-rank test over places, of each claim alone, below 0.05 with six places at least"
+    )
+    heads = (*(["of"] if several else []), "over", "places", "difference", "improvement", "p")
+    return Sheet(
+        f"Claims of {judged.sweep} over places", "claim", heads, tuple(lines), (("", text),)
     )
 
 

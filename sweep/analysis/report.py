@@ -221,13 +221,15 @@ def _claims(judged: Judged) -> Iterator[str]:
     for sheet, column, name in (
         (judged.sheet, "difference", "claim"),
         (judged.summary, "mean", "arm"),
+        (judged.over_places, "", ""),
     ):
         if sheet is not None:
             lines = []
             for number, line in enumerate(sheet.lines[:LINES]):
                 entries = list(line.entries)
-                at = sheet.columns.index(column)
-                entries[at] = replace(entries[at], cell=f"{name}-{number + 1}")
+                if column:
+                    at = sheet.columns.index(column)
+                    entries[at] = replace(entries[at], cell=f"{name}-{number + 1}")
                 lines.append(replace(line, entries=tuple(entries)))
             yield typeset.fragment(replace(sheet, lines=tuple(lines)), linked=True)
 

@@ -866,6 +866,6 @@ def test_latex_compiles(make: Make, tmp_path: Path) -> None:
         cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
 
-    assert text.count(r"\begin{table}") == 2
+    assert text.count(r"\begin{table}") == 3
     assert r"\textgreater{}" in text
     assert done.returncode == 0, done.stdout[-2000:]
