@@ -7,7 +7,6 @@ file is evaluated. Reading goes on past a problem, so that all of them are told 
 from __future__ import annotations
 
 import difflib
-import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.composer import Composer, ComposerError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+from fpt.printable import printable
 
 Location = tuple[str | int, ...]
 """Where a value stands in a file: ("axes", "task", 2, "bits")."""
@@ -33,41 +34,12 @@ MOST_DEPTH = 50
 SHOWN = 120
 """Characters of a value that a message quotes."""
 
-JOINERS = "\u200c\u200d"
-"""Invisible characters that words need: Persian and Hindi ones, and emoji."""
-
-
-def is_unprintable(character: str) -> bool:
-    """Return whether a character commands a terminal or changes the direction of what follows.
-
-    These are Unicode's control and format characters, its separators of lines and paragraphs, and
-    halves of surrogate pairs, which no text can hold.
-    """
-    kind = unicodedata.category(character)
-    return kind in ("Cc", "Cf", "Cs", "Zl", "Zp") and character not in JOINERS
-
-
-def unprintable(text: str) -> str:
-    """Return the first character of a text that must not be in a name, or the empty string."""
-    if text.isprintable():  # Quicker, for what nearly all text is.
-        return ""
-    return next((one for one in text if is_unprintable(one)), "")
-
-
-def escaped(text: str) -> str:
-    """Return a text with its unprintable characters spelled as Python spells them."""
-    if text.isprintable():
-        return text
-    return "".join(
-        one.encode("unicode_escape").decode() if is_unprintable(one) else one for one in text
-    )
-
 
 class SweepFileError(ValueError):
     """A sweep file that cannot be used. Nothing of it was started."""
 
     def __init__(self, problems: Iterable[str]) -> None:
-        self.problems: tuple[str, ...] = tuple(map(escaped, problems))
+        self.problems: tuple[str, ...] = tuple(map(printable, problems))
         """Each is `file:line: path: what; did you mean 'x'; allowed: ...`, on one line."""
         super().__init__("\n".join(self.problems))
 

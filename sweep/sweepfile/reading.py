@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from fpt.plugins import registered
+from fpt.printable import UNPRINTABLE
 from fpt.published import references
 from fpt.spec import JSON, Spec
 from fpt.tasks import TASK_GROUP, TASKS
@@ -24,7 +25,6 @@ from sweep.sweepfile.document import (
     label,
     shown,
     spell,
-    unprintable,
 )
 from sweep.sweepfile.schema import (
     ONE,
@@ -122,8 +122,8 @@ def _siblings(location: Location) -> Iterable[str]:
 def _check_text(file: SweepFile, problems: Problems) -> None:
     # That nothing which is printed as it stands holds a command to a terminal.
     def check(what: str, text: str, *at: str | int) -> None:
-        if one := unprintable(text):
-            code = f"U+{ord(one):04X} {unicodedata.name(one, '')}".rstrip()
+        if found := UNPRINTABLE.search(text):
+            code = f"U+{ord(found[0]):04X} {unicodedata.name(found[0], '')}".rstrip()
             problem = f"{what} {shown(text)} holds a control character ({code}); leave it out"
             problems.add(file.document.line(at), spell(at), problem)
 

@@ -9,15 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fpt.printable import printable
 from sweep.sweepfile import document
 from sweep.sweepfile.document import (
     Document,
     Problems,
     SweepFileError,
-    escaped,
     label,
     spell,
-    unprintable,
 )
 
 
@@ -177,7 +176,7 @@ def test_whatever_text_there_is_it_is_read_or_told(
         _, _, told = read(folder, inside % "".join(pieces))
     except SweepFileError as error:
         told = list(error.problems)
-    assert all(one.isprintable() for one in told)
+    assert all(one == printable(one) for one in told)
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
@@ -244,27 +243,6 @@ def test_problems_are_told_once_in_the_order_of_lines() -> None:
 )  # fmt: skip
 def test_labels(value: Any, name: str) -> None:
     assert label(value) == name
-
-
-@pytest.mark.parametrize(
-    "character",
-    ["\n", "\t", "\x1b", "\x07", "\x7f", "\x85", "\x9b", "\u061c", "\u200e", "\u200b", "\u202e",
-     "\u2028", "\u2029", "\u2066", "\u2069", "\ufeff", "\U000e0041", "\ud800"],
-)  # fmt: skip
-def test_unprintable_characters_are_found_and_escaped(character: str) -> None:
-    assert unprintable(f"a{character}b") == character
-    spelled = escaped(f"a{character}b")
-    assert spelled.isascii()
-    assert spelled.encode().decode("unicode_escape") == f"a{character}b"
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "±", "日本", "\u0645\u06cc\u200c\u062e", "👩\u200d💻", "a b", "a\u00a0b"],
-)
-def test_words_of_any_script_are_printable(text: str) -> None:
-    assert unprintable(text) == ""
-    assert escaped(text) == text
 
 
 def test_no_problem_holds_what_commands_a_terminal() -> None:
