@@ -69,6 +69,8 @@ def test_the_page_of_tuning_shows_a_file_and_a_command_that_work(tmp_path: Path)
     (command,) = blocks("sh", TUNING)
     name, *arguments = shlex.split(command)
     arguments = [str(ROOT / one) if one.startswith("experiments") else one for one in arguments]
-    done = CliRunner().invoke(app, [*arguments, "--results", str(tmp_path / "results")])
+    results = ["--results", str(tmp_path / "results")]
+    done = CliRunner().invoke(app, [*arguments, "--json", *results])
     assert (name, done.exit_code) == ("sweep", 0)
     assert "being tuned (0 of 12 points)" in done.stdout
+    assert CliRunner().invoke(app, [*arguments, *results]).exit_code == 0

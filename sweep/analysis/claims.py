@@ -358,11 +358,13 @@ def judge(sweep: Sweep, ledger: Ledger) -> Judged:
     rule = sweep.table.convergence if sweep.table else ConvergenceSpec()
     found = Found.read(ledger, tuple(inside.values()), metrics, rule)
     tuned, remarks = tuning.notes(sweep), tuning.remarks(sweep, ledger)
+    spaces = sweep.spec.tune.spaces if sweep.spec.tune else {}
+    fields = {path.partition(".")[0] for path in spaces}
     family = _Family([_Read(spot, found, past) for spot in spots])
     before = _at_first(family, earlier, found, past)
     axes = axis_labels(sweep.spec)
     contrasts = [
-        _contrast(read, family, found, axes[read.claim.paired_by], tuned, remarks)
+        _contrast(read, family, found, axes[read.claim.paired_by], tuned, fields, remarks)
         for read in family.reads
     ]
     change = history.change(sweep, past)
@@ -603,6 +605,7 @@ def _contrast(
     found: Found,
     labels: Collection[str],
     tuned: Sequence[str],
+    fields: Collection[str],
     remarks: Mapping[str, str],
 ) -> Contrast:
     claim, now, wary = read.claim, read.now, family.wary(read)
@@ -638,7 +641,7 @@ def _contrast(
         *_devices(claim, pairs, found),
         *_withheld(read, wary),
         *_history(read),
-        *_unlike(claim, pairs, tuned, remarks),
+        *_unlike(claim, pairs, tuned, fields, remarks),
     )
     return Contrast(
         claim=claim.that,
@@ -793,6 +796,7 @@ def _unlike(
     claim: ClaimSpec,
     pairs: Sequence[tuple[str, Point, Point]],
     tuned: Sequence[str],
+    fields: Collection[str],
     remarks: Mapping[str, str],
 ) -> Iterator[str]:
     # What the reader of a claim should know of its sides, whatever their figures.
@@ -803,16 +807,18 @@ def _unlike(
     one, other = (points[0].config for points in sides)
     own = claim.axis.partition(".")[0]
     rates = dict.fromkeys((one.learning_rate, other.learning_rate))
-    if not tuned and own != "learning_rate" and "learning_rate" not in claim.places:
+    if (
+        "learning_rate" not in fields
+        and own != "learning_rate"
+        and "learning_rate" not in claim.places
+    ):
         which = "both arms" if len(rates) == 1 else "each arm"
         told = ", ".join(f"{rate:g}" for rate in rates)
         yield f"{which} at one learning rate ({told}), not tuned"
     unlike = [
         name
         for name in BUDGET
-        if getattr(one, name) != getattr(other, name)
-        and name != own
-        and not (name == "learning_rate" and tuned)
+        if getattr(one, name) != getattr(other, name) and name != own and name not in fields
     ]
     if unlike:
         yield f"the arms differ in {', '.join(unlike)} too"
@@ -1126,8 +1132,8 @@ def _general(judged: Judged, metrics: Collection[str], *, uneven: bool) -> Itera
     )
     yield (
         "p: of Welch's t test (over seeds) or the paired one, two-sided, corrected by Holm over "
-        f"the {family} contrasts of this file; supported or contradicted: below 0.05, with the "
-        "claimed sign or the other one"
+        f"the {family} contrast{'' if family == 1 else 's'} of this file; supported or "
+        "contradicted: below 0.05, with the claimed sign or the other one"
     )
     if any(one.provisional for one in contrasts):
         yield "provisional: read before all of its pairs have ended; it may still change"

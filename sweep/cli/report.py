@@ -24,6 +24,7 @@ class Kind(StrEnum):
     curves = "curves"
     convergence = "convergence"
     tuning = "tuning"
+    budget = "budget"
     learning_rate = "learning-rate"
     depth = "depth"
     size = "size"

@@ -13,6 +13,7 @@ KINDS: Mapping[str, Callable[[Material], Chart]] = {
     "curves": curves.learning,
     "convergence": curves.convergence,
     "tuning": tuned.tuning,
+    "budget": tuned.budget,
     "learning-rate": scaling.learning_rate,
     "depth": scaling.depth,
     "size": scaling.size,

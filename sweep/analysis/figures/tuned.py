@@ -15,7 +15,7 @@ from sweep.analysis.figures.style import (
     number_axis,
     panels,
 )
-from sweep.planning.tuning import Record, curves
+from sweep.planning.tuning import Record, curves, states
 
 TOLD = 12
 """Cells whose rates stand in the figure's description, at most."""
@@ -82,3 +82,51 @@ def tuning(material: Material) -> Chart:
     chosen = "; ".join([*told[:TOLD], *["…"] * (len(told) > TOLD)]) or "none yet"
     alt = f"{words} against learning rate, {len(titles)} panels. Chosen: {chosen}."
     return Chart("Tuning of the learning rate", alt, tuple(notes), figure)
+
+
+def budget(material: Material) -> Chart:
+    """Draw the expected best of so many of each cell's points.
+
+    It shows whether another budget would have turned a comparison of arms round.
+
+    Raises:
+        UndrawableError: If the sweep is not tuned, or no cell has two points with a figure.
+    """
+    tune = material.sweep.spec.tune
+    if tune is None:
+        raise UndrawableError("the sweep file tunes nothing, so that there is no budget to vary")
+    found = {
+        material.place(state.study.labels): state.expected_best()
+        for state in states(material.sweep, material.ledger)
+    }
+    cells = {at: best for at, best in found.items() if len(best) > 1}
+    if not cells:
+        raise UndrawableError("no cell has two points with a figure yet")
+    titles = list(dict.fromkeys(panel for panel, _ in cells))[:PANELS]
+    series = list(dict.fromkeys(name for _, name in cells))[:SERIES]
+    figure, every_axes = panels(titles, share=False)
+    scale = 100 if is_accuracy(tune.by) else 1
+    handles = {}
+    told = []
+    for (panel, name), best in cells.items():
+        if panel not in titles or name not in series:
+            continue
+        axes = every_axes[titles.index(panel)]
+        drawn = range(1, len(best) + 1)
+        style = look(series.index(name))
+        (handles[name],) = axes.plot(drawn, [scale * one for one in best], **style)
+        ends = f"{scale * best[0]:.3g} of 1, {scale * best[-1]:.3g} of {len(best)}"
+        told.append(f"{' / '.join(filter(None, (panel, name)))} {ends}")
+    words = tune.by.replace("_", " ")
+    for axes in every_axes:
+        axes.set_xlabel("points tried")
+    figure.supylabel(f"expected best {words}, %" if scale == 100 else words, fontsize=8)
+    legend(figure, list(handles), list(handles.values()))
+    notes = [f"expected best {words} of so many of each cell's points, drawn in any order"]
+    if tune.sampler == "tpe":
+        notes.append("points of sampler tpe are no independent draws: a description, no estimate")
+    left = sum(panel not in titles or name not in series for panel, name in cells)
+    notes += [f"{left:,} of {len(cells):,} cells are left out"] * bool(left)
+    described = "; ".join([*told[:TOLD], *["…"] * (len(told) > TOLD)])
+    alt = f"Expected best {words} against points tried, {len(titles)} panels. {described}."
+    return Chart("Tuning by budget", alt, tuple(notes), figure)

@@ -126,7 +126,7 @@ def test_the_command_knows_every_kind() -> None:
 def test_a_sweep_that_has_everything_but_tuning_is_drawn_in_all_ways(
     drawn: dict[str, Chart],
 ) -> None:
-    assert drawn.keys() == KINDS.keys() - {"tuning"}
+    assert drawn.keys() == KINDS.keys() - {"tuning", "budget"}
 
 
 def test_a_learning_curve_is_the_mean_over_seeds_with_its_interval(
@@ -247,6 +247,19 @@ def test_tuning_shows_no_rate_of_which_a_seed_diverged(tmp_path: Path) -> None:
     lines = [line for line in panel(drawing.chart, "bit-xor").lines if line.get_markersize() != 9]
 
     assert [np.asarray(line.get_xdata()).tolist() for line in lines] == [[1e-3], [1e-3]]
+
+
+def test_the_budget_shows_the_expected_best_of_so_many_points(tmp_path: Path) -> None:
+    made = make(tmp_path, TUNED, figures, curve=False)
+    (drawing,) = draw(gather(*made), ["budget"])
+    assert drawing.chart is not None
+    first = panel(drawing.chart, "bit-xor").lines[0]
+
+    # Of two points ten apart, one is on average five below the better one.
+    assert np.asarray(first.get_xdata()).tolist() == [1, 2]
+    one, both = np.asarray(first.get_ydata())
+    assert both - one == pytest.approx(5)
+    assert "bit-xor / language" in drawing.chart.alt
 
 
 def test_what_cannot_be_drawn_says_what_it_lacks(tmp_path: Path) -> None:
