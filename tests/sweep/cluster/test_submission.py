@@ -225,7 +225,10 @@ def test_code_is_refused_unless_it_is_allowed_and_not_even_imported(tmp_path: Pa
     assert not ran.exists()
 
     # In a process of its own: what it imports stays there.
-    code = f"from sweep.cluster import submission; print(*submission.parcel({str(file)!r}, allow_code=True).files)"
+    code = (
+        "from sweep.cluster import submission; "
+        f"print(*submission.parcel({str(file)!r}, allow_code=True).files)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["helper.py", "mine_of_cluster.py", "tiny.yaml"], done.stderr
     assert ran.exists()
