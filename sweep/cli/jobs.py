@@ -20,6 +20,7 @@ from sweep.cli.common import (
     count,
     echo,
     say,
+    whole_id,
 )
 
 if TYPE_CHECKING:
@@ -29,6 +30,15 @@ if TYPE_CHECKING:
 
 Address = Annotated[
     str,
+    typer.Option(
+        "--address",
+        metavar="URL",
+        envvar="RAY_API_SERVER_ADDRESS",
+        help="The cluster's dashboard: http://HEAD:8265.",
+    ),
+]
+AnyAddress = Annotated[
+    str | None,
     typer.Option(
         "--address",
         metavar="URL",
@@ -99,11 +109,23 @@ def submit(
 
 @app.command(epilog="Example: sweep logs experiments/quickstart.yaml --address http://HEAD:8265")
 def logs(
-    which: Which,
-    address: Address,
+    which: Annotated[
+        str | None, typer.Argument(metavar="[FILE]", help="A sweep file, or a job's id.")
+    ] = None,
+    address: AnyAddress = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Until the job ends.")] = False,
+    trial: Annotated[
+        str | None,
+        typer.Option("--trial", metavar="ID", help="What a trial's code has printed, not a job."),
+    ] = None,
+    results: Results = "results",
 ) -> None:
-    """Print what a job has printed."""
+    """Print what a job has printed; with --trial what the code of a trial has."""
+    if trial is not None:
+        _print_trial(trial, results)
+        return
+    if which is None or address is None:
+        raise UserError("logs: which? Give FILE and --address URL for a job, or --trial ID")
     from sweep.cluster import submission
 
     client = submission.connect(address)
@@ -124,6 +146,21 @@ def stop(which: Which, address: Address) -> None:
         say(f"{job.id}: stopping; running trials save their states")
     else:
         say(f"{job.id}: has ended already ({job.status.lower()})")
+
+
+def _print_trial(trial: str, results: str) -> None:
+    """Print what attempts at a trial have printed, the oldest first."""
+    from sweep.ledger.ledger import Ledger
+
+    ledger = Ledger(results)
+    known = ledger.done() | ledger.states() | set(ledger.last_failures())
+    trial = whole_id(trial, known, ledger.uri)
+    found = ledger.logs(trial)
+    for attempt, text in found.items():
+        say(f"attempt {attempt}")
+        echo(text.rstrip())
+    if not found:
+        say(f"trial {trial}: nothing was printed")
 
 
 def _variable(text: str) -> tuple[str, str]:

@@ -177,8 +177,16 @@ def show(
                 echo(f"  {name:<20} {rows[0][name]}")
     _show_curve(ledger, trial)
     for row in failures:
-        echo(f"\nfailed {row['at']} on {row['host']}, cause: {row['cause']}")
+        step = "before its first record" if row["step"] is None else f"at step {row['step']:,}"
+        echo(f"\nfailed {row['at']} on {row['host']}, {step}, cause: {row['cause']}")
         echo((row["traceback"] or row["message"] or "").rstrip())
+    for attempt, text in ledger.logs(trial).items():
+        lines = text.rstrip().splitlines()
+        echo(
+            f"\nprinted by attempt {attempt}, the last {min(TAIL, len(lines))} of "
+            f"{count(len(lines), 'line')} (all: sweep logs --trial {trial})"
+        )
+        echo("\n".join(f"  {line}" for line in lines[-TAIL:]))
 
 
 def _show_curve(ledger: Ledger, trial: str) -> None:

@@ -31,7 +31,9 @@ from fpt.config import TrialConfig
 from fpt.files import DataError
 from fpt.spec import JSON
 from fpt.tasks.base import Baseline
+from sweep.execution import output
 from sweep.execution.causes import ENDS_PROCESS, Cause, NodeError, cause_of, ends_process
+from sweep.execution.output import Log
 from sweep.ledger import provenance
 from sweep.ledger.ledger import WAITS, Ledger, LedgerError
 from sweep.ledger.storage import StorageError
@@ -56,6 +58,9 @@ Halt = Literal["interrupted", "preempted"]
 
 PAUSES = (1.0, 30.0)
 """Seconds between two tries at storage that fails: the first, doubled up to the last."""
+
+SHARED = (contract.ContractError, output.BreakpointError)
+"""Errors of code that all trials of a pack have in common."""
 
 CURVE = ("step", "split", "loss", "accuracy", "seconds", "examples")
 """What of a record goes into a curve, by the names of both."""
@@ -157,6 +162,8 @@ class Progress:
     """See `fpt.trainer.Training.row_padding`."""
     rows: list[JSON] = field(default_factory=list)
     """Of the curve, since the last segment."""
+    logged: int = 0
+    """Characters of the log that are written."""
 
     def now(self) -> datetime:
         """Return the time: when this attempt started, and what has passed since."""
@@ -226,24 +233,29 @@ def run_pack(
     results: dict[str, Result] = {}
     raised: BaseException | None = None
     trials = [Progress(point, datetime.now(UTC)) for point in job.points]
-    try:
-        results |= patiently(lambda: finished(job, ledger), job, halted)
-        missing = [trial for trial in trials if trial.point.trial_id not in results]
-        if missing:
-            attempt = _Attempt(job, ledger, missing, results, on_record, halted, pulse or Pulse())
-            attempt.run(train, on_start)
-    except Exception as error:
-        cause, raised = cause_of(error), error
-        left = [trial for trial in trials if trial.point.trial_id not in results]
-        for trial in left:
-            # A pack shares data, weights and the classes of both.
-            results[trial.point.trial_id] = (
-                _undecided(trial.point, error)
-                if len(left) > 1
-                and cause == "code"
-                and not isinstance(error, contract.ContractError)
-                else _fail(ledger, job, trial, cause, error)
-            )
+    with output.recorded(job.points[0].label) as log:
+        missing: list[Progress] = []
+        try:
+            results |= patiently(lambda: finished(job, ledger), job, halted)
+            missing = [trial for trial in trials if trial.point.trial_id not in results]
+            if missing:
+                attempt = _Attempt(
+                    job, ledger, missing, results, on_record, halted, pulse or Pulse(), log
+                )
+                attempt.run(train, on_start)
+        except Exception as error:
+            cause, raised = cause_of(error), error
+            left = [trial for trial in trials if trial.point.trial_id not in results]
+            for trial in left:
+                # A pack shares data, weights and the classes of both.
+                results[trial.point.trial_id] = (
+                    _undecided(trial.point, error)
+                    if len(left) > 1 and cause == "code" and not isinstance(error, SHARED)
+                    else _fail(ledger, job, trial, cause, error)
+                )
+        with contextlib.suppress(LedgerError):  # a log is worth no failure
+            for trial in missing:
+                _keep_log(ledger, job, trial, log)
     ended = tuple(results.values())
     if (raised and ends_process(raised)) or any(one.cause in ENDS_PROCESS for one in ended):
         raise EndWorkerError(ended) from raised
@@ -318,6 +330,7 @@ class _Attempt:
         on_record: Callable[[Point, Record], None],
         halted: Callable[[], Halt | None],
         pulse: Pulse,
+        log: Log,
     ) -> None:
         self.job = job
         self.ledger = ledger
@@ -326,6 +339,7 @@ class _Attempt:
         self.on_record = on_record
         self.halted = halted
         self.pulse = pulse
+        self.log = log
         self.again: Collection[str] = ()
         """Trials that have a row, and train since the backbone that others need is gone."""
         self.outdated: Collection[str] = ()
@@ -420,7 +434,14 @@ class _Attempt:
                 continue
             job = replace(self.job, points=(trial.point,))
             own = _Attempt(
-                job, self.ledger, [trial], self.results, self.on_record, self.halted, self.pulse
+                job,
+                self.ledger,
+                [trial],
+                self.results,
+                self.on_record,
+                self.halted,
+                self.pulse,
+                self.log,
             )
             own.run(train, on_start)
 
@@ -516,14 +537,10 @@ class _Attempt:
                 name, state.to_bytes(), step=state.step, attempt=self.job.attempt
             )
             trial.saved, self.pulse.unsaved[name] = trial.seconds, 0.0
+            _keep_log(self.ledger, self.job, trial, self.log)
 
     def _write_curve(self, trial: Progress) -> None:
-        if trial.rows:
-            self.ledger.append_curve(
-                trial.point.trial_id, self.job.attempt, trial.segment, trial.rows
-            )
-            trial.segment += 1
-            trial.rows = []
+        _write_curve(self.ledger, self.job, trial)
 
     def _halt(self, cause: Halt) -> None:
         for trial in self.trials:
@@ -628,6 +645,22 @@ def _keep_to_share(resources: Mapping[str, float]) -> None:
         torch.cuda.set_per_process_memory_fraction(min(part, 1.0))
 
 
+def _write_curve(ledger: Ledger, job: Job, trial: Progress) -> None:
+    """Write the records since the last piece of a curve."""
+    if trial.rows:
+        ledger.append_curve(trial.point.trial_id, job.attempt, trial.segment, trial.rows)
+        trial.segment += 1
+        trial.rows = []
+
+
+def _keep_log(ledger: Ledger, job: Job, trial: Progress, log: Log) -> None:
+    """Write what was printed, if that is more than last time."""
+    if log.written > trial.logged:
+        written = log.written
+        ledger.put_log(trial.point.trial_id, job.attempt, log.text())
+        trial.logged = written
+
+
 def _undecided(point: Point, error: BaseException) -> Result:
     message = str(error) or repr(error)
     return Result(point.trial_id, "failed", "code", type(error).__name__, message, undecided=True)
@@ -652,6 +685,7 @@ def _fail(ledger: Ledger, job: Job, trial: Progress, cause: Cause, error: BaseEx
     name, step = trial.point.trial_id, trial.step
     message = str(error) or repr(error)
     try:
+        _write_curve(ledger, job, trial)
         ledger.fail(failure_row(job, trial, cause, error))
     except LedgerError as unwritten:
         message = f"{message}; and then {unwritten}"
@@ -665,13 +699,15 @@ def failure_row(
     job: Job, trial: Progress, cause: Cause | Literal["doubled"], error: BaseException
 ) -> JSON:
     """The row of an attempt that failed: a value for each column of the ledger's failures."""
+    last = output.tail()
+    printed = f"\nprinted last:\n{last}\n" if last else ""
     return {
         "trial_id": trial.point.trial_id,
         "attempt": job.attempt,
         "cause": cause,
         "exception": type(error).__name__,
         "message": str(error) or repr(error),
-        "traceback": "".join(traceback.format_exception(error)),
+        "traceback": "".join(traceback.format_exception(error)) + printed,
         "config": _json(trial.point.config.model_dump(mode="json")),
         "step": trial.step,
         "host": provenance.host(),

@@ -6,6 +6,7 @@
     results/states/<trial>/<step>-<attempt>.safetensors what a trial resumes from
     results/states/<trial>.safetensors                  its end, where its tensors are kept
     results/backbones/<trial>.safetensors               what a pretraining trained
+    results/logs/<trial>/<attempt>.txt                  what an attempt at it printed
     results/quotes/<sweep>/<time>.json                  what a run was expected to cost
     results/notes/<sweep>/<about>/<name>.json           its claims before the first row; readings
     results/leases/<name>/<epoch>.json                  see `sweep.ledger.leases`
@@ -57,7 +58,7 @@ __all__ = [
     "new_attempt",
 ]
 
-Kind = Literal["trials", "curves", "failures", "states", "backbones", "cache", "leases"]
+Kind = Literal["trials", "curves", "failures", "states", "backbones", "logs", "cache", "leases"]
 """The folders of a ledger."""
 
 Kept = Literal["trials", "curves", "failures", "states", "backbones"]
@@ -75,6 +76,7 @@ KINDS: tuple[Kind, ...] = (
     "failures",
     "states",
     "backbones",
+    "logs",
     "cache",
     "leases",
 )
@@ -595,6 +597,18 @@ class Ledger:
         if not is_object(name):
             raise ValueError(f"{name!r} is no object of a ledger")
         return self._storage.create(name, data)
+
+    def put_log(self, trial_id: str, attempt: str, text: str) -> None:
+        """Keep what an attempt at a trial has printed so far; a second time takes its place."""
+        self._storage.put(f"logs/{_checked(trial_id)}/{attempt}.txt", text.encode())
+
+    def logs(self, trial_id: str) -> dict[str, str]:
+        """Return what attempts at a trial have printed, by attempt, the oldest first."""
+        found: dict[str, str] = {}
+        for name in self._storage.list(f"logs/{_checked(trial_id)}"):
+            if (data := self._storage.get(name)) is not None:
+                found[name.rpartition("/")[2].removesuffix(".txt")] = data.decode(errors="replace")
+        return found
 
     def put_quote(self, sweep: str, name: str, quote: Mapping[str, Any]) -> None:
         """Keep what a run was expected to cost; names sort by time."""
