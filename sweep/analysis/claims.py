@@ -368,6 +368,10 @@ def judge(sweep: Sweep, ledger: Ledger) -> Judged:
         for read in family.reads
     ]
     change = history.change(sweep, past)
+    best = tuning.budgets(sweep, ledger)
+    contrasts = [
+        _with_budget(one, read, best) for read, one in zip(family.reads, contrasts, strict=True)
+    ]
     marked = [
         _marked(one, read, family, before, change) if change else one
         for read, one in zip(family.reads, contrasts, strict=True)
@@ -999,6 +1003,26 @@ def _torn(contrasts: Iterator[Contrast]) -> Iterator[Contrast]:
         told = ", ".join(f"{verdict} at {', '.join(rates)}" for verdict, rates in found.items())
         note = f"the answer depends on the learning rate: {told}"
         yield replace(one, notes=(*one.notes, note))
+
+
+def _with_budget(one: Contrast, read: _Read, best: Mapping[str, Sequence[float]]) -> Contrast:
+    # Flags a claim whose arms change places with the points that they are tuned by.
+    pairs = next(iter(read.spot.place.pairs), None)
+    if pairs is None:
+        return one
+    left, right = (best.get(point.cell_id, ()) for point in pairs[1:])
+    signs = [(a > b) - (a < b) for a, b in zip(left, right, strict=False)]
+    if not {1, -1} <= set(signs):
+        return one
+    ahead = [
+        f"{side} with {', '.join(str(k) for k, sign in enumerate(signs, 1) if sign == way)}"
+        for side, way in zip(read.claim.sides, (1, -1), strict=True)
+    ]
+    note = (
+        "which arm is ahead depends on the budget of tuning: by expected best of so many points "
+        f"{', '.join(ahead)}"
+    )
+    return replace(one, notes=(*one.notes, note))
 
 
 # --- over tasks ---------------------------------------------------------------------------------

@@ -378,6 +378,21 @@ def remarks(sweep: Sweep, ledger: Ledger) -> dict[str, str]:
     return out
 
 
+def budgets(sweep: Sweep, ledger: Ledger) -> dict[str, list[float]]:
+    """Return cell id -> expected best figure by number of points, of cells that are tuned; greater
+    is better.
+
+    Raises:
+        sweep.ledger.ledger.LedgerError: If the ledger cannot be read.
+    """
+    sign = -1 if sweep.spec.tune and not sweep.spec.tune.by.endswith("_accuracy") else 1
+    return {
+        state.study.decided(state.setting)[0].cell_id: [sign * v for v in state.expected_best()]
+        for state in states(sweep, ledger)
+        if state.setting is not None
+    }
+
+
 def _values(ledger: Ledger, ids: Collection[str], metric: str) -> dict[str, float | None]:
     # Of trials that have ended, what they are compared by; None of one that diverged.
     rows = ledger.trials(ids, columns=["trial_id", "outcome", metric]).to_pylist()

@@ -380,6 +380,35 @@ def test_an_answer_that_depends_on_the_learning_rate_is_flagged(make: Make) -> N
     assert not any("not tuned" in note for one in contrasts for note in one.notes)
 
 
+def test_an_answer_that_depends_on_the_budget_of_tuning_is_flagged(make: Make) -> None:
+    text = """\
+sweep: tuned
+trial: {task: bit-xor, backbone: {name: gpt2, size: tiny}, steps: 40}
+axes: {pretraining: [language, random], seed: [0, 1, 2]}
+tune: {learning_rate: {values: [1.0e-3, 1.0e-2]}, seeds: [100]}
+claims: [{that: language > random, axis: pretraining}]
+"""
+    # One point: 0.5 on average against 0.6. Both: 0.9 against 0.7.
+    found = {"language": (0.1, 0.9), "random": (0.5, 0.7)}
+
+    def judged(arms: dict[str, tuple[float, float]], name: str) -> Contrast:
+        sweep, _ = make(text)
+        ledger = Ledger(sweep.file.parent / name)
+        for point in sweep.tunings:
+            low, high = arms[point.labels["pretraining"]]
+            value = high if point.config.learning_rate > 0.005 else low
+            ledger.commit(trial_row(point, validation_accuracy=value))
+        return judge(sweep, ledger).contrasts[0]
+
+    told = (
+        "which arm is ahead depends on the budget of tuning: by expected best of so many points "
+        "language with 2, random with 1"
+    )
+    assert told in judged(found, "turned").notes
+    same = judged(found | {"language": (0.65, 0.9)}, "same")
+    assert not any("budget" in note for note in same.notes)
+
+
 # --- over tasks
 
 
