@@ -145,6 +145,9 @@ class BackboneConfig(Spec):
     """How random weights are drawn. plain: every matrix N(0, 0.02). scaled: projections into the
     residual stream N(0, 0.02 / sqrt(2 layers)), as GPT-2's authors and some releases of
     transformers do."""
+    init: Literal["theirs", "gpt2"] = "theirs"
+    """How random weights of a class of your own are drawn. theirs: as its constructor does, seeded.
+    gpt2: as ours are, by `initialiser`."""
     groups: tuple[tuple[str, Group], ...] = ()
     """Rules that come before the backbone's own: regular expression over a parameter's name ->
     group; the first match wins. `auto` has no others."""
@@ -212,6 +215,14 @@ class BackboneConfig(Spec):
             raise ValueError(
                 f"{self.name}: backbone.groups is missing; it names the group of each parameter, "
                 "as {regular expression: group}"
+            )
+        own = self.row.version is not None
+        if self.init == "gpt2" and not own:
+            raise ValueError(f"init: {self.name} is not a class of your own; leave it out")
+        if self.initialiser == "scaled" and own and self.init == "theirs":
+            raise ValueError(
+                "initialiser scaled: a class of your own draws its weights, unless "
+                "`init: gpt2` says otherwise"
             )
         if self.initialiser == "scaled" and self.row.residual_outputs == NOTHING:
             raise ValueError(f"initialiser scaled: {self.name} has its own way to draw weights")
@@ -326,9 +337,17 @@ class TrialConfig(Spec):
 
     @field_validator("pretraining")
     @classmethod
-    def _known_pretraining(cls, value: str) -> str:
+    def _known_pretraining(cls, value: str, info: ValidationInfo) -> str:
         if value in PRETRAININGS or re.fullmatch(TRIAL + "[0-9a-f]{12}", value):
             return value
+        backbone = info.data.get("backbone")
+        if (
+            backbone is not None
+            and backbone.row.version is not None
+            and backbone.weights is not None
+            and re.fullmatch(r"\w[\w. -]*", value)
+        ):
+            return value  # the user's own word for their own weights
         raise ValueError(
             f"unknown pretraining {value!r}; known: {', '.join(PRETRAININGS)}, "
             f"{TRIAL}ID, or a name under `backbones:` of the sweep file"
@@ -450,6 +469,9 @@ class TrialConfig(Spec):
             # Elsewhere it is part of what the digest of weights, or the parent's id, stands for.
             out["backbone"]["function"] = own
         out["backbone"]["initialiser"] = self.backbone.initialiser if drawn else None
+        init = out["backbone"].pop("init")
+        if self.backbone.row.version is not None and drawn and init == "theirs":
+            out["backbone"]["init"] = init
         if self.backbone.row.version is not None:
             out["backbone"]["version"] = self.backbone.row.version
         out["backbone_seed"] = self.drawn_from

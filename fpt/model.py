@@ -72,7 +72,17 @@ class Model(nn.Module):
             first.backbone,
         )
         self.trained = groups.trained(self.groups, first.train, first.backbone)
-        initial = weights.initial(first, own, backbones or {})
+        theirs: dict[str, Tensor] = {}
+        buffers: dict[str, Tensor] = {}
+        self.buffers_own: tuple[str, ...] = ()
+        """Canonical names of the persistent buffers of a class of a user's own."""
+        if row.version is not None:
+            kept = self.backbone.state_dict()
+            buffers = {name: tensor for name, tensor in kept.items() if name not in own}
+            self.buffers_own = tuple(groups.PREFIX + name for name in buffers)
+            drawn = self.backbone.named_parameters() if first.backbone.init == "theirs" else ()
+            theirs = {name: parameter.detach().float() for name, parameter in drawn}
+        initial = weights.initial(first, own, backbones or {}, theirs, buffers)
         self.backbone_digest: str = weights.digest(initial)
         self._fill(initial)
         self.drawn_positions = 0
@@ -94,6 +104,9 @@ class Model(nn.Module):
             owner, _, leaf = name.rpartition(".")
             module = self.backbone.get_submodule(owner)
             value = tensor.clone() if groups.PREFIX + name in self.trained else tensor
+            if groups.PREFIX + name in self.buffers_own:
+                setattr(module, leaf, tensor.to(getattr(module, leaf).dtype).clone())
+                continue
             setattr(module, leaf, nn.Parameter(value, requires_grad=False))
 
     def _put_members_in(self, packs: bool) -> None:
@@ -192,6 +205,11 @@ class Model(nn.Module):
                 found[own] = parameter
         return found
 
+    def own_buffers(self) -> dict[str, Tensor]:
+        """Return the buffers of a class of a user's own by canonical name; shared by members."""
+        names = ((name, name.removeprefix(groups.PREFIX)) for name in self.buffers_own)
+        return {name: self.backbone.get_buffer(own) for name, own in names}
+
     def counts(self) -> dict[str, dict[str, int]]:
         """A member's parameters: group -> tensors, parameters, and how many of them train.
 
@@ -200,6 +218,9 @@ class Model(nn.Module):
         """
         shapes = {name: tuple(p.shape) for name, p in self.member(0).items()}
         table = groups.counts(self.groups, shapes, self.trained)
+        if self.buffers_own:
+            sizes = [tensor.numel() for tensor in self.own_buffers().values()]
+            table["buffer"] = {"tensors": len(sizes), "parameters": sum(sizes), "trained": 0}
         if "position" in table:
             table["position"]["drawn"] = self.drawn_positions
         return table
@@ -210,7 +231,7 @@ class Model(nn.Module):
         Raises:
             ValueError: If a name is unknown or a shape differs.
         """
-        own = self.member(k)
+        own = {**self.member(k), **self.own_buffers()}
         unknown = sorted(set(values) - set(own))
         if unknown:
             raise ValueError(

@@ -266,7 +266,7 @@ class Training(Iterator[Record]):
 
     def _restore(self, member: _Member, state: State) -> None:
         now, first, second = (state.part(name) for name in ("now", "first", "second"))
-        if set(now) != set(member.trained):
+        if set(now) != set(self._kept(member)):
             raise ValueError("state: it is of a trial that trains other parameters")
         self.model.load(member.index, now)
         for name in member.trained:
@@ -335,9 +335,10 @@ class Training(Iterator[Record]):
         It is that of the picked checkpoint, which the trial's figures are of.
         """
         picked = self.outcomes[trial].state.checkpoint()
+        parameters = self._members[trial].parameters
         own = {
             name.removeprefix(groups.PREFIX): picked.get(name, p)
-            for name, p in self._members[trial].parameters.items()
+            for name, p in {**parameters, **self.model.own_buffers()}.items()
             if name.startswith(groups.PREFIX)
         }
         function = self.model.function
@@ -685,7 +686,7 @@ class Training(Iterator[Record]):
             self._end(member, why)
         elif figures.best_step == figures.step:
             # The tensors move on with the next step.
-            member.best = {n: p.detach().clone() for n, p in member.trained.items()}
+            member.best = {n: p.detach().clone() for n, p in self._kept(member).items()}
 
     def _training_set(self, size: int) -> Iterable[Batch]:
         """`size` training examples (or all, if they are fewer) as they are evaluated; of a task
@@ -793,9 +794,13 @@ class Training(Iterator[Record]):
         )
         self.stop(member.index)
 
+    def _kept(self, member: _Member) -> dict[str, Tensor]:
+        """Return what of a member changes in training, by canonical name."""
+        return {**member.trained, **self.model.own_buffers()}
+
     def _state(self, member: _Member) -> State:
         tensors: dict[str, Tensor] = {}
-        for name, parameter in member.trained.items():
+        for name, parameter in self._kept(member).items():
             tensors[f"now/{name}"] = parameter.detach().cpu().clone()
             if name in member.optimizer.moments:
                 first, second = member.optimizer.moments[name]

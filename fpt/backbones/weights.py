@@ -10,11 +10,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import random
 import re
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -75,7 +77,11 @@ def normal(seed: int, stream: int, name: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def initial(
-    trial: TrialConfig, shapes: Mapping[str, tuple[int, ...]], backbones: Mapping[str, Path]
+    trial: TrialConfig,
+    shapes: Mapping[str, tuple[int, ...]],
+    backbones: Mapping[str, Path],
+    theirs: Mapping[str, Tensor] | None = None,
+    buffers: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """The initial tensors of a trial's backbone.
 
@@ -84,16 +90,19 @@ def initial(
         shapes: Name -> shape of every tensor that the model asks for. A position table may be
             longer than the pretrained one; the rows beyond it are left out of the answer.
         backbones: Id of a trial -> the file of the backbone that it trained.
+        theirs: The parameters that a class of a user's own has drawn itself.
+        buffers: Its buffers, as it has drawn them; a file may have others.
 
     Raises:
         DataError: If weights are missing, or their shapes are others.
     """
     row = trial.backbone.row
     if trial.pretraining == RANDOM:
-        return _random(trial, shapes)
+        return _random(trial, shapes, theirs or {}) | dict(buffers or {})
     if trial.parent is not None:
         file = _trained(trial.parent, backbones)
-        return _select(read_tensors(file), shapes, file)
+        stored = read_tensors(file)
+        return _select(stored, shapes, file) | _buffers(stored, buffers or {})
     file = weights_file(trial.backbone.weights or "")
     stored = _own_names(read_tensors(file), shapes, row, file)
     first = row.first_position
@@ -106,7 +115,15 @@ def initial(
     if trial.pretraining in (STATISTICS, LAYER_STATISTICS):
         read = _redrawn(trial, read)
     own = {name: shape for name, shape in shapes.items() if name not in published}
-    return read | _random(trial, own)
+    return read | _random(trial, own, theirs or {}) | _buffers(stored, buffers or {})
+
+
+def _buffers(stored: Mapping[str, Tensor], drawn: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return buffers as a file has them, and as they were drawn where it has none."""
+    return {
+        name: stored[name] if name in stored and stored[name].shape == own.shape else own
+        for name, own in drawn.items()
+    }
 
 
 def _redrawn(trial: TrialConfig, read: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -201,12 +218,36 @@ def skeleton(trial: TrialConfig, tokens: int, config: Mapping[str, Any]) -> nn.M
     """
     own = trial.backbone
     build = functools.partial(module_class(own.row), own, tokens)
+    module: nn.Module
+    if own.row.version is not None:
+        with _seeded(trial.seed if trial.drawn_from is None else trial.drawn_from):
+            return cast("nn.Module", build())
     with no_init_weights():  # every value comes from `initial`
-        module: nn.Module = build(config) if own.name in fields.FIELDS else build()
+        module = build(config) if own.name in fields.FIELDS else build()
     return module
 
 
-def _random(trial: TrialConfig, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed the generators that a constructor of a user's may draw from, and put them back."""
+    own = random_streams.generator(seed, random_streams.BACKBONE, site=site("its constructor"))
+    pythons, numpys = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(own.integers(2**63)))
+        np.random.seed(int(own.integers(2**32)))
+        random.seed(int(own.integers(2**63)))
+        try:
+            yield
+        finally:
+            random.setstate(pythons)
+            np.random.set_state(numpys)
+
+
+def _random(
+    trial: TrialConfig,
+    shapes: Mapping[str, tuple[int, ...]],
+    theirs: Mapping[str, Tensor],
+) -> dict[str, Tensor]:
     """As the backbone's class draws a parameter; else norm gains 1, biases 0, every matrix N(0,
     0.02), or scaled towards the residual stream.
     """
@@ -225,6 +266,9 @@ def _random(trial: TrialConfig, shapes: Mapping[str, tuple[int, ...]]) -> dict[s
             if own is not None:
                 drawn[name] = torch.from_numpy(np.asarray(own, dtype=np.float32))
                 continue
+        if name in theirs:
+            drawn[name] = theirs[name]
+            continue
         if len(shape) == 1:
             drawn[name] = torch.ones(shape) if name.endswith("weight") else torch.zeros(shape)
             continue

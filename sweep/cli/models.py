@@ -245,7 +245,8 @@ def _weights_of(points: Sequence[Point], ledger: Ledger) -> dict[str, Any]:
                 "train": list(train),
                 "groups": counts(
                     model.groups, shapes, trained(model.groups, train, config.backbone)
-                ),
+                )
+                | {name: row for name, row in model.counts().items() if name == "buffer"},
             }
             for train in sets
         ],
