@@ -22,6 +22,22 @@ from sweep.cli import query, studies, models, archive, upkeep  # isort: skip
 from sweep.cli.common import UserError, app, say
 from sweep.ledger import provenance
 
+PANELS = {
+    "Before a run": ("init", "validate", "plan", "fetch", "schema"),
+    "Running": ("run", "status", "pause", "retry", "debug"),
+    "On a cluster": ("submit", "logs", "stop"),
+    "Results": ("table", "claims", "show", "report", "figures", "query", "trace"),
+    "Models": ("weights", "attention", "representations"),
+    "Sharing": ("export", "merge", "diff"),
+    "Upkeep": ("mirror", "ui", "studies", "gc", "upgrade"),
+}
+"""Group of commands in `sweep --help` -> its commands."""
+
+for _group, _names in PANELS.items():
+    for _command in app.registered_commands:
+        if _command.callback is not None and _command.callback.__name__ in _names:
+            _command.rich_help_panel = _group
+
 __all__ = [
     "app",
     "archive",

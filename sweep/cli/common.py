@@ -29,9 +29,8 @@ LINES = "\n\t"
 
 app = typer.Typer(
     name="sweep",
-    epilog="Begin with: sweep run experiments/quickstart.yaml",
+    epilog="Begin with: sweep init quickstart, then sweep run quickstart.yaml",
     no_args_is_help=True,
-    add_completion=False,
     # A mistake of the user's is told by `main`; what is left is a bug, shown as Python shows it.
     pretty_exceptions_enable=False,
 )

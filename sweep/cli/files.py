@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,6 +19,7 @@ from sweep.cli.common import (
     Only,
     Results,
     SafeConsole,
+    UserError,
     app,
     count,
     counted,
@@ -25,6 +28,7 @@ from sweep.cli.common import (
     say,
     show_json,
     size,
+    writing,
 )
 
 if TYPE_CHECKING:
@@ -33,8 +37,58 @@ if TYPE_CHECKING:
     from sweep.planning.plan import Plan
     from sweep.sweepfile.trials import Sweep
 
+MOST_CHARACTERS = 100
+"""Of a sweep's name."""
+
 LISTED = 100
 """Trials that `plan` lists for people; `--json` lists all."""
+
+
+@app.command(epilog="Example: sweep init my-sweep --template what-trains")
+def init(
+    name: Annotated[Path, typer.Argument(metavar="NAME", help="Name of the sweep and its file.")],
+    template: Annotated[
+        str | None,
+        typer.Option(
+            "--template",
+            metavar="TEMPLATE",
+            help="What it asks about: modality, what-trains, size, tuned or quickstart. "
+            "Default: NAME, if that is one of these, else modality.",
+            autocompletion=lambda: _templates(),
+        ),
+    ] = None,
+) -> None:
+    """Write a sweep file to begin with, NAME.yaml, with comments; it validates and runs."""
+    from sweep.sweepfile.schema import NAME
+    from sweep.sweepfile.templates import QUESTIONS, text
+
+    file = name if name.suffix == ".yaml" else name.with_name(f"{name.name}.yaml")
+    if not re.fullmatch(NAME, file.stem) or len(file.stem) > MOST_CHARACTERS:
+        raise UserError(
+            f"{file.stem!r}: a sweep's name is lower-case letters, digits, dots and hyphens, "
+            f"{MOST_CHARACTERS} at most"
+        )
+    chosen = template or (file.stem if file.stem in QUESTIONS else "modality")
+    if chosen not in QUESTIONS:
+        close = difflib.get_close_matches(chosen, QUESTIONS, n=1)
+        meant = f"; did you mean {close[0]!r}" if close else ""
+        raise UserError(f"no template is called {chosen!r}{meant}; allowed: {', '.join(QUESTIONS)}")
+    content = text(chosen, file.stem)
+    with writing(file):
+        try:
+            with file.open("x", encoding="utf-8") as stream:
+                stream.write(content)
+        except FileExistsError:
+            raise UserError(f"{file}: is there already; choose another name") from None
+    echo(f"{file}: {QUESTIONS[chosen]}")
+    say(f"next: sweep run {shlex.quote(str(file))}")
+
+
+def _templates() -> list[str]:
+    """Return the names that a shell completes."""
+    from sweep.sweepfile.templates import QUESTIONS
+
+    return list(QUESTIONS)
 
 
 @app.command(epilog="Example: sweep validate experiments/quickstart.yaml")
