@@ -19,7 +19,7 @@ MODULES = sorted([*(ROOT / "fpt").rglob("*.py"), *(ROOT / "sweep").rglob("*.py")
 UNPICKLED = {
     # Tune's own file of an error: written in this process, a moment before, into a folder that is
     # this run's own and that only this user can open (tempfile.mkdtemp); never from the ledger.
-    "sweep/execution/driver.py": {"cloudpickle.load"},
+    "sweep/execution/tune_adapter.py": {"cloudpickle.load"},
 }
 """Where something is unpickled all the same, and why that is no hole."""
 
@@ -92,16 +92,16 @@ def test_no_secret_stands_in_a_runtime_environment(monkeypatch: pytest.MonkeyPat
     for name, value in (secret | {"HF_HOME": "/shared/hub"}).items():
         monkeypatch.setenv(name, value)
 
-    passed, entrusted = connection.passed_on(), connection.entrusted()
+    passed, forwarded_secrets = connection.runtime_env_vars(), connection.forwarded_secrets()
 
     assert passed["HF_HOME"] == "/shared/hub"
     assert "sesame" not in str(passed)
-    for name in connection.PASSED_ON:
+    for name in connection.FORWARDED:
         assert not connection.is_secret(name, "")
     # What opens the Hub, the network and buckets reaches workers; what opens MLflow or Ray does not
     # have to.
-    assert {"HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "https_proxy"} <= entrusted.keys()
-    assert not {"MLFLOW_TRACKING_PASSWORD", "RAY_AUTH_TOKEN"} & entrusted.keys()
+    assert {"HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "https_proxy"} <= forwarded_secrets.keys()
+    assert not {"MLFLOW_TRACKING_PASSWORD", "RAY_AUTH_TOKEN"} & forwarded_secrets.keys()
 
 
 def test_variables_of_a_job_are_not_given_twice(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +110,7 @@ def test_variables_of_a_job_are_not_given_twice(monkeypatch: pytest.MonkeyPatch)
     job = '{"runtime_env": {"env_vars": {"HF_HOME": "/shared/hub"}}}'
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", job)
 
-    assert "HF_HOME" not in connection.passed_on()
+    assert "HF_HOME" not in connection.runtime_env_vars()
 
 
 def test_a_refused_token_is_not_told(tmp_path: Path) -> None:

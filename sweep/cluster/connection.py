@@ -3,11 +3,11 @@
 Three kinds of variables reach workers, each in its own way, and no others do:
 
 - `WORKERS` say how a worker computes. They are the same everywhere.
-- `PASSED_ON` say where things are. They stand in the runtime environment of the run, which everyone
+- `FORWARDED` say where things are. They stand in the runtime environment of the run, which everyone
   who can look at the cluster can read: no secret may be among them.
-- `ENTRUSTED` open things, or may hold a password. They are handed from the driver's memory to the
-  workers' (`sweep.execution.driver`), stand in no job's description and in no file, and a node's
-  own win.
+- `FORWARDED_SECRETS` open things, or may hold a password. They are handed from the driver's memory
+  to the workers' (`sweep.execution.channel`), stand in no job's description and in no file, and a
+  node's own win.
 
 A job that is submitted takes none of the submitting machine's along: the cluster has its own.
 """
@@ -46,11 +46,11 @@ WORKERS = {
 }
 """Environment variables of the workers."""
 
-PASSED_ON = ("HF_ENDPOINT", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_HOME", "FPT_SWEEP_CACHE")
+FORWARDED = ("HF_ENDPOINT", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_HOME", "FPT_SWEEP_CACHE")
 """Variables that workers of another Ray get from the driver, where it has them; all jobs of a
 cluster can read them, so that no secret may be among them."""
 
-ENTRUSTED = re.compile(
+FORWARDED_SECRETS = re.compile(
     r"HF_TOKEN|HUGGING_FACE_HUB_TOKEN|(HTTP|HTTPS|ALL|NO)_PROXY|(AWS|AZURE|GOOGLE)_[A-Z0-9_]+",
     re.IGNORECASE,
 )
@@ -121,7 +121,7 @@ def cluster_id(address: str) -> str | None:
         return None  # `connected` says what of it
     reachable(address)
     use_token()
-    outlive_parent()
+    set_raylet_pid()
     import ray
     from ray._private.services import canonicalize_bootstrap_address
     from ray._raylet import GcsClient  # type: ignore[attr-defined]
@@ -150,6 +150,12 @@ class Connection:
             local_ray.end_processes([self.scratch])
         shutil.rmtree(self.scratch, ignore_errors=True)
 
+    def draining_nodes(self) -> frozenset[str]:
+        """Return the ids of the nodes that are about to be taken away; may wait for Ray."""
+        from ray._private.state import state  # Ray itself looks here, and offers nothing else
+
+        return frozenset(state.get_draining_nodes())
+
     def ended(self) -> list[str]:
         """Return the processes of our own Ray that have ended and without which nothing trains."""
         import ray
@@ -169,13 +175,13 @@ def connected(address: str | None, max_concurrent: int | None) -> Iterator[Conne
             lets none be started.
     """
     address = address or os.environ.get("RAY_ADDRESS")
-    outlive_parent()
+    set_raylet_pid()
     with ExitStack() as stack:
         try:
             scratch = stack.enter_context(local_ray.scratch_folder())
-            options = _start_here(max_concurrent, scratch) if address is None else _join(address)
         except local_ray.LimitError as error:
             raise ClusterError(str(error)) from None
+        options = _start_here(max_concurrent, scratch) if address is None else _join(address)
         # Workers of our own Ray inherit this process's variables, and so may be started ahead of
         # time, which Ray does not do for those that are given a runtime_env.
         variables = QUIET | WORKERS | module_path() if address is None else QUIET
@@ -202,25 +208,36 @@ def connected(address: str | None, max_concurrent: int | None) -> Iterator[Conne
         logging.getLogger("ray").setLevel(logging.CRITICAL)
         # Without this it prints what a node leaves when it dies, in dozens of lines.
         ray._private.worker._worker_logs_enabled = False
-        stay()
+        restore_cwd()
         yield Connection(address is None, scratch, log)
 
 
-def _start_here(max_concurrent: int | None, scratch: Path) -> dict[str, Any]:
-    """The options of a Ray of our own.
+def check_startable(address: str | None, max_concurrent: int | None) -> None:
+    """Refuse limits of this machine under which no Ray of our own starts, where one is wanted.
 
     Raises:
-        LimitError: If this process may not have what it takes.
+        ClusterError: If this process may not have what it takes.
     """
-    workers = max(len(os.sched_getaffinity(0)), max_concurrent or 1)
-    local_ray.check_limits(workers)
+    if address is None and "RAY_ADDRESS" not in os.environ:
+        try:
+            local_ray.check_limits(_cores(max_concurrent))
+        except local_ray.LimitError as error:
+            raise ClusterError(str(error)) from None
+
+
+def _cores(max_concurrent: int | None) -> int:
+    return max(len(os.sched_getaffinity(0)), max_concurrent or 1)
+
+
+def _start_here(max_concurrent: int | None, scratch: Path) -> dict[str, Any]:
+    """Return the options of a Ray of our own."""
     if not set(AUTH) & os.environ.keys():
         # A Ray of one's own asks for a token, and would leave one in the home folder. Kept to the
         # end of this process, since Ray reads it once.
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     return {
         "address": "local",
-        "num_cpus": workers,
+        "num_cpus": _cores(max_concurrent),
         "include_dashboard": False,
         "object_store_memory": 100 * 1024**2,
         "_temp_dir": str(scratch),
@@ -228,7 +245,7 @@ def _start_here(max_concurrent: int | None, scratch: Path) -> dict[str, Any]:
 
 
 def _join(address: str) -> dict[str, Any]:
-    """The options of a cluster's Ray.
+    """Return the options of a cluster's Ray.
 
     Raises:
         ClusterError: If nothing answers there, or something else than a Ray for drivers.
@@ -240,7 +257,7 @@ def _join(address: str) -> dict[str, Any]:
         )
     reachable(address)
     use_token()
-    return {"address": address, "runtime_env": {"env_vars": passed_on()}}
+    return {"address": address, "runtime_env": {"env_vars": runtime_env_vars()}}
 
 
 def _no_start(error: Exception, log: Path | None) -> str:
@@ -271,7 +288,7 @@ def _disconnect(*, own: bool, scratch: Path) -> None:
         local_ray.end_processes([scratch])
 
 
-def stay() -> None:
+def restore_cwd() -> None:
     """Go back to the working folder, if it was made anew under this process.
 
     Nodes that share a folder for Ray's files unpack a job's working directory once each, over the
@@ -305,7 +322,7 @@ def use_token() -> None:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
-def outlive_parent() -> None:
+def set_raylet_pid() -> None:
     """Let a process whose parent has ended (`nohup`, a container's init) close its connection.
 
     Ray takes it for a worker, whose parent is its node: where a message finds the connection closed
@@ -340,18 +357,18 @@ def asks_for_token() -> str:
     )
 
 
-def passed_on() -> dict[str, str]:
+def runtime_env_vars() -> dict[str, str]:
     """The runtime environment's variables, for workers of another Ray."""
-    variables = WORKERS | {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    variables = WORKERS | {name: os.environ[name] for name in FORWARDED if name in os.environ}
     # Inside a job Ray adds these to the job's own, and refuses what stands in both.
     job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
     own = (job.get("runtime_env") or {}).get("env_vars") or {}
     return {k: v for k, v in (variables | module_path()).items() if k not in own}
 
 
-def entrusted() -> dict[str, str]:
+def forwarded_secrets() -> dict[str, str]:
     """What the driver hands to workers of another Ray, from memory to memory."""
-    return {name: value for name, value in os.environ.items() if ENTRUSTED.fullmatch(name)}
+    return {name: value for name, value in os.environ.items() if FORWARDED_SECRETS.fullmatch(name)}
 
 
 def is_secret(name: str, value: str) -> bool:

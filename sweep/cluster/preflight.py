@@ -27,7 +27,7 @@ from fpt.config import TrialConfig
 from fpt.files import DataError
 from fpt.precision import Numerics, refusal
 from fpt.spec import JSON
-from sweep.cluster.connection import ClusterError, entrusted, stay
+from sweep.cluster.connection import ClusterError, forwarded_secrets, restore_cwd
 from sweep.ledger import provenance
 from sweep.ledger.ledger import Ledger, LedgerError
 from sweep.ledger.storage import Storage, open_storage
@@ -125,7 +125,7 @@ def check(
         storage.delete([probe])
     if not problems:  # a node may have ended meanwhile
         problems += infeasible(shapes, nodes(), groups)
-    stay()
+    restore_cwd()
     if problems:
         raise ClusterError("\n".join([*problems, f"{planned.sweep.file}: nothing was trained"]))
     return devices
@@ -235,7 +235,7 @@ def _asked(
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = versions()
-    variables = entrusted()
+    variables = forwarded_secrets()
     probe: Any = ray.remote(_probe())
     actors: dict[Node, Any] = {}
     for node in fit:

@@ -1,8 +1,7 @@
-"""The line between workers and the driver: reports and signs of life go up, `stop` comes down.
+"""What workers and the driver say to each other: reports and heartbeats go up, `halt` comes down.
 
-It is one actor beside the driver. A worker sends from a thread of its own, so that one whose
-training hangs still says where, and one that says nothing is frozen or cut off. What the driver
-heard of an attempt, and when, is its `Heard`: by that and the driver's own clock it judges.
+Between them is one actor, beside the driver. A worker sends from a thread of its own, so that one
+whose training hangs still says where, and one that says nothing is frozen or cut off.
 """
 
 from __future__ import annotations
@@ -15,13 +14,13 @@ import threading
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self, cast
 
+from sweep.execution.liveness import Heartbeat
 from sweep.execution.scheduler import Event
 from sweep.execution.worker import Halt, Pulse
-from sweep.sweepfile.schema import LimitsSpec
 from sweep.sweepfile.trials import Point
 
 if TYPE_CHECKING:
@@ -30,83 +29,44 @@ if TYPE_CHECKING:
 
     from fpt.trainer import Record
 
-PREPARE_SECONDS = 3600.0
-"""What an attempt may take before its first step, where nothing else is said: imports, data,
-weights that are fetched, an evaluation's examples that are made."""
-
-STEP_SECONDS = 600.0
-"""What a step may take at least, where nothing else is said."""
-
-SLOWEST = 50
-"""Times the slowest step so far that a step may take, where that is more."""
-
-SILENCE = (30.0, 300.0)
-"""Seconds without a word after which a worker counts as hung: at least, and where nothing is said.
-A library that is being loaded may keep a process's threads from running."""
-
-MISSED = 3
-"""Beats that may be late or lost before anything is made of it."""
-
 STUCK_SECONDS = 10.0
 """Without a step, for a worker to say where it is."""
 
-TELL_ACTOR = 10
-"""Of so many beats one names the worker: the line may be lost with the first one."""
+NAME_ACTOR_EVERY = 10
+"""Of so many heartbeats one names the worker: the actor may be lost with the first one."""
 
 
-@dataclass(frozen=True)
-class Beat:
-    """A sign of life of an attempt."""
-
-    attempt: str
-    number: int
-    """Counts the beats of the attempt: what waits for the line to start reaches it in any order."""
-    node: str
-    """Ray's id of the node."""
-    phase: str
-    beats: int
-    """Rises with each step, see `sweep.execution.worker.Pulse`."""
-    steps: Mapping[str, int]
-    """Trial id -> the last step that was recorded."""
-    unsaved: Mapping[str, float]
-    """Trial id -> seconds of training that no saved state holds."""
-    where: str | None = None
-    """The line of code that it has been at for a while."""
-    actor: ActorHandle[Any] | None = None
-    """The worker, in the first beat and in some of the later ones."""
-
-
-class Line:
-    """The actor. It holds nothing that the driver cannot tell it again."""
+class ReportingActor:
+    """The actor between them. It holds nothing that the driver cannot tell it again."""
 
     def __init__(self) -> None:
         self.name = uuid.uuid4().hex
         """Another one after a restart."""
         self._events: list[tuple[int, Event]] = []
         """Each with the number of the beat that it came with."""
-        self._beats: dict[str, Beat] = {}
+        self._beats: dict[str, Heartbeat] = {}
         self._some = asyncio.Event()
         self._some.set()  # the first call of `take` tells the driver that this actor is new
         self._everywhere = False
         self._halts: dict[str, asyncio.Event] = {}
         """Node -> set when what runs there is to end."""
-        self._entrusted: Mapping[str, str] = {}
-        self._told = asyncio.Event()
+        self._secrets: Mapping[str, str] = {}
+        self._has_secrets = asyncio.Event()
 
-    async def entrust(self, variables: Mapping[str, str]) -> None:
+    async def set_secrets(self, variables: Mapping[str, str]) -> None:
         """Keep what opens the Hub and buckets, for workers that lack it.
 
         Not given when this actor is made, since of that Ray keeps a record.
         """
-        self._entrusted = variables
-        self._told.set()
+        self._secrets = variables
+        self._has_secrets.set()
 
-    async def entrusted(self) -> Mapping[str, str]:
-        """What was entrusted, as soon as it was: a worker opens the ledger with it, and once."""
-        await self._told.wait()
-        return self._entrusted
+    async def secrets(self) -> Mapping[str, str]:
+        """Return the secrets once they are here: a worker opens the ledger with them, and once."""
+        await self._has_secrets.wait()
+        return self._secrets
 
-    async def report(self, events: list[Event], beat: Beat) -> None:
+    async def report(self, events: list[Event], beat: Heartbeat) -> None:
         """Keep a worker's word until it is taken; of its beats the last one."""
         self._events += [(beat.number, event) for event in events]
         held = self._beats.get(beat.attempt, beat)
@@ -114,8 +74,8 @@ class Line:
         self._beats[beat.attempt] = replace(last, actor=held.actor or beat.actor)
         self._some.set()
 
-    async def take(self) -> tuple[str, list[Event], list[Beat]]:
-        """This actor's name, and all that came since the last call, as soon as there is some."""
+    async def take(self) -> tuple[str, list[Event], list[Heartbeat]]:
+        """Return this actor's name, and all that came since the last call, once there is some."""
         await self._some.wait()
         self._some.clear()
         events, self._events = sorted(self._events, key=lambda one: one[0]), []
@@ -132,7 +92,7 @@ class Line:
             self._halt(node).set()
 
     async def halted(self, node: str) -> Halt:
-        """Returns when what runs on a node is to end."""
+        """Return why what runs on a node is to end, once it is."""
         if not self._everywhere:
             await self._halt(node).wait()
         return "interrupted" if self._everywhere else "preempted"
@@ -141,17 +101,70 @@ class Line:
         return self._halts.setdefault(node, asyncio.Event())
 
 
-class Reports:
-    """A worker's end of the line, for one attempt; use as a context manager."""
+class Channel:
+    """The driver's end; it starts the actor, beside this process."""
+
+    def __init__(self, secrets: Mapping[str, str]) -> None:
+        """Start the actor.
+
+        Args:
+            secrets: Environment variables that workers get, from memory to memory.
+        """
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        actor = ray.remote(ReportingActor).options(
+            num_cpus=0,
+            max_concurrency=100_000,
+            max_restarts=-1,
+            max_task_retries=-1,
+            scheduling_strategy=here,
+        )
+        self.actor = cast("ActorHandle[ReportingActor]", actor.remote())
+        self._secrets = secrets
+        self._name = ""
+        self._halted: set[str | None] = set()
+        self._coming: ObjectRef[tuple[str, list[Event], list[Heartbeat]]] | None = None
+
+    def poll(self) -> tuple[list[Event], list[Heartbeat]]:
+        """Return what workers have said since the last call; asks nobody, and never waits."""
+        import ray
+
+        self._coming = self._coming or self.actor.take.remote()
+        if not ray.wait([self._coming], timeout=0)[0]:
+            return [], []
+        try:
+            name, events, beats = ray.get(self._coming)
+        except ray.exceptions.RayError:  # its process was killed: Ray starts another one
+            return [], []
+        finally:
+            self._coming = None
+        if name != self._name:
+            self._name = name
+            self.actor.set_secrets.remote(self._secrets)
+            for node in self._halted:
+                self.actor.halt.remote(node)
+        return events, beats
+
+    def halt(self, node: str | None = None) -> None:
+        """End what runs on a node that is about to be taken away; None: everywhere, for good."""
+        if node not in self._halted:
+            self._halted.add(node)
+            self.actor.halt.remote(node)
+
+
+class HeartbeatSender:
+    """A worker's end, for one attempt; use as a context manager."""
 
     def __init__(
-        self, line: ActorHandle[Line], interval: float, attempt: str, pulse: Pulse
+        self, actor: ActorHandle[ReportingActor], interval: float, attempt: str, pulse: Pulse
     ) -> None:
         import ray
 
         context = ray.get_runtime_context()
         self.node = context.get_node_id()
-        self._line = line
+        self._channel = actor
         self._interval = interval
         self._attempt = attempt
         self._pulse = pulse
@@ -198,15 +211,15 @@ class Reports:
             self._latest[point.trial_id, record.split] = event
 
     def halted(self) -> Halt | None:
-        """Why to end, if the driver has said so."""
+        """Return why to end, if the driver has said so."""
         import ray
 
-        pending = _halted(self._line, self.node)
+        pending = _halted(self._channel, self.node)
         if not ray.wait([pending], timeout=0)[0]:
             return None
         try:
             return ray.get(pending)
-        except ray.exceptions.RayError:  # the line, or its node, was lost: ask the next one
+        except ray.exceptions.RayError:  # the actor, or its node, was lost: ask the next one
             _halted.cache_clear()
             return None
 
@@ -223,7 +236,7 @@ class Reports:
         if beats != self._moved[0]:
             self._moved = (beats, now)
         stuck = now - self._moved[1] > STUCK_SECONDS
-        beat = Beat(
+        beat = Heartbeat(
             attempt=self._attempt,
             number=number,
             node=self.node,
@@ -232,15 +245,15 @@ class Reports:
             steps=dict(pulse.steps),
             unsaved=dict(pulse.unsaved),
             where=_where(self._training) if stuck else None,
-            actor=None if number % TELL_ACTOR else self._actor,
+            actor=None if number % NAME_ACTOR_EVERY else self._actor,
         )
-        self._line.report.remote(events, beat)
+        self._channel.report.remote(events, beat)
 
 
 @functools.cache
-def _halted(line: ActorHandle[Line], node: str) -> ObjectRef[Halt]:
+def _halted(actor: ActorHandle[ReportingActor], node: str) -> ObjectRef[Halt]:
     """One pending call a process: a look at whether it has returned asks nobody."""
-    return line.halted.remote(node)
+    return actor.halted.remote(node)
 
 
 def _where(thread: int) -> str | None:
@@ -249,62 +262,3 @@ def _where(thread: int) -> str | None:
     if frame is None:
         return None
     return f"{frame.f_code.co_qualname} ({frame.f_code.co_filename}:{frame.f_lineno})"
-
-
-@dataclass
-class Heard:
-    """What the driver has heard of an attempt, and when by its own clock."""
-
-    beat: Beat
-    at: float
-    """When the last word came."""
-    moved: float
-    """When the last step was made, or the phase changed."""
-    slowest: float = 0.0
-    """Seconds of the slowest step so far."""
-    actor: ActorHandle[Any] | None = None
-
-    @classmethod
-    def first(cls, beat: Beat, now: float) -> Heard:
-        """The first beat."""
-        return cls(beat, now, now, actor=beat.actor)
-
-    def take(self, beat: Beat, now: float) -> None:
-        """Take in another beat; one that was overtaken is late news."""
-        self.actor = self.actor or beat.actor
-        if beat.number < self.beat.number:
-            return
-        made = beat.beats - self.beat.beats
-        if beat.phase != self.beat.phase or made:
-            if beat.phase == self.beat.phase == "training" and made > 0:
-                self.slowest = max(self.slowest, (now - self.moved) / made)
-            self.moved = now
-        self.beat, self.at = beat, now
-
-    def wait(self, seconds: float) -> None:
-        """Leave out a time in which the driver itself did not listen."""
-        self.at += seconds
-        self.moved += seconds
-
-    def hung(self, limits: LimitsSpec, now: float, interval: float = 1.0) -> str | None:
-        """Why it counts as hung; None: it does not.
-
-        Args:
-            limits: Of the sweep file.
-            now: By the driver's clock.
-            interval: Seconds between two beats.
-        """
-        own = limits.hang_seconds
-        silence = max(SILENCE[0], own or SILENCE[1], MISSED * interval)
-        if now - self.at > silence:
-            return f"its worker said nothing for {now - self.at:.0f} s"
-        least = {
-            "preparing": PREPARE_SECONDS,
-            "writing": limits.storage_seconds + (own or STEP_SECONDS),
-        }
-        allowed = least.get(self.beat.phase, own or max(STEP_SECONDS, SLOWEST * self.slowest))
-        # A step is heard of with the next beat, and not before.
-        if now - self.moved <= max(allowed, own or 0.0) + MISSED * interval:
-            return None
-        where = f", at {self.beat.where}" if self.beat.where else ""
-        return f"no step for {now - self.moved:.0f} s while {self.beat.phase}{where}"

@@ -212,6 +212,11 @@ class Agenda:
             self._asked.add(index)
             self._enqueue(index)
 
+    def upcoming(self, most: int) -> tuple[str, ...]:
+        """Return the trials of so many packs that are handed out next; any thread may ask."""
+        ready = heapq.nsmallest(most, list(self._ready))
+        return tuple(p.trial_id for index in ready for p in self._packs[index].points)
+
     def stop(self, why: str) -> None:
         """Hand out nothing more."""
         if self.stopped is None:

@@ -29,7 +29,7 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -190,7 +190,7 @@ class Mirror:
         """
         return self._guarded(self._leased(set())) is not None
 
-    def sync(self, *, complete: bool = False) -> int:
+    def sync(self, *, complete: bool = False, ended: Collection[str] | None = None) -> int:
         """Mirror the finished trials of the sweep that are not mirrored yet; returns how many.
 
         Does nothing while another process mirrors this sweep, and for a while after a fault.
@@ -198,8 +198,10 @@ class Mirror:
         Args:
             complete: Also make claims, figures and report anew if there is something new to them.
                 That takes seconds, and is for the end of a run.
+            ended: Trials that are known to have ended; the ledger is not asked for others. Default:
+                all that the ledger has.
         """
-        return self._guarded(self._catch_up(complete=complete)) or 0
+        return self._guarded(self._catch_up(complete=complete, ended=ended)) or 0
 
     def _guarded(self, work: Iterator[str]) -> int | None:
         # How many trials `work` mirrored; None if it met a fault before the first.
@@ -224,19 +226,19 @@ class Mirror:
             self._wait_until = self._backoff = 0.0
             return count
 
-    def _catch_up(self, *, complete: bool) -> Iterator[str]:
-        finished = self._finished()
+    def _catch_up(self, *, complete: bool, ended: Collection[str] | None) -> Iterator[str]:
+        finished = self._finished(ended)
         made = (self._described, self._attached) if complete else (self._described,)
         stale = any(one != self._state() for one in made)
         if self._epoch is None or finished - self._ended.keys() or stale:
             yield from self._leased(finished, complete=complete)
 
-    def _finished(self) -> set[str]:
+    def _finished(self, ended: Collection[str] | None = None) -> set[str]:
         if self.sweep.studies:
             # Trials become known while the sweep runs.
             self.sweep = resolve(self.sweep, self.ledger)
             self._points = {point.trial_id: point for point in self.sweep.all}
-        return self.ledger.done() & self._points.keys()
+        return self._points.keys() & (self.ledger.done() if ended is None else ended)
 
     def _leased(self, finished: set[str], *, complete: bool = False) -> Iterator[str]:
         lease = self.ledger.lease(_lease_name(self.sweep))

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from sweep.cluster import connection
-from sweep.cluster.connection import ClusterError, stay
+from sweep.cluster.connection import ClusterError, restore_cwd
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_a_folder_that_is_there_is_stayed_in(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PWD", "/")  # not looked at
 
-    stay()
+    restore_cwd()
 
     assert Path.cwd() == tmp_path
 
@@ -44,7 +44,7 @@ def test_a_folder_that_is_made_anew_is_waited_for(gone: Path) -> None:
     unpacking = threading.Timer(0.3, gone.mkdir)
     unpacking.start()
 
-    stay()
+    restore_cwd()
 
     assert Path.cwd() == gone
     unpacking.join()
@@ -56,7 +56,7 @@ def test_a_folder_that_does_not_come_back_is_told(
     monkeypatch.setattr(connection, "UNPACK_SECONDS", 0.2)
 
     with pytest.raises(ClusterError, match=f"^{gone}: this process's working folder was removed"):
-        stay()
+        restore_cwd()
 
 
 ORPHAN = """

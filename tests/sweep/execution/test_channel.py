@@ -10,16 +10,14 @@ from typing import Any
 
 import pytest
 
-from sweep.execution.channel import (
+from sweep.execution.channel import NAME_ACTOR_EVERY, HeartbeatSender, ReportingActor
+from sweep.execution.liveness import (
     MISSED,
     PREPARE_SECONDS,
     SLOWEST,
     STEP_SECONDS,
-    TELL_ACTOR,
-    Beat,
-    Heard,
-    Line,
-    Reports,
+    AttemptHealth,
+    Heartbeat,
 )
 from sweep.execution.scheduler import Event
 from sweep.execution.worker import Pulse
@@ -28,14 +26,14 @@ from sweep.sweepfile.schema import LimitsSpec
 NUMBERS = itertools.count()
 
 
-def beat(beats: int, phase: str = "training", where: str | None = None) -> Beat:
-    return Beat("a1", next(NUMBERS), "node", phase, beats, {}, {}, where)
+def beat(beats: int, phase: str = "training", where: str | None = None) -> Heartbeat:
+    return Heartbeat("a1", next(NUMBERS), "node", phase, beats, {}, {}, where)
 
 
-def heard(seconds: float, every: float = 1.0, **how: Any) -> tuple[Heard, float]:
+def heard(seconds: float, every: float = 1.0, **how: Any) -> tuple[AttemptHealth, float]:
     """An attempt that makes a step every so often for a while, from time 0."""
     now, beats = 0.0, 0
-    one = Heard.first(beat(0, **how), now)
+    one = AttemptHealth.first(beat(0, **how), now)
     while now < seconds:
         now += every
         beats += 1
@@ -43,7 +41,7 @@ def heard(seconds: float, every: float = 1.0, **how: Any) -> tuple[Heard, float]
     return one, now
 
 
-def silent_steps(one: Heard, now: float, seconds: float) -> float:
+def silent_steps(one: AttemptHealth, now: float, seconds: float) -> float:
     """The worker goes on to say that it lives, and makes no step."""
     end = now + seconds
     while now < end:
@@ -142,13 +140,13 @@ def test_where_it_hangs_is_told() -> None:
 
 def test_a_worker_waits_for_what_is_entrusted_and_a_new_line_says_that_it_is_new() -> None:
     async def talk() -> None:
-        line = Line()
-        worker = asyncio.ensure_future(line.entrusted())
+        line = ReportingActor()
+        worker = asyncio.ensure_future(line.secrets())
 
         name, events, beats = await asyncio.wait_for(line.take(), 5)  # before any report
         assert (name, events, beats) == (line.name, [], [])
         assert not worker.done()
-        await line.entrust({"HF_TOKEN": "hf"})
+        await line.set_secrets({"HF_TOKEN": "hf"})
         assert await asyncio.wait_for(worker, 5) == {"HF_TOKEN": "hf"}
 
         with pytest.raises(asyncio.TimeoutError):
@@ -161,14 +159,14 @@ def test_a_worker_waits_for_what_is_entrusted_and_a_new_line_says_that_it_is_new
 def test_what_waited_for_the_line_to_start_is_put_back_in_order(order: tuple[int, ...]) -> None:
     actor: Any = "the worker"
     first, second, third = (replace(beat(k), steps={"t": k} if k else {}) for k in range(3))
-    reports: list[tuple[list[Event], Beat]] = [
+    reports: list[tuple[list[Event], Heartbeat]] = [
         ([], replace(first, actor=actor)),
         ([Event("trial_started", "t")], second),
         ([Event("record", "t", step=2)], third),
     ]
 
-    async def talk() -> tuple[str, list[Event], list[Beat]]:
-        line = Line()
+    async def talk() -> tuple[str, list[Event], list[Heartbeat]]:
+        line = ReportingActor()
         await asyncio.gather(*(line.report(*reports[k]) for k in order))
         return await line.take()
 
@@ -180,7 +178,7 @@ def test_what_waited_for_the_line_to_start_is_put_back_in_order(order: tuple[int
 
 def test_a_beat_that_was_overtaken_takes_nothing_back() -> None:
     late, last = beat(1), replace(beat(2), steps={"t": 2})
-    one = Heard.first(last, 10.0)
+    one = AttemptHealth.first(last, 10.0)
 
     one.take(late, 11.0)
 
@@ -192,17 +190,17 @@ def test_who_it_is_a_worker_says_again_since_the_line_may_be_lost(
 ) -> None:
     context = SimpleNamespace(get_node_id=lambda: "node", current_actor="the worker")
     monkeypatch.setattr("ray.get_runtime_context", lambda: context)
-    sent: list[Beat] = []
+    sent: list[Heartbeat] = []
     report = SimpleNamespace(remote=lambda events, beat: sent.append(beat))
     line: Any = SimpleNamespace(report=report)
-    reports = Reports(line, 1000.0, "a1", Pulse())
+    reports = HeartbeatSender(line, 1000.0, "a1", Pulse())
     with reports:
-        for _ in range(TELL_ACTOR):
+        for _ in range(NAME_ACTOR_EVERY):
             reports._send([])
     first, *later = sent
     actor: Any = "the worker"
 
-    one = Heard.first(later[0], 0.0)  # the first one was taken by a line that died
+    one = AttemptHealth.first(later[0], 0.0)  # the first one was taken by a line that died
     assert one.actor is None
     for beat in later[1:]:
         one.take(beat, 1.0)

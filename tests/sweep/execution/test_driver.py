@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import pty
@@ -26,11 +27,10 @@ import psutil
 import pytest
 
 from sweep.cli import running
-from sweep.execution import driver, worker
-from sweep.execution.channel import Beat
+from sweep.execution import driver, tune_adapter
 from sweep.execution.driver import Event, Summary, run
 from sweep.execution.interrupts import SIGNALS, Interrupts
-from sweep.ledger.ledger import Ledger, new_attempt
+from sweep.ledger.ledger import Ledger
 from sweep.planning import tuning
 from sweep.planning.packing import Workers
 from sweep.planning.plan import plan
@@ -181,30 +181,29 @@ def test_a_failing_trial_and_one_that_was_done_hold_nobody_up(runs: Runs) -> Non
     assert runs.ledger.failures().num_rows == 1
 
 
-def test_a_finished_sweep_is_left_at_once_and_without_ray(
-    runs: Runs, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def no_ray(planned: Any, context: Any) -> Any:
+    pytest.fail("Ray was started")
+
+
+def test_a_finished_sweep_is_left_at_once_and_without_ray(runs: Runs) -> None:
     sweep = runs.sweep("axes: {seed: [0]}\n")
     runs(sweep)
-    monkeypatch.setattr(driver, "_drive", lambda *_, **__: pytest.fail("Ray was started"))
 
-    summary = runs(sweep)
+    summary = runs(sweep, run_plan=no_ray)
 
     assert counts(summary) == (1, 0, 0, 0)
     assert summary.exit_code == 0
 
 
-def test_what_another_sweep_trained_reaches_mlflow_without_ray(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_another_sweep_trained_reaches_mlflow_without_ray(tmp_path: Path) -> None:
     sweep = load(sweep_file(tmp_path, "axes: {seed: [0, 1]}\n"))
     ledger = Ledger(tmp_path / "results")
     for point in sweep.points:
         ledger.commit(trial_row(point))
-    monkeypatch.setattr(driver, "_drive", lambda *_, **__: pytest.fail("Ray was started"))
 
     for _ in range(2):
-        assert counts(run(sweep, results=tmp_path / "results")) == (2, 0, 0, 0)
+        summary = run(sweep, results=tmp_path / "results", run_plan=no_ray)
+        assert counts(summary) == (2, 0, 0, 0)
 
     from mlflow.tracking import MlflowClient
 
@@ -309,33 +308,6 @@ def test_gpus_that_are_not_there_are_refused_and_not_waited_for(runs: Runs) -> N
             mirror=False,
             gpus=1,
         )
-
-
-@pytest.mark.parametrize(
-    ("members", "out_of_memory", "cause"),
-    [(1, False, "worker"), (2, False, "worker"), (1, True, "memory"), (2, True, "memory")],
-)
-def test_a_lost_worker_loses_those_who_had_not_ended(
-    members: int, out_of_memory: bool, cause: str, tmp_path: Path
-) -> None:
-    from ray.exceptions import OutOfMemoryError, RayActorError
-
-    ledger = Ledger(tmp_path / "results")
-    seeds = list(range(members + 1))
-    done, *open_ = load(sweep_file(tmp_path, f"axes: {{seed: {seeds}}}\n")).points
-    ledger.commit(trial_row(done))
-    points = (done, *open_) if members > 1 else tuple(open_)
-    job = worker.Job(points, {"CPU": 1}, new_attempt(), {p.trial_id: 1 for p in points})
-
-    results = driver._lost(
-        job, ledger, OutOfMemoryError("full") if out_of_memory else RayActorError()
-    )
-
-    assert [r.trial_id for r in results] == [p.trial_id for p in points]
-    assert {r.trial_id: r.cause for r in results if r.status == "failed"} == {
-        p.trial_id: cause for p in open_
-    }
-    assert ledger.failures().num_rows == members
 
 
 def test_a_second_driver_waits_and_finds_everything_done(runs: Runs) -> None:
@@ -452,6 +424,45 @@ def test_a_run_ends_with_its_time(runs: Runs) -> None:
     ]
 
 
+def test_a_slow_trial_holds_no_other_slot_up_and_what_has_ended_is_forgotten(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.tune.experiment import Trial
+
+    monkeypatch.setattr(tune_adapter, "FORGET_EVERY", 2)
+    trials = 12
+    pids, rows = runs.folder / "pids", runs.folder / "results/trials"
+
+    def slow_first(config: Any) -> None:
+        with pids.open("a") as file:
+            file.write(f"{config.seed} {os.getpid()}\n")
+        until = time.monotonic() + 120
+        while config.seed == 0 and time.monotonic() < until:
+            if rows.is_dir() and len(list(rows.iterdir())) == trials - 1:
+                break
+            time.sleep(0.05)
+
+    held: list[int] = []
+
+    def told(event: Event) -> None:
+        runs.events.append(event)
+        if event.kind == "trial_done":
+            held.append(sum(type(one) is Trial for one in gc.get_objects()))
+
+    sweep = runs.sweep(f"axes: {{seed: {[*range(trials)]}}}\npack: off\n")
+    assert counts(runs(sweep, slow_first, on_event=told)) == (trials, 0, 0, 0)
+
+    assert runs.of("trial_done")[-1] == "0"
+    workers = dict(line.split() for line in pids.read_text().splitlines())
+    slow = workers.pop("0")
+    # All the others ran in the other slot, by the worker that was there.
+    assert len({*workers.values()}) == 1
+    assert slow not in workers.values()
+    # Of Tune's trials: two that run, the last ones that have ended, and one that Tune is about to.
+    assert max(held) <= 2 + 2 + 2
+    assert not list((runs.folder / "results/leases/trials").iterdir())
+
+
 def test_what_another_driver_trains_is_left_to_it(runs: Runs) -> None:
     sweep = runs.sweep("axes: {seed: [0, 1]}\n")
     theirs, ours = sweep.points
@@ -499,239 +510,47 @@ def test_a_lease_is_named_after_the_cluster_and_not_after_its_address(runs: Runs
     assert port not in "".join(names).split("-")
 
 
-def test_a_head_that_is_gone_ends_the_driver_by_a_sentence(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    head = f"127.0.0.1:{free_port()}"
-    context = SimpleNamespace(gcs_address=head)
-    monkeypatch.setattr("ray.get_runtime_context", lambda: context)
-    monkeypatch.setattr(driver, "HEAD_AWAY", ("RAY_of_nobody", 0.4))
-    monkeypatch.setattr(driver, "CHORE_SECONDS", 0.05)
-    released: list[bool] = []
-    one: Any = object.__new__(driver._Run)
-    one._end = threading.Event()
-    one.sweep = SimpleNamespace(file=Path("small.yaml"))
-    one.ledger = SimpleNamespace(uri="results")
-    one.connection = SimpleNamespace(own=False, abandon=lambda: None)
-    one.lease = SimpleNamespace(release=lambda: released.append(True))
-
-    def leave(code: int) -> None:
-        raise SystemExit(code)
-
-    monkeypatch.setattr("os._exit", leave)
-    began = time.monotonic()
-    with pytest.raises(SystemExit, match="1"):
-        one._watch_head()
-
-    assert time.monotonic() - began > 0.3
-    assert released
-    assert f"{head}: the head of the cluster has not answered" in capsys.readouterr().err
-
-
-# ------------------------------------------------ what is asked of a driver, and when: without Ray
-
-
-class FakeLine:
-    """A line whose `take` has returned once something was said."""
-
-    def __init__(self) -> None:
-        self.said: list[list[Beat]] = []
-        self.halts: list[tuple[str, ...]] = []
-        self.take = SimpleNamespace(remote=lambda: self)
-        self.halt = SimpleNamespace(remote=lambda *node: self.halts.append(node))
-        self.entrust = SimpleNamespace(remote=lambda variables: None)
-
-    def say(self, number: int, steps: int = 0, beats: int = 0) -> None:
-        phase = "training" if beats else "preparing"
-        recorded = {"t": steps} if steps else {}
-        self.said.append([Beat("a", number, "node", phase, beats, recorded, {})])
-
-
-class Turns:
-    """A run with one attempt under way, whose turns come when a test says so."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, slots: int) -> None:
-        self.line = FakeLine()
-        monkeypatch.setattr("ray.wait", lambda refs, timeout: (refs if self.line.said else [], []))
-        monkeypatch.setattr("ray.get", lambda line: ("line", [], line.said.pop(0)))
-        # The module's clock, and not that of other threads.
-        monkeypatch.setattr(driver, "time", SimpleNamespace(monotonic=lambda: self.now))
-        self.now = 1000.0
-        self.events: list[Event] = []
-        self.interrupts = Interrupts()
-        job = SimpleNamespace(points=(), resources={})
-        agenda: Any = SimpleNamespace(
-            stopped=None, running={"a": job}, emit=self.events.append, ended=self._ended
-        )
-        agenda.stop = lambda why: setattr(agenda, "stopped", agenda.stopped or why)
-        lease: Any = SimpleNamespace(held=True, lost=False)
-        limits = SimpleNamespace(storage_seconds=600.0, hang_seconds=None)
-        sweep: Any = SimpleNamespace(name="small", spec=SimpleNamespace(limits=limits))
-        line: Any = self.line
-        claims: Any = SimpleNamespace(release=lambda ids: None)
-        ledger: Any = SimpleNamespace()
-        connection: Any = SimpleNamespace(own=False, ended=list)
-        self.run = driver._Run(
-            agenda, slots, line, ledger, self.interrupts, lease, claims,
-            sweep=sweep, until=None, entrusted={}, connection=connection,
-        )  # fmt: skip
-
-    def _ended(self, attempt: str, results: Any, node: str | None) -> None:
-        del self.run.agenda.running[attempt]
-
-    def until_killed(self, most: float) -> float:
-        """Turn for so many seconds, and say after how many it was killed."""
-        began = self.now
-        while self.now < began + most:
-            try:
-                self.run.turn()
-            except KeyboardInterrupt:
-                break
-            self.now += 0.125
-        return self.now - began
-
-
-@pytest.fixture(params=[4, 500])
-def turns(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Turns:
-    return Turns(monkeypatch, request.param)
-
-
-def test_who_has_made_steps_since_its_last_beat_is_not_killed_by_a_pause(turns: Turns) -> None:
-    turns.line.say(0)
-    turns.run.turn()
-    turns.run._paused = True
-    turns.line.say(1, beats=3)  # three slow steps, and no record yet
-
-    assert turns.until_killed(200) == pytest.approx(driver.END_SECONDS, abs=0.5)
-    assert turns.line.halts == [()]
-
-
-def test_who_is_heard_of_a_beat_after_the_pause_is_not_killed_either(turns: Turns) -> None:
-    turns.line.say(0)
-    turns.run.turn()
-    turns.run._paused = True
-    assert turns.until_killed(turns.run.interval) == turns.run.interval
-    turns.line.say(1, steps=500, beats=500)
-
-    assert turns.until_killed(100) == 100
-    turns.run.ended("a", ())
-    assert turns.until_killed(10) == 0  # and nobody is waited for who has ended
-
-
-def test_workers_that_only_import_are_not_waited_for(turns: Turns) -> None:
-    turns.line.say(0)
-    turns.run.turn()
-    turns.run._paused = True
-
-    assert turns.until_killed(200) == pytest.approx(2 * turns.run.interval + 1.0, abs=0.5)
-
-
-def test_nothing_is_made_of_beats_that_came_while_the_driver_stood_still(turns: Turns) -> None:
-    turns.line.say(0)
-    turns.run.turn()
-    turns.run._paused = True
-    assert turns.until_killed(0.5) == 0.5
-    turns.now += 60
-    turns.line.said.append([])
-    assert turns.until_killed(0.5) == 0.5
-    turns.line.say(1, beats=3)
-
-    assert turns.until_killed(30) == 30
-
-
-@pytest.mark.parametrize(
-    ("number", "seconds", "again"),
-    [(signal.SIGINT, driver.STOP_SECONDS, True), (signal.SIGTERM, driver.TERM_SECONDS, False)],
-)
-def test_who_sends_sigterm_waits_longer_than_who_presses_ctrl_c(
-    turns: Turns, number: int, seconds: float, again: bool
-) -> None:
-    turns.line.say(0, steps=10, beats=10)
-    turns.run.turn()
-    turns.interrupts._handle(number, None)
-
-    assert turns.until_killed(200) == pytest.approx(seconds, abs=0.5)
-    assert ("Ctrl-C again kills them" in (turns.run.agenda.stopped or "")) == again
-
-
-def test_a_signal_amid_the_wait_for_another_driver_ends_it() -> None:
-    ledger: Any = SimpleNamespace(lease=lambda name: None, holder=lambda name: None)
-    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM))
-
-    with Interrupts() as interrupts:
-        timer.start()
-        found = driver._driver_lease(ledger, "driver-here", interrupts, lambda event: None)
-    timer.join()
-    assert (found, interrupts.first) == ((None, True), signal.SIGTERM)
-    # What the wait of a lock is interrupted by must not wait for this lock.
-    assert not any(isinstance(one, threading.Event) for one in vars(interrupts).values())
-
-
-def test_a_note_that_cannot_be_made_costs_no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    state = SimpleNamespace(get_draining_nodes=lambda: {"a node": 0})
-    monkeypatch.setattr("ray._private.state.state", state)
-    one: Any = object.__new__(driver._Run)
-    rounds = iter([False, False, True])
-    pauses = iter([False, True])
-    one._end = SimpleNamespace(wait=lambda seconds: next(rounds))
-    one.sweep = SimpleNamespace(name="small")
-    one.connection = SimpleNamespace(ended=list)
-    one.ledger = SimpleNamespace(paused=lambda name: next(pauses))
-    one.lease = SimpleNamespace(note={})
-
-    def fail() -> None:
-        raise RuntimeError("deque mutated during iteration")
-
-    one._note = fail
-    one._chores()
-
-    assert (one._paused, one._draining) == (True, {"a node"})
-
-
-def test_a_fault_while_a_trial_ends_is_not_hidden_by_tune(turns: Turns) -> None:
-    feed, watch = driver._adapters(turns.run)
-    job = SimpleNamespace(attempt="a")
-    turns.run.next = lambda: job  # type: ignore[method-assign,assignment,return-value]
-    turns.run.agenda.finished = False  # type: ignore[misc]
-    assert feed.suggest("tune's") == {"job": job}
-
-    def ended(attempt: str, results: Any, node: str | None) -> None:
-        raise ZeroDivisionError("of on_event")
-
-    turns.run.agenda.ended = ended  # type: ignore[method-assign]
-    trial: Any = SimpleNamespace(trial_id="tune's", pickled_error_file=None)
-    controller: Any = None
-
-    feed.on_trial_complete("tune's", {"results": ()})
-    watch.on_trial_error(controller, trial)  # Tune calls this, too, where the former fails
-
-    with pytest.raises(ZeroDivisionError, match="of on_event"):
-        turns.run.turn()
-
-
 class Planned:
     """Runs a sweep of one trial whose driver only notes whether it was paused when it began."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("RAY_ADDRESS", raising=False)
         monkeypatch.setattr(driver, "WAIT_SECONDS", 0.01)
-        monkeypatch.setattr(driver, "HEED_SECONDS", 0.01)
-        monkeypatch.setattr(driver, "_drive", self._drive)
+        monkeypatch.setattr(driver, "PAUSE_TIMEOUT", 0.01)
         self.sweep = load(sweep_file(folder, "axes: {seed: [0]}\n"))
         self.ledger = Ledger(folder / "results")
         self.began: list[bool] = []
 
-    def _drive(self, *_: object, **__: object) -> tuple[dict[str, str], bool]:
+    def begin(self, planned: Any, context: Any) -> tuple[dict[str, str], bool]:
         self.began.append(self.ledger.paused("small"))
         return {}, False
 
     def __call__(self, on_event: Callable[[Event], None] = lambda event: None) -> Summary:
-        return run(self.sweep, results=self.ledger.uri, mirror=False, on_event=on_event)
+        return run(
+            self.sweep,
+            results=self.ledger.uri,
+            mirror=False,
+            on_event=on_event,
+            run_plan=self.begin,
+        )
 
 
 @pytest.fixture
 def planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Planned:
     return Planned(tmp_path, monkeypatch)
+
+
+def test_a_signal_amid_the_wait_for_another_driver_ends_it(planned: Planned) -> None:
+    other = planned.ledger.lease(driver.lease_name())
+    assert other is not None
+
+    def told(event: Event) -> None:
+        if event.kind == "waiting":
+            signal.raise_signal(signal.SIGTERM)
+
+    summary = planned(told)
+
+    assert (summary.interrupted, summary.missing, planned.began) == (True, 1, [])
 
 
 @pytest.mark.parametrize("old", [False, True])
@@ -788,7 +607,7 @@ def test_the_driver_of_another_cluster_may_see_a_pause_before_it_is_taken_back(
 
     planned()
 
-    assert seen == [(driver.HEED_SECONDS, True)]
+    assert seen == [(driver.PAUSE_TIMEOUT, True)]
     assert planned.began == [False]
 
 
@@ -1201,7 +1020,7 @@ def test_a_closed_terminal_saves_states(tmp_path: Path, scratch: Path) -> None:
     )
     os.close(other)
     text = b""
-    while b"accuracy" not in text or b"/1000000" not in text:
+    while not re.search(rb"\d/1000000 +[\d.]+ ", text):  # a step, and its loss
         text += os.read(terminal, 10_000)
     children = psutil.Process(process.pid).children(recursive=True)
     os.close(terminal)
@@ -1274,7 +1093,7 @@ def test_limits_under_which_no_ray_starts_are_a_sentence(
     file = sweep_file(tmp_path, "axes: {seed: [0]}\n")
     run_it = f'ulimit {limit}; exec "$0" -m sweep run "$1" --results "$2"'
     done = subprocess.run(
-        [*nobody, "sh", "-c", run_it, sys.executable, file, tmp_path / "results"],
+        [*nobody, "bash", "-c", run_it, sys.executable, file, tmp_path / "results"],
         env=os.environ | {"TMPDIR": str(scratch)},
         capture_output=True,
         text=True,

@@ -1,0 +1,56 @@
+"""What came of a job whose worker did not return."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sweep.execution import worker
+from sweep.execution.postmortem import results_of_lost_worker
+from sweep.ledger.ledger import Ledger, new_attempt
+from sweep.sweepfile.expansion import load
+from tests.support import trial_row
+
+FILE = """
+sweep: small
+trial:
+  task: {name: bit-xor, bits: 3}
+  backbone: {name: gpt2, layers: 1, width: 8, heads: 1}
+  pretraining: random
+  steps: 20
+  batch_size: 4
+"""
+
+
+def sweep_file(folder: Path, rest: str) -> Path:
+    file = folder / "small.yaml"
+    file.write_text(FILE + rest)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("members", "out_of_memory", "cause"),
+    [(1, False, "worker"), (2, False, "worker"), (1, True, "memory"), (2, True, "memory")],
+)
+def test_a_lost_worker_loses_those_who_had_not_ended(
+    members: int, out_of_memory: bool, cause: str, tmp_path: Path
+) -> None:
+    from ray.exceptions import OutOfMemoryError, RayActorError
+
+    ledger = Ledger(tmp_path / "results")
+    seeds = list(range(members + 1))
+    done, *open_ = load(sweep_file(tmp_path, f"axes: {{seed: {seeds}}}\n")).points
+    ledger.commit(trial_row(done))
+    points = (done, *open_) if members > 1 else tuple(open_)
+    job = worker.Job(points, {"CPU": 1}, new_attempt(), {p.trial_id: 1 for p in points})
+
+    results = results_of_lost_worker(
+        job, ledger, OutOfMemoryError("full") if out_of_memory else RayActorError()
+    )
+
+    assert [r.trial_id for r in results] == [p.trial_id for p in points]
+    assert {r.trial_id: r.cause for r in results if r.status == "failed"} == {
+        p.trial_id: cause for p in open_
+    }
+    assert ledger.failures().num_rows == members
