@@ -98,7 +98,8 @@ class Text(Task):
     def identity(self) -> JSON:
         """The parameters, with the text's digest: as given, else of what is there."""
         digest = self.digest or content_digest(_files(self.path))
-        return super().identity() | {"path": f"sha256:{digest}", "digest": None}
+        # Not the base's, which reads the path: with a digest the text need not be here.
+        return self.model_dump(mode="json") | {"path": f"sha256:{digest}", "digest": None}
 
     def _found(self) -> str:
         found = content_digest(_files(self.path))
