@@ -24,7 +24,8 @@ from pydantic import (
     model_validator,
 )
 
-from fpt.backbones import AUTO, BACKBONES, NOTHING, Backbone, Group, row
+from fpt.backbones import AUTO, BACKBONES, NOTHING, Backbone, Group, row, row_of_weights
+from fpt.backbones.headers import inventory
 from fpt.backbones.sources import (
     HUB,
     IMAGE,
@@ -36,9 +37,11 @@ from fpt.backbones.sources import (
     TRIAL,
     check_weights,
     deviations,
+    positions_of,
     sizes_of,
     weights_identity,
 )
+from fpt.files import DataError
 from fpt.plugins import class_path, describe, digests, imported, line_of, registered
 from fpt.precision import Numerics
 from fpt.spec import JSON, Spec
@@ -60,6 +63,7 @@ TrainSet = Literal[
     "output",
     "position",
     "recurrent",
+    "scale",
 ]
 
 
@@ -150,7 +154,7 @@ class BackboneConfig(Spec):
     gpt2: as ours are, by `initialiser`."""
     groups: tuple[tuple[str, Group], ...] = ()
     """Rules that come before the backbone's own: regular expression over a parameter's name ->
-    group; the first match wins. `auto` has no others."""
+    group; the first match wins. `auto` has no others then, and without any those of its family."""
 
     @model_validator(mode="before")
     @classmethod
@@ -202,15 +206,28 @@ class BackboneConfig(Spec):
 
     @property
     def row(self) -> Backbone:
-        """The row of the table of backbones, with the rules that the config gives."""
+        """The row of the table of backbones, with the rules that the config gives; of `auto`
+        without any, the row of the family that the weights are of.
+
+        Raises:
+            ValueError: If there is no such row.
+        """
+        if self.name == AUTO and not self.groups and self.weights is not None:
+            try:
+                return row_of_weights(self.weights)
+            except DataError as error:
+                raise ValueError(str(error)) from error
         return row(self.name, self.groups)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.width % self.heads:
+        if self.name == AUTO and (self.weights is None or self.weights.startswith(HUB)):
+            raise ValueError(
+                "auto: set backbone.weights to a directory with a config.json, or to package:"
+                "MODULE/FOLDER"
+            )
+        if self.name != AUTO and self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
-        if self.name == AUTO and self.weights is None:
-            raise ValueError("auto: set backbone.weights to a directory with a config.json")
         if not self.row.groups:
             raise ValueError(
                 f"{self.name}: backbone.groups is missing; it names the group of each parameter, "
@@ -226,9 +243,21 @@ class BackboneConfig(Spec):
             )
         if self.initialiser == "scaled" and self.row.residual_outputs == NOTHING:
             raise ValueError(f"initialiser scaled: {self.name} has its own way to draw weights")
+        if self.name == AUTO and not self.groups:
+            self._check_rules()
         if self.weights is not None:
             check_weights(self.weights, self.name, **self.sizes)
         return self
+
+    def _check_rules(self) -> None:
+        # Those of a pickle, whose names are not known without reading it, are judged once they are.
+        with contextlib.suppress(DataError):
+            if unknown := inventory(self.weights or "").unknown:
+                more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+                raise ValueError(
+                    f"weights: {self.weights}: no rule for {', '.join(unknown[:3])}{more}; write "
+                    "backbone.groups, as {regular expression: group}, for all parameters"
+                )
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -382,6 +411,13 @@ class TrialConfig(Spec):
                 f"task {self.task.name} predicts each next token, which {self.backbone.name} can "
                 "see; use a causal backbone (gpt2)"
             )
+        if self.backbone.name == AUTO and not self.backbone.groups:
+            most = positions_of(self.backbone.weights or "")
+            if most is not None and shape.tokens > most:
+                raise ValueError(
+                    f"task {self.task.name} has {shape.tokens} tokens, and {self.backbone.weights} "
+                    f"positions for {most}"
+                )
         has = self.backbone.row.trainable
         lacking = [part for part in self.train if part.partition(":")[0] not in has]
         if lacking:

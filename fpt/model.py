@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers.models.t5.modeling_t5 import T5LayerNorm
 from transformers.pytorch_utils import Conv1D
 
 from fpt import groups, random_streams
@@ -31,6 +30,7 @@ from fpt.pack_layers import (
     Members,
     MemberScale,
     SharedLinear,
+    is_scale,
 )
 from fpt.packing import pack_key, packs
 from fpt.tasks.base import Shape
@@ -95,6 +95,11 @@ class Model(nn.Module):
             for name, values in module.named_children()
             for k in range(len(values))  # type: ignore[arg-type]
         }
+        if len(trials) > 1 and (shared := self.trained - {own for own, _ in self._owners.values()}):
+            raise ValueError(
+                f"backbone {first.backbone.name}: {min(shared)} trains, and would be one for all "
+                "trials of a pack"
+            )
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(self.canonical(name)[0] in self.trained)
 
@@ -142,7 +147,7 @@ class Model(nn.Module):
                 replacement = SharedLinear(module, numerics)
             elif isinstance(module, nn.LayerNorm) and trains:
                 replacement = MemberNorm(members, module)
-            elif isinstance(module, T5LayerNorm) and trains:
+            elif is_scale(module) and trains:
                 replacement = MemberScale(members, module)
             elif isinstance(module, nn.Embedding) and group == "position":
                 replacement = MemberPosition(
@@ -168,11 +173,12 @@ class Model(nn.Module):
     def _add_own_layers(self) -> None:
         """Input and output layer of each member, initialised as in the public code."""
         shape, width = self.shape, self.trials[0].backbone.width
+        inner = getattr(self.backbone, "input_width", width)
         seeds = [t.seed for t in self.trials]
         if shape.embedded:
             tables = [
                 weights.normal(
-                    t.seed, random_streams.INITIALISATION, "input.weight", (shape.inputs, width)
+                    t.seed, random_streams.INITIALISATION, "input.weight", (shape.inputs, inner)
                 )
                 * t.embedding_deviation
                 for t in self.trials
@@ -181,8 +187,8 @@ class Model(nn.Module):
         else:
             self.input = MemberLinear(
                 self.members,
-                weight=[_orthogonal(s, (width, shape.inputs)) for s in seeds],
-                bias=[torch.zeros(width) for _ in seeds],
+                weight=[_orthogonal(s, (inner, shape.inputs)) for s in seeds],
+                bias=[torch.zeros(inner) for _ in seeds],
             )
         self.input_dropout = nn.Identity() if shape.embedded else Dropout(self.members, 0)
         logits = shape.outputs * shape.classes

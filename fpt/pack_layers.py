@@ -99,7 +99,15 @@ class MemberLayer(nn.Module):
         super().__init__()
         self.members = members
         for name, values in parameters.items():
-            setattr(self, name, nn.ParameterList([nn.Parameter(v) for v in values]))
+            setattr(self, name, _Own([nn.Parameter(v) for v in values]))
+
+
+class _Own(nn.ParameterList):
+    # Mamba asks a norm's gain for its type.
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self[0].dtype  # type: ignore[no-any-return]
 
 
 class MemberLinear(MemberLayer):
@@ -131,20 +139,25 @@ class MemberNorm(MemberLayer):
 
     def __init__(self, members: Members, norm: nn.LayerNorm) -> None:
         copies = range(len(members.seeds))
-        super().__init__(
-            members,
-            weight=[norm.weight.detach().clone() for _ in copies],
-            bias=[norm.bias.detach().clone() for _ in copies],
-        )
+        own = {name: p.detach() for name, p in norm.named_parameters()}  # some have no bias
+        super().__init__(members, **{n: [p.clone() for _ in copies] for n, p in own.items()})
         self.eps = norm.eps
+        self.biased = "bias" in own
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise each row and apply its member's gain and bias."""
         present = self.members.present
+        if not self.biased:
+            shape = x.shape[-1:]
+            return self.members.apply(
+                x, lambda k, rows: F.layer_norm(rows, shape, self.weight[k], None, self.eps)
+            )
         gains, biases = [self.weight[k] for k in present], [self.bias[k] for k in present]
         if len(present) == 1:
             return F.layer_norm(x, x.shape[-1:], gains[0], biases[0], self.eps)
-        sizes = [self.members.rows[k] for k in present]
+        # OPT lays the tokens of all rows one after another.
+        tokens = len(x) // sum(self.members.rows)
+        sizes = [tokens * self.members.rows[k] for k in present]
         out: Tensor = _Norms.apply(x, sizes, self.eps, *gains, *biases)  # type: ignore[no-untyped-call]
         return out
 
@@ -192,14 +205,27 @@ class MemberScale(MemberLayer):
 
     weight: nn.ParameterList
 
-    def __init__(self, members: Members, norm: T5LayerNorm) -> None:
-        super().__init__(members, weight=[norm.weight.detach().clone() for _ in members.seeds])
-        self.eps = norm.variance_epsilon
+    def __init__(self, members: Members, norm: nn.Module) -> None:
+        weight = norm.get_parameter("weight").detach()
+        super().__init__(members, weight=[weight.clone() for _ in members.seeds])
+        self.eps: Any = getattr(norm, "variance_epsilon", None) or norm.eps
+        self.above_one = type(norm).__name__.startswith("Gemma")
+        """Whether the gain is what a row is multiplied by, less 1."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale each row to a root mean square of 1 and apply its member's gain."""
         scale = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
+        if self.above_one:
+            return self.members.apply(x * scale, lambda k, rows: rows * (1.0 + self.weight[k]))
         return self.members.apply(x * scale, lambda k, rows: self.weight[k] * rows)
+
+
+def is_scale(module: nn.Module) -> bool:
+    """Return whether a module is a root-mean-square norm of transformers' with one gain."""
+    # transformers has a class of its own in each family.
+    name = type(module).__name__
+    known = isinstance(module, T5LayerNorm) or name.endswith(("RMSNorm", "T5LayerNorm"))
+    return known and [name for name, _ in module.named_parameters()] == ["weight"]
 
 
 class MemberPosition(MemberLayer):
@@ -207,7 +233,7 @@ class MemberPosition(MemberLayer):
 
     weight: nn.ParameterList
 
-    def forward(self, positions: Tensor) -> Tensor:
+    def forward(self, positions: Tensor, *_: Any, **__: Any) -> Tensor:
         """(R, T, W) rows of each member's table. Of `positions`, which the backbone passes, only
         their number counts, since a trial's sequences all begin at position 0.
         """
@@ -419,6 +445,23 @@ class _Attention(torch.autograd.Function):
         return of_query, of_key, of_value, None, of_bias, None, None
 
 
+def _capped(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    kept: Tensor | None,
+    scale: float,
+    softcap: float,
+) -> tuple[Tensor, Tensor]:
+    """`_Attention` of scores that are bent; autograd's own backward pass."""
+    scores = torch.tanh((query @ key.transpose(2, 3)) * scale / softcap) * softcap
+    if mask is not None:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    weights = scores.softmax(-1)
+    return (weights if kept is None else weights * kept) @ value, weights.detach()
+
+
 def attention(
     module: nn.Module,
     query: Tensor,
@@ -427,18 +470,20 @@ def attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     position_bias: Tensor | None = None,
+    softcap: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attention for transformers' attention interface, with each member's own dropout masks.
 
     Args:
         module: The attention module; `fpt.model` has hung a `Dropout` on it as `member_dropout`.
-        query: (R, heads, T, width of a head); key and value alike.
-        key: See query.
-        value: See query.
+        query: (R, heads, T, width of a head).
+        key: Likewise; of fewer heads where several queries share one.
+        value: As key.
         attention_mask: (R, 1, T, T), True where a key may be attended to, or None.
         scaling: Factor on the scores.
         position_bias: (1, heads, T, T), added to the scores, or None.
+        softcap: Scores are bent to stay below it in size (Gemma 2), or None.
 
     Returns:
         (R, T, heads, width of a head), and no weights.
@@ -447,6 +492,8 @@ def attention(
     causal = bool(getattr(module, "is_causal", False)) and attention_mask is None
     members = dropout.members
     use = dropout.use()
+    if (shared := query.shape[1] // key.shape[1]) > 1:
+        key, value = (x.repeat_interleave(shared, 1) for x in (key, value))
 
     # Neighbours that both drop, or both do not, are computed together: the form of a member's sums
     # must not depend on what the others do.
@@ -457,7 +504,7 @@ def attention(
     for (drops, ks), mask, queries, keys, values in zip(
         runs, masks, *(torch.split(x, sizes) for x in (query, key, value)), strict=True
     ):
-        if not drops and members.maps is None:
+        if not drops and members.maps is None and softcap is None:
             bias = mask
             if position_bias is not None:
                 lowest = torch.finfo(position_bias.dtype).min
@@ -476,9 +523,12 @@ def attention(
         kept = dropout.masks(ks, shape, query.device, use) if drops else None
         attended: Tensor
         weights: Tensor
-        attended, weights = _Attention.apply(  # type: ignore[no-untyped-call]
-            queries, keys, values, mask, position_bias, kept, scale
-        )
+        if softcap is None:
+            attended, weights = _Attention.apply(  # type: ignore[no-untyped-call]
+                queries, keys, values, mask, position_bias, kept, scale
+            )
+        else:
+            attended, weights = _capped(queries, keys, values, mask, kept, scale, softcap)
         if members.maps is not None:
             members.maps.append(weights)
         done.append(attended)

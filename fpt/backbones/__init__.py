@@ -13,10 +13,20 @@ from typing import Any, Literal, get_args
 from fpt.plugins import class_path, imported, line_of, registered
 
 Group = Literal[
-    "input", "output", "norm", "position", "attention", "feedforward", "recurrent", "token", "head"
+    "input",
+    "output",
+    "norm",
+    "position",
+    "attention",
+    "feedforward",
+    "recurrent",
+    "scale",
+    "token",
+    "head",
 ]
-"""A parameter's group. `input` and `output` are a trial's own layers; `token` (token and segment
-tables) and `head` (poolers) are named so that no parameter is without a group, and never train."""
+"""A parameter's group. `scale` is a gain on what a layer adds to the residual stream. `input` and
+`output` are a trial's own layers; `token` (token and segment tables) and `head` (poolers) are named
+so that no parameter is without a group, and never train."""
 
 NOTHING = r"(?!)"
 """A regular expression that matches nothing."""
@@ -59,6 +69,10 @@ class Backbone:
     """What its published weights were trained on; None: there are none."""
     packs: bool = False
     """Whether trials can share its frozen weights, each with norms and positions of its own."""
+    alone: str | None = None
+    """Why they cannot, where there is more to say than that."""
+    initial: tuple[tuple[str, float | None], ...] = ()
+    """(regular expression, value): see `fpt.backbones.families.Family.initial`."""
     renames: tuple[tuple[str, str], ...] = ()
     """(regular expression, replacement): from names in published files to the module's own."""
     own: str = NOTHING
@@ -241,7 +255,7 @@ BACKBONES: dict[str, Backbone] = {
         layer=r"^layers\.(\d+)\.",
     ),
     AUTO: Backbone(
-        module="fpt.backbones.huggingface:Auto",
+        module="fpt.backbones.auto:Auto",
         sizes={},
         groups=(),
         causal=False,
@@ -314,3 +328,40 @@ def row(name: str, groups: tuple[tuple[str, Group], ...] = ()) -> Backbone:
             f"{', '.join([*BACKBONES, *registered(BACKBONE_GROUP)])}, or module:Class"
         )
     return dataclasses.replace(found, groups=(*groups, *found.groups)) if groups else found
+
+
+@functools.lru_cache(maxsize=256)
+def row_of_weights(weights: str) -> Backbone:
+    """Return the row of `auto` for the family that the config.json of weights names.
+
+    Args:
+        weights: A directory, `package:MODULE[/FOLDER]` or `shipped:NAME`.
+
+    Raises:
+        ValueError: If there is no such family.
+        DataError: If the weights are not there.
+    """
+    # They need names of this module.
+    from fpt.backbones import families, sources
+
+    file = sources.weight_files(weights)[0]
+    config = sources.read_config(file)
+    family = families.family_of(config)
+    if family is None:
+        raise ValueError(sources.unknown_family(file, config))
+    inner = families.inner(config)
+    first = family.first_position
+    pad = inner.get("pad_token_id", 1)
+    return dataclasses.replace(
+        BACKBONES[AUTO],
+        groups=families.groups_of(family, config),
+        causal=family.causal,
+        layer=family.layer,
+        modality=family.modality,
+        packs=family.alone is None,
+        alone=family.alone,
+        renames=family.renames,
+        own=r"^positions\.",
+        first_position=(1 if pad is None else pad) + 1 if first == "pad" else first,
+        initial=family.initial,
+    )

@@ -17,8 +17,6 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import (
     AttentionInterface,
-    AutoConfig,
-    AutoModel,
     BertConfig,
     BertModel,
     GPT2Config,
@@ -35,7 +33,6 @@ from transformers.models.t5.modeling_t5 import T5Stack
 from transformers.models.vit.modeling_vit import ViTLayer
 
 from fpt.backbones import fields
-from fpt.backbones.sources import weight_files
 from fpt.files import DataError
 
 if TYPE_CHECKING:
@@ -126,8 +123,8 @@ def _attend(
     return out.flatten(2)
 
 
-def _seen(embedded: Tensor, mask: Tensor | None) -> Tensor | None:
-    """(R, 1, T, T), True at a real key, of a (R, T) mask of real tokens."""
+def seen_by(embedded: Tensor, mask: Tensor | None) -> Tensor | None:
+    """Return (R, 1, T, T), True at a real key, of a (R, T) mask of real tokens."""
     rows, tokens, _ = embedded.shape
     return None if mask is None else mask[:, None, None].expand(rows, 1, tokens, tokens)
 
@@ -155,7 +152,7 @@ class Gpt2(GPT2Model):
         tokens = embedded.shape[1]
         hidden = embedded + self.wpe(torch.arange(tokens, device=embedded.device))
         hidden = self.drop(hidden)
-        seen = _seen(embedded, mask)
+        seen = seen_by(embedded, mask)
         if seen is not None:
             seen = seen & torch.ones(tokens, tokens, dtype=torch.bool, device=seen.device).tril()
         *blocks, last = self.h
@@ -189,7 +186,7 @@ class Bert(BertModel):
     ) -> Tensor:
         """(R, T, W) embedded inputs and (R, T) mask to (R, P, W)."""
         hidden = self.embeddings(inputs_embeds=embedded)
-        seen = _seen(embedded, mask)
+        seen = seen_by(embedded, mask)
         *layers, last = self.encoder.layer
         for layer in layers:
             hidden = layer(hidden, seen)
@@ -220,7 +217,7 @@ class T5(T5Stack):
         """(R, T, W) embedded inputs and (R, T) mask to (R, P, W), after the final norm."""
         tokens = embedded.shape[1]
         hidden = self.dropout(embedded)
-        seen = _seen(embedded, mask)
+        seen = seen_by(embedded, mask)
         blocks: Any = self.block
         # All layers share the first one's relative bias.
         bias = blocks[0].layer[0].SelfAttention.compute_bias(tokens, tokens)
@@ -335,7 +332,7 @@ class Vit(nn.Module):
         """(R, T, W) embedded inputs and (R, T) mask to (R, P, W), after the final norm."""
         hidden = embedded + self.positions(torch.arange(embedded.shape[1], device=embedded.device))
         hidden = self.dropout(hidden)
-        seen = _seen(embedded, mask)
+        seen = seen_by(embedded, mask)
         layers: Any = self.layers
         for layer in layers[:-1]:
             hidden = layer(hidden, seen)
@@ -346,45 +343,3 @@ class Vit(nn.Module):
         hidden = own.dropout(attention.o_proj(attended)) + read_out(hidden)
         hidden = own.dropout(own.mlp(own.layernorm_after(hidden))) + hidden
         return self.layernorm(hidden)  # type: ignore[no-any-return]
-
-
-class Auto(nn.Module):
-    """Any model of transformers that takes embedded inputs, by the config.json of a directory.
-
-    Raises:
-        ValueError: If transformers has no such model, or its positions are fewer than `tokens`.
-    """
-
-    def __init__(self, config: BackboneConfig, tokens: int) -> None:
-        super().__init__()
-        folder = weight_files(config.weights or "")[0].parent
-        read = AutoConfig.from_pretrained(folder, local_files_only=True)
-        read.num_hidden_layers = config.layers
-        known = getattr(read, "max_position_embeddings", tokens)
-        if known < tokens:
-            raise ValueError(
-                f"backbone auto: {folder} has {known} positions, and the task {tokens} tokens"
-            )
-        for name in ("attention_dropout", "attention_probs_dropout_prob"):
-            if hasattr(read, name):
-                setattr(read, name, 0.0)
-        try:
-            model = AutoModel.from_config(read)
-        except (KeyError, ValueError) as error:
-            raise ValueError(f"backbone auto: {folder}: {error}") from error
-        if getattr(model, "pooler", None) is not None:
-            model.pooler = None
-        model.set_input_embeddings(nn.Identity())
-        try:
-            model.set_attn_implementation(ATTENTION)
-        except ValueError:  # its own attention, then, without dropout
-            model.set_attn_implementation("eager")
-        # The parts are shared and the model is not one of them, so that names are those of the
-        # files, and a part that is swapped here is swapped there.
-        self.__dict__.update(whole=model, _modules=model._modules, _parameters=model._parameters)
-
-    def forward(self, embedded: Tensor, mask: Tensor | None) -> Tensor:
-        """(R, T, W) embedded inputs and (R, T) mask to (R, T, W)."""
-        whole: Any = self.whole
-        hidden: Tensor = whole(inputs_embeds=embedded, attention_mask=mask).last_hidden_state
-        return hidden

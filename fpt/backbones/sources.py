@@ -9,11 +9,12 @@ import functools
 import importlib.util
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fpt import hub
-from fpt.backbones import fields
+from fpt.backbones import families, fields
 from fpt.files import DataError, content_digest
 
 LANGUAGE, IMAGE, STATISTICS, LAYER_STATISTICS, RANDOM, TRIAL = (
@@ -45,11 +46,14 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 """How a file begins that Git LFS has put in the place of the real one."""
 
 NAMES = {
-    "layers": ("n_layer", "n_layers", "num_layers", "num_hidden_layers"),
+    "layers": ("encoder_layers", "n_layer", "n_layers", "num_layers", "num_hidden_layers"),
     "width": ("n_embd", "dim", "d_model", "hidden_size"),
-    "heads": ("n_head", "n_heads", "num_heads", "num_attention_heads"),
+    "heads": ("encoder_attention_heads", "n_head", "n_heads", "num_heads", "num_attention_heads"),
 }
-"""What a config.json calls a model's sizes: GPT-2, DistilBERT, T5, and everybody else."""
+"""What a config.json calls a model's sizes: BART, GPT-2, DistilBERT, T5, and everybody else."""
+
+HEADLESS = ("fnet", "mamba", "mamba2")
+"""Families without attention heads: they count as one."""
 
 
 def weights_identity(weights: str) -> str:
@@ -193,6 +197,22 @@ def _first_file(repository: str, revision: str | None) -> Path:
     raise DataError(f"model {repository}: holds no weights ({', '.join(FORMATS)})")
 
 
+def unknown_family(file: Path, config: Mapping[str, Any]) -> str:
+    """Return what is wrong with weights of a family without rules, and what is allowed."""
+    kind = config.get("model_type")
+    names = ", ".join(sorted(families.FAMILIES))
+    code = (
+        "; the code that comes with these weights (auto_map) is never run"
+        if config.get("auto_map")
+        else ""
+    )
+    said = "names no model_type" if kind is None else f"model_type: no rules for {kind!r}"
+    return (
+        f"weights: {file}: {said}{code}; known: {names}; for a model of transformers beside these "
+        "write backbone.groups, as {regular expression: group}"
+    )
+
+
 def config_file(weights: str) -> Path | None:
     """Return the config.json of pretrained weights; None: a repository on the Hub that has none.
 
@@ -208,6 +228,11 @@ def config_file(weights: str) -> Path | None:
     return hub.file(repository, "config.json", revision=revision)
 
 
+def _special(value: dict[str, Any]) -> Any:
+    # transformers writes an infinity, which JSON lacks, as {"__float__": "Infinity"}.
+    return float(value["__float__"]) if value.keys() == {"__float__"} else value
+
+
 def read_config(file: Path) -> dict[str, Any]:
     """Return the content of a config.json.
 
@@ -216,7 +241,7 @@ def read_config(file: Path) -> dict[str, Any]:
     """
     check_pointer(file)
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(file.read_text(encoding="utf-8"), object_hook=_special)
     except (OSError, ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
@@ -271,13 +296,24 @@ def check_config(
         DataError: If it is no JSON object.
     """
     config = read_config(file)
+    own = families.inner(config) if backbone == "auto" else config
     asked = {"layers": layers, "width": width, "heads": heads}
     for what, ours in asked.items():
-        theirs = next((config[name] for name in NAMES[what] if name in config), ours)
+        theirs = _size(own, what, ours)
         if not isinstance(theirs, int) or (ours > theirs if what == "layers" else ours != theirs):
             raise ValueError(f"weights: {weights} has {theirs} {what}, not {ours}")
-    if problem := fields.refused(backbone, config):
+    problem = fields.refused(backbone, config)
+    if problem is None and backbone == "auto" and (family := families.family_of(config)):
+        problem = families.refused(family, own)
+    if problem:
         raise ValueError(f"weights: {file}: {problem}")
+
+
+def _size(config: Mapping[str, Any], what: str, silent: Any) -> Any:
+    """What a config.json says of layers, width or heads, or `silent`."""
+    if what == "heads" and config.get("model_type") in HEADLESS:
+        return 1
+    return next((config[name] for name in NAMES[what] if name in config), silent)
 
 
 def deviations(
@@ -300,11 +336,18 @@ def sizes_of(weights: str) -> dict[str, int]:
         DataError: If the file is missing, or does not say.
     """
     file = weight_files(weights)[0]
-    config = read_config(file)
+    config = families.inner(read_config(file))
     try:
-        return {
-            what: int(next(config[name] for name in names if name in config))
-            for what, names in NAMES.items()
-        }
-    except (ValueError, TypeError, StopIteration):
+        return {what: int(_size(config, what, None)) for what in NAMES}
+    except (ValueError, TypeError):
         raise DataError(f"{file}: does not say how many layers, heads and how wide") from None
+
+
+@functools.lru_cache(maxsize=256)
+def positions_of(weights: str) -> int | None:
+    """Return how many tokens a model has positions for, as its own config.json says; None: any.
+
+    Raises:
+        DataError: If the weights are not there.
+    """
+    return families.most_tokens(read_config(weight_files(weights)[0]))

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from transformers.initialization import no_init_weights
 
 from fpt import random_streams
-from fpt.backbones import fields
+from fpt.backbones import families, fields
 from fpt.backbones.conversion import one_safetensors
 from fpt.backbones.sources import (
     HUB,
@@ -55,12 +55,6 @@ DEVIATION = 0.02
 """Standard deviation of random matrices, as in GPT-2 and BERT."""
 
 _OLD_NAMES = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))
-_WRAPPER = re.compile(
-    r"(module|_orig_mod|base_model\.model|backbone|model|transformer|bert|longformer|vit)\."
-)
-"""What wrappers (DistributedDataParallel, torch.compile, PEFT, a model with a head, a file of this
-package) put before a backbone's own names, once or several times."""
-
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """Types of weights that are numbers as they stand; others are quantised, and want their scales."""
 
@@ -266,17 +260,26 @@ def _random(
             if own is not None:
                 drawn[name] = torch.from_numpy(np.asarray(own, dtype=np.float32))
                 continue
+        constant = next((rule for rule in row.initial if re.search(rule[0], name)), None)
         if name in theirs:
             drawn[name] = theirs[name]
-            continue
-        if len(shape) == 1:
+        elif constant is not None:
+            drawn[name] = _constant(constant[1], shape)
+        elif len(shape) == 1:
             drawn[name] = torch.ones(shape) if name.endswith("weight") else torch.zeros(shape)
-            continue
-        deviation = DEVIATION
-        if scaled and re.search(row.residual_outputs, name):
-            deviation /= (2 * trial.backbone.layers) ** 0.5
-        drawn[name] = normal(seed, random_streams.BACKBONE, name, shape) * deviation
+        else:
+            deviation = DEVIATION
+            if scaled and re.search(row.residual_outputs, name):
+                deviation /= (2 * trial.backbone.layers) ** 0.5
+            drawn[name] = normal(seed, random_streams.BACKBONE, name, shape) * deviation
     return drawn
+
+
+def _constant(value: float | None, shape: tuple[int, ...]) -> Tensor:
+    """What a parameter begins with that is not drawn; None: see `Backbone.initial`."""
+    if value is not None:
+        return torch.full(shape, value)
+    return torch.arange(1, shape[-1] + 1).float().log().expand(shape).clone()
 
 
 def _own_names(
@@ -298,7 +301,7 @@ def _own_names(
             for old, new in row.renames:
                 renamed = re.sub(old, new, renamed)
             by_prefix.setdefault(prefix, {})[renamed] = tensor
-            if not (wrapper := _WRAPPER.match(own)):
+            if not (wrapper := families.WRAPPER.match(own)):
                 break
             prefix, own = prefix + wrapper[0], own[wrapper.end() :]
     adapters = next(

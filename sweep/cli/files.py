@@ -252,6 +252,8 @@ def _packs(planned: Plan) -> Iterable[str]:
             f"  {count(planned.inexact, 'trial')} alone, since in packs they would have other bits "
             "on the processors that trained such trials (row_padding 0 in their rows)"
         )
+    for why, number in planned.alone.items():
+        yield f"  {count(number, 'trial')} alone: {why}"
     if planned.seeds_apart:
         yield (
             f"  {count(planned.seeds_apart, 'trial')} alone, since each seed draws a backbone of "

@@ -210,6 +210,56 @@ def weights(file: File, results: Results = "results", as_json: AsJson = False) -
         raise typer.Exit(1 if told else 2)
 
 
+@app.command(epilog="Example: sweep groups shipped:english")
+def groups(
+    weights: Annotated[
+        str,
+        typer.Argument(
+            metavar="WEIGHTS", help="A directory, package:MODULE/FOLDER or shipped:NAME."
+        ),
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Say what is inside weights, group by group, and what of it would train by default.
+
+    Read from the headers of their safetensors files; nothing is loaded, and no code of theirs run.
+    """
+    from dataclasses import asdict
+
+    from fpt.backbones import AUTO
+    from fpt.backbones.headers import inventory
+    from fpt.config import FPT
+    from fpt.files import DataError
+
+    try:
+        found = inventory(weights)
+    except DataError as error:
+        raise UserError(str(error)) from error
+    if as_json:
+        show_json(asdict(found))
+    else:
+        console = SafeConsole(width=max(SafeConsole().width, 110))
+        console.print(f"{found.family}, {found.sees}", style="bold", markup=False, highlight=False)
+        grid = Grid(box=None, padding=(0, 2, 0, 0), header_style="dim")
+        grid.add_column("group")
+        for column in ("tensors", "parameters"):
+            grid.add_column(column, justify="right")
+        for name, own in sorted(found.groups.items()):
+            grid.add_row(name, f"{own.tensors:,}", f"{own.parameters:,}")
+        for what, own in sorted(found.left_out.items()):
+            grid.add_row(f"left out: {what}", f"{own.tensors:,}", f"{own.parameters:,}")
+        console.print(grid)
+        of_file = sorted(set(FPT) & found.groups.keys())
+        say(
+            f"name: {AUTO} trains {', '.join(of_file)} of these by default, beside input and output"
+        )
+    if found.unknown:
+        raise UserError(
+            f"{weights}: no rule for {', '.join(found.unknown)}; write backbone.groups, as "
+            "{regular expression: group}, for all parameters"
+        )
+
+
 def _weights_of(points: Sequence[Point], ledger: Ledger) -> dict[str, Any]:
     """What `weights` says of the trials of one backbone."""
     from dataclasses import asdict

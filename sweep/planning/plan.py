@@ -82,6 +82,12 @@ class Plan:
         return packing.seeds_apart((pack.points for pack in self.packs), self.workers)
 
     @property
+    def alone(self) -> dict[str, int]:
+        """Why trials cannot share their backbone's frozen weights -> how many."""
+        rows = (point.config.backbone.row for pack in self.packs for point in pack.points)
+        return dict(Counter(row.alone for row in rows if row.alone is not None))
+
+    @property
     def unpinned(self) -> tuple[str, ...]:
         """What trials that are not done read from the Hub at no commit in particular."""
         done = ("done", "diverged")
