@@ -32,6 +32,7 @@ from sweep.sweepfile.trials import Point
 
 if TYPE_CHECKING:
     from sweep.planning.plan import Plan
+    from sweep.sweepfile.schema import RetrySpec
 
 SAME_FAILURE = 5
 """Configs that fail in the same way, with no success in between, for the sweep to stop early; of a
@@ -87,6 +88,65 @@ class _Todo:
     """To be tried when nothing else is left to hand out, with a device to itself."""
     avoid: frozenset[str] = frozenset()
     """Nodes whose device, or which themselves, failed it."""
+
+
+Decision = Literal["finish", "leave", "chance", "requeue", "split", "alone", "fail"]
+"""What becomes of a trial whose attempt has ended.
+
+finish: it has an outcome. leave: it was stopped, and stays open. chance: tried again with its pack,
+held against nobody. requeue: tried again, and held against it. split: it, or another one of its
+pack, is to blame, or together they are too much. alone: tried with a device to itself. fail: not
+tried again."""
+
+
+def decide(
+    result: Result, pack: _Todo, failed: Mapping[str, Result], retry: RetrySpec, tries: int
+) -> Decision:
+    """Return what becomes of a trial whose attempt has ended.
+
+    Args:
+        result: What came of it.
+        pack: The pack that it was in, as it began.
+        failed: Those of the pack that failed, it included: trial id -> result.
+        retry: The budgets of the sweep file.
+        tries: Failures by the same cause in this run that are held against it already.
+    """
+    cause = result.cause or "worker"
+    if result.status != "failed":
+        return "finish"
+    if cause == "interrupted":
+        return "leave"  # what needs it is not tried either
+    if result.undecided or (cause == "memory" and len(pack.points) > 1):
+        return "split"
+    if cause == "worker" and len(failed) > 1:
+        return "chance" if _may_be_chance(pack, failed, retry.worker) else "split"
+    if cause in WAITS:
+        return "fail"
+    budget: int | None = getattr(retry, cause)
+    if budget is not None and tries >= budget:
+        return "fail"
+    if cause == "memory":
+        fits = 2 * pack.accumulation <= pack.points[0].config.batch_size
+        return "alone" if fits else "fail"
+    return "requeue"
+
+
+def _may_be_chance(pack: _Todo, failed: Mapping[str, Result], budget: int | None) -> bool:
+    """Return whether the death of a worker may have nothing to do with what it trained."""
+    if not pack.deaths:
+        return True
+    steps, part = SAME_PLACE
+    same = all(
+        abs(now - before) <= steps + part * max(now, before)
+        for name, now in _died_at(failed).items()
+        if (before := pack.died_at.get(name)) is not None
+    )
+    return not same and (budget is None or pack.deaths < budget)
+
+
+def _died_at(failed: Mapping[str, Result]) -> dict[str, int]:
+    """Return the step last heard of each trial whose worker died."""
+    return {name: one.step or 0 for name, one in failed.items() if one.cause == "worker"}
 
 
 class Agenda:
@@ -318,28 +378,25 @@ class Agenda:
         points = {point.trial_id: point for point in job.points}
         self._learn(job, results)
         failed = {r.trial_id: r for r in results if r.status == "failed"}
-        died = {name: r.step or 0 for name, r in failed.items() if r.cause == "worker"}
-        again: list[Point] = []
-        """To be tried once more, side by side as they are."""
-        halved: list[Point] = []
-        """One of these is to blame, or together they are too much."""
+        died = _died_at(failed)
+        parts: dict[Decision, list[Point]] = defaultdict(list)
         for result in results:
             point = points[result.trial_id]
-            shared = len(failed) > 1
-            if result.status != "failed":
+            cause = result.cause or "worker"
+            tries = self._tries[point.trial_id, cause]
+            decision = decide(result, pack, failed, self._retry, tries)
+            if decision in ("requeue", "alone") or (decision == "fail" and cause not in WAITS):
+                self._tries[point.trial_id, cause] += 1
+            if decision == "finish":
                 self._finished(point, result)
-            elif result.cause == "interrupted":
-                continue  # it stays open: what needs it is not tried either
-            elif result.undecided or (result.cause == "memory" and len(points) > 1):
-                halved.append(point)
-            elif result.cause == "worker" and shared:
-                (again if self._may_be_chance(pack, died) else halved).append(point)
-            elif result.cause == "memory":
-                self._out_of_memory(pack, point, result)
-            elif result.cause not in WAITS and self._may_try_again(point, result):
-                again.append(point)
-            else:
+            elif decision == "alone":
+                self._try_alone(pack, point, result)
+            elif decision == "fail":
                 self._failed(point, result)
+            else:
+                parts[decision].append(point)
+        again = [*parts["chance"], *parts["requeue"]]
+        halved = parts["split"]
         if node and any(one.cause in ("device", "node") for one in failed.values()):
             pack = replace(pack, avoid=pack.avoid | {node})
         if died:
@@ -352,32 +409,9 @@ class Agenda:
             how = "tried in a smaller pack" if len(part) > 1 else "tried alone"
             self._append(replace(pack, points=tuple(part)), failed, how)
 
-    def _may_be_chance(self, pack: _Todo, died: Mapping[str, int]) -> bool:
-        """Whether the death of a worker may have nothing to do with what it trained."""
-        budget = self._retry.worker
-        if not pack.deaths:
-            return True
-        steps, part = SAME_PLACE
-        same = all(
-            abs(now - before) <= steps + part * max(now, before)
-            for name, now in died.items()
-            if (before := pack.died_at.get(name)) is not None
-        )
-        return not same and (budget is None or pack.deaths < budget)
-
-    def _may_try_again(self, point: Point, result: Result) -> bool:
-        """Count a failure of a trial; whether there may be another attempt."""
-        cause = result.cause or "worker"
-        self._tries[point.trial_id, cause] += 1
-        budget: int | None = getattr(self._retry, cause)
-        return budget is None or self._tries[point.trial_id, cause] <= budget
-
-    def _out_of_memory(self, pack: _Todo, point: Point, result: Result) -> None:
-        """It had its worker to itself: later, with nothing beside it, and in smaller parts."""
+    def _try_alone(self, pack: _Todo, point: Point, result: Result) -> None:
+        """Queue a trial that had its worker to itself for later, in smaller parts."""
         parts = 2 * pack.accumulation
-        if parts > point.config.batch_size or not self._may_try_again(point, result):
-            self._failed(point, result)
-            return
         how = f"tried at the end, alone, each batch in {parts} parts"
         todo = self._alone(replace(pack, points=(point,)), parts)
         self._append(todo, {point.trial_id: result}, how)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sweep.execution.scheduler import SAME_FAILURE, Agenda, Event
+from sweep.execution.scheduler import SAME_FAILURE, Agenda, Event, _Todo, decide
 from sweep.execution.worker import Job, Result
 from sweep.sweepfile.schema import LimitsSpec, RetrySpec
 
@@ -24,6 +24,7 @@ class Stub:
         self.trial_id = self.label = self.cell_id = name
         self.parent = parent
         self.config = SimpleNamespace(batch_size=16, kind=name[0])
+        self.like = SimpleNamespace(own_classes=())
 
 
 @pytest.fixture(autouse=True)
@@ -573,6 +574,55 @@ def test_an_interrupted_pack_stays_open() -> None:
 
     assert run_out(agenda, lambda job: {**DIED, "cause": "interrupted"}) == ["m0 m1"]
     assert not agenda.failed
+
+
+def pack_that_ended(size: int, accumulation: int = 1, **more: Any) -> Any:
+    return _Todo(pack_of(size), {"CPU": 1}, {}, accumulation=accumulation, **more)  # type: ignore[arg-type]
+
+
+def failure(cause: Any, *, undecided: bool = False, step: int | None = None) -> Result:
+    return Result("m0", "failed", cause, "E", "message", step=step, undecided=undecided)
+
+
+DIED_BEFORE = pack_that_ended(2, deaths=1, died_at={"m0": 5})
+
+
+@pytest.mark.parametrize(
+    ("result", "pack", "others", "tries", "decision"),
+    [
+        (Result("m0", "done"), pack_that_ended(2), 0, 0, "finish"),
+        (Result("m0", "diverged"), pack_that_ended(1), 0, 9, "finish"),
+        (failure("interrupted"), pack_that_ended(2), 1, 9, "leave"),
+        (failure("code", undecided=True), pack_that_ended(2), 1, 0, "split"),
+        (failure("memory"), pack_that_ended(2), 1, 9, "split"),
+        (failure("memory"), pack_that_ended(1), 0, 0, "alone"),
+        (failure("memory"), pack_that_ended(1), 0, 4, "fail"),  # its budget is spent
+        (failure("memory"), pack_that_ended(1, 16), 0, 0, "fail"),  # parts of one example
+        (failure("worker"), pack_that_ended(2), 1, 9, "chance"),
+        (failure("worker", step=5), DIED_BEFORE, 1, 0, "split"),
+        (
+            failure("worker", step=900),
+            DIED_BEFORE,
+            1,
+            0,
+            "chance",
+        ),
+        (failure("worker"), pack_that_ended(2), 0, 2, "requeue"),
+        (failure("worker"), pack_that_ended(2), 0, 3, "fail"),
+        (failure("device"), pack_that_ended(2), 1, 2, "requeue"),
+        (failure("preempted"), pack_that_ended(2), 1, 10**6, "requeue"),
+        (failure("code"), pack_that_ended(1), 0, 0, "fail"),
+        (failure("data"), pack_that_ended(2), 1, 0, "fail"),
+    ],
+)
+def test_what_becomes_of_a_trial_is_decided_by_what_is_given(
+    result: Result, pack: Any, others: int, tries: int, decision: str
+) -> None:
+    failed = {"m0": result} | {
+        f"m{n}": replace(result, trial_id=f"m{n}") for n in range(1, 1 + others)
+    }
+
+    assert decide(result, pack, failed, RetrySpec(), tries) == decision
 
 
 @given(st.integers(1, 16), st.sets(st.integers(0, 15), max_size=3), st.sampled_from([DIED, RAISED]))
