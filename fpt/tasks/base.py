@@ -33,7 +33,11 @@ same for every trial, so that arms are compared on the same examples."""
 
 @dataclass(frozen=True)
 class Shape:
-    """The shapes that a task asks of a model."""
+    """The shapes that a task asks of a model.
+
+    Raises:
+        ValueError: If a number is no integer from 1, or more tokens are read out than there are.
+    """
 
     tokens: int
     """T: tokens of a sequence, padding included."""
