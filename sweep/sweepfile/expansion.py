@@ -149,6 +149,7 @@ def expand(spec: SweepFile, own: Lock | None = None, *, complete: bool = True) -
         points = made.points()
     sound = report.complete and not report.problems
     warnings = pairing.check_claims(spec.claims, points, excluded.pairs, report)
+    warnings += _double_batches(points)
     if sound and spec.table is not None:
         pairing.check_table(spec.table, points, tuple(reading.axis_labels(spec)), report)
     written = [layers.trial, *layers.defaults.values()]
@@ -617,3 +618,26 @@ def _untunable(study: Study) -> str:
             f"{config.evaluation.every}), is all of them"
         )
     return ""
+
+
+PAPER_BATCH = 16
+"""Examples of a step above which the public code's loader gives its batch twice."""
+
+
+def _double_batches(points: Sequence[Point]) -> tuple[str, ...]:
+    """Return a warning where the public code of the protocol paper would train on other batches."""
+    sizes = {
+        point.config.batch_size
+        for point in points
+        if point.config.protocol == "paper"
+        and point.config.batch_size > PAPER_BATCH
+        and not point.config.task.name.startswith("bit-")
+    }
+    if not sizes:
+        return ()
+    given = ", ".join(map(str, sorted(sizes)))
+    told = (
+        f"protocol paper: batch_size {given}: on tasks other than the bit ones the public code "
+        f"gives a batch above {PAPER_BATCH} twice a step; here a step sees it once"
+    )
+    return (told,)
