@@ -20,6 +20,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from sweep.ledger.columns import in_mlflow
 from sweep.ledger.ledger import Ledger
 from sweep.mirrors import mlflow_runs
 from sweep.mirrors.mlflow_runs import Mirror
@@ -142,11 +143,11 @@ def one_by_one(ledger: Ledger, trials: list[str]) -> None:
         curves[record["trial_id"]].append(record)
     for trial in ledger.trials(trials).to_pylist():
         run = client.create_run(experiment).info.run_id
-        for name in mlflow_runs.PARAMETERS:
+        for name in in_mlflow("param"):
             client.log_param(run, name, trial[name])
-        for name in mlflow_runs.TAGS:
+        for name in in_mlflow("tag"):
             client.set_tag(run, name, trial[name])
-        for name in mlflow_runs.METRICS:
+        for name in in_mlflow("metric"):
             client.log_metric(run, name, trial[name])
         for record in curves[trial["trial_id"]]:
             for name in ("loss", "accuracy"):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sweep.analysis.claims import load_claims
-    from sweep.analysis.frames import load_curves, load_trials
+    from sweep.analysis.frames import load_curves, load_failures, load_trials
     from sweep.analysis.queries import query
     from sweep.analysis.tables import load_table
     from sweep.execution.driver import run
@@ -26,6 +26,7 @@ __all__ = [
     "load",
     "load_claims",
     "load_curves",
+    "load_failures",
     "load_table",
     "load_trials",
     "plan",
@@ -37,6 +38,7 @@ _HOME = {
     "load": "sweep.sweepfile.expansion",
     "load_claims": "sweep.analysis.claims",
     "load_curves": "sweep.analysis.frames",
+    "load_failures": "sweep.analysis.frames",
     "load_table": "sweep.analysis.tables",
     "load_trials": "sweep.analysis.frames",
     "plan": "sweep.planning.plan",

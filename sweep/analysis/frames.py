@@ -1,8 +1,8 @@
 """Frames: the ledger's rows as pandas DataFrames, for people and notebooks.
 
-Columns are those of `sweep.ledger.ledger`, with one type each, whatever the rows hold: integers
-that may be missing are pandas' Int64, times bear their zone, names of which there are few are
-categories.
+Columns are those of `sweep.ledger.columns` (`sweep columns` prints what each means, and its unit:
+accuracies are fractions), with one type each, whatever the rows hold: integers that may be missing
+are pandas' Int64, times bear their zone, names of which there are few are categories.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sweep.ledger.ledger import Ledger
+from sweep.ledger.columns import CATEGORIES
+from sweep.ledger.ledger import MARKS, Ledger
 from sweep.planning.tuning import resolve
 
 if TYPE_CHECKING:
@@ -18,27 +19,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from sweep.sweepfile.trials import Sweep
-
-CATEGORIES = (
-    "task",
-    "backbone",
-    "weights",
-    "initialiser",
-    "pretraining",
-    "train",
-    "numerics",
-    "protocol",
-    "outcome",
-    "stopped",
-    "baseline_rule",
-    "split",
-    "git_commit",
-    "version",
-    "host",
-    "device",
-    "device_name",
-)
-"""Columns with few values."""
 
 
 def load_trials(
@@ -53,14 +33,15 @@ def load_trials(
             all, by id.
 
     Raises:
-        LedgerError: If the ledger cannot be read.
+        LedgerError: If there is no ledger, or it cannot be read.
         SweepFileError: If the sweep file is wrong.
     """
+    ledger = Ledger.existing(results)
     if sweep is None:
-        return _frame(Ledger(results).trials())
-    expanded = _expanded(sweep, results)
+        return _frame(ledger.trials())
+    expanded = _expanded(sweep, ledger)
     place = {point.trial_id: number for number, point in enumerate(expanded.all)}
-    frame = _frame(Ledger(results).trials(place))
+    frame = _frame(ledger.trials(place))
     order = frame["trial_id"].map(place).argsort(kind="stable")
     return _labelled(frame.iloc[order].reset_index(drop=True), expanded)
 
@@ -75,21 +56,46 @@ def load_curves(
         sweep: As for `load_trials`; the rows stay sorted by trial id.
 
     Raises:
-        LedgerError: If the ledger cannot be read.
+        LedgerError: If there is no ledger, or it cannot be read.
         SweepFileError: If the sweep file is wrong.
     """
+    ledger = Ledger.existing(results)
     if sweep is None:
-        return _frame(Ledger(results).curves())
-    expanded = _expanded(sweep, results)
+        return _frame(ledger.curves())
+    expanded = _expanded(sweep, ledger)
     ids = {point.trial_id for point in expanded.all}
-    return _labelled(_frame(Ledger(results).curves(ids)), expanded)
+    return _labelled(_frame(ledger.curves(ids)), expanded)
 
 
-def _expanded(sweep: str | Path | Sweep, results: str | Path) -> Sweep:
+def load_failures(
+    results: str | Path = "results", sweep: str | Path | Sweep | None = None
+) -> pd.DataFrame:
+    """Return the failed attempts, by trial and time: a row each.
+
+    `trial_id` joins them with `load_trials`, once the trial has ended; `cause` is why an attempt
+    failed. Marks, such as that of `sweep retry`, are left out.
+
+    Args:
+        results: The ledger: a folder, s3://, gs:// or az://.
+        sweep: As for `load_trials`.
+
+    Raises:
+        LedgerError: If there is no ledger, or it cannot be read.
+        SweepFileError: If the sweep file is wrong.
+    """
+    ledger = Ledger.existing(results)
+    expanded = None if sweep is None else _expanded(sweep, ledger)
+    ids = None if expanded is None else {point.trial_id for point in expanded.all}
+    frame = _frame(ledger.failures(ids))
+    frame = frame[~frame["cause"].isin(MARKS)].reset_index(drop=True)
+    return frame if expanded is None else _labelled(frame, expanded)
+
+
+def _expanded(sweep: str | Path | Sweep, ledger: Ledger) -> Sweep:
     from sweep.sweepfile.expansion import load
 
     expanded = load(sweep) if isinstance(sweep, str | Path) else sweep
-    return resolve(expanded, Ledger(results))
+    return resolve(expanded, ledger)
 
 
 def _frame(table: pa.Table) -> pd.DataFrame:

@@ -89,7 +89,8 @@ def _answer(
     _check(sql)
     # Also a word that is none, as in a string: what is put in and not asked for is not read.
     named = [name for name in TABLES if re.search(rf"\b{name}\b", sql, re.IGNORECASE)]
-    ledger = Ledger(results)
+    # Without a table, any place will do.
+    ledger = Ledger.existing(results) if named else Ledger(results)
     expanded = None if sweep is None else _expanded(sweep, ledger)
     found = {name: _readable(ledger, name) for name in STORED if name in named}
     # Closed to everything but what is put into it: no other file, no extension, no variable of

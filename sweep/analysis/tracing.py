@@ -23,31 +23,13 @@ from typing import Any
 from fpt.spec import JSON
 from sweep.analysis.accounting import Spent, spent_on
 from sweep.analysis.cells import Cell, declared, grid
+from sweep.ledger.columns import ORIGIN
 from sweep.ledger.ledger import MARKS, Ledger
 from sweep.mirrors import mlflow_runs
 from sweep.planning.plan import Status, plan
 from sweep.planning.tuning import resolve
 from sweep.sweepfile.schema import SweepFileError, TableSpec
 from sweep.sweepfile.trials import Point, Sweep
-
-PROVENANCE = (
-    "own_code",
-    "git_commit",
-    "git_dirty",
-    "version",
-    "versions",
-    "backbone_digest",
-    "data_digest",
-    "numerics",
-    "pack_size",
-    "accumulation",
-    "row_padding",
-    "extended_from",
-    "host",
-    "device",
-    "device_name",
-)
-"""Columns that say where a trial's figures come from."""
 
 
 @dataclass(frozen=True)
@@ -75,10 +57,10 @@ class Member:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """Column of `PROVENANCE` -> value; empty until it has ended."""
+        """Column of `ORIGIN` -> value; empty until it has ended."""
         if self.row is None:
             return {}
-        found = {name: self.row[name] for name in PROVENANCE if self.row[name] is not None}
+        found = {name: self.row[name] for name in ORIGIN if self.row[name] is not None}
         versions = json.loads(found.pop("versions", "{}"))
         return found | {f"version of {name}": value for name, value in versions.items()}
 

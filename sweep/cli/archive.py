@@ -49,7 +49,7 @@ def trace(
     from sweep.ledger.ledger import Ledger
     from sweep.sweepfile.expansion import load
 
-    found = follow(load(file), Ledger(results), row, column, metric)
+    found = follow(load(file), Ledger.existing(results), row, column, metric)
     if as_json:
         show_json(found.record())
     else:
@@ -208,7 +208,7 @@ def export(
     from sweep.ledger.ledger import Ledger
     from sweep.sweepfile.expansion import load
 
-    bundle = write(load(file), Ledger(results), output, states=states)
+    bundle = write(load(file), Ledger.existing(results), output, states=states)
     say(
         f"{bundle.path}: {bundle.trials} of {count(bundle.expected, 'trial')}, "
         f"{count(bundle.members, 'file')}, {bundle.size / 1e6:,.1f} MB, sha256 {bundle.sha256}"

@@ -1,4 +1,4 @@
-"""The command that asks the ledger in SQL."""
+"""The commands that ask the ledger in SQL, and say what its columns mean."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from rich.text import Text
 
 from fpt.printable import printable
 from sweep.cli.common import (
+    AsJson,
     Results,
     SafeConsole,
     UserError,
@@ -24,6 +25,7 @@ from sweep.cli.common import (
     count,
     echo,
     say,
+    show_json,
     writing,
 )
 
@@ -41,6 +43,14 @@ class Format(StrEnum):
     csv = "csv"
     json = "json"
     parquet = "parquet"
+
+
+class Stored(StrEnum):
+    """The ledger's tables."""
+
+    trials = "trials"
+    curves = "curves"
+    failures = "failures"
 
 
 @app.command(
@@ -65,6 +75,7 @@ def query(
 ) -> None:
     """Ask the ledger in SQL: tables trials, curves, failures, and cells of a sweep file."""
     from sweep.analysis.queries import arrow
+    from sweep.ledger.columns import described
 
     chosen = chosen_format(form, output, [Format.csv, Format.json, Format.parquet], Format.table)
     if chosen is Format.parquet and output is None:
@@ -80,7 +91,7 @@ def query(
         if chosen is Format.parquet:
             import pyarrow.parquet
 
-            pyarrow.parquet.write_table(table, output)
+            pyarrow.parquet.write_table(described(table), output)
         else:
             with output.open("w", encoding="utf-8", newline="") as stream:
                 if chosen is Format.table:
@@ -88,6 +99,39 @@ def query(
                 else:
                     stream.write(_written(table, chosen).rstrip("\n") + "\n")
     say(f"{output}: {count(table.num_rows, 'row')} written")
+
+
+@app.command(epilog="Example: sweep columns trials")
+def columns(
+    table: Annotated[
+        Stored | None, typer.Argument(metavar="[TABLE]", help="trials, curves or failures.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what the columns of the ledger's tables mean, in which unit. Accuracies are fractions."""
+    from sweep.ledger.columns import TABLES
+
+    names = [table.value] if table else list(TABLES)
+    told = [
+        {
+            "table": name,
+            "column": one.name,
+            "type": str(one.type),
+            "unit": one.unit,
+            "description": one.description,
+        }
+        for name in names
+        for one in TABLES[name]
+    ]
+    if as_json:
+        show_json(told)
+        return
+    grid = Grid(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for head in told[0]:
+        grid.add_column(head, overflow="fold", no_wrap=head in ("table", "column"))
+    for row in told:
+        grid.add_row(*row.values())
+    SafeConsole(width=None if sys.stdout.isatty() else 10_000).print(grid)
 
 
 def _written(table: pa.Table, form: Format) -> str:

@@ -157,7 +157,7 @@ def show(
     """Show a trial: config, figures, the end of its curve, provenance, failures."""
     from sweep.ledger.ledger import MARKS, Ledger
 
-    ledger = Ledger(results)
+    ledger = Ledger.existing(results)
     # Marks (may run again, done twice) are rows among the failures, and none to show.
     failures = [row for row in ledger.failures().to_pylist() if row["cause"] not in MARKS]
     known = ledger.done() | ledger.states() | {row["trial_id"] for row in failures}

@@ -35,7 +35,7 @@ def gc(
     from sweep.ledger.ledger import Ledger
     from sweep.planning.plan import plan as make_plan
 
-    ledger = Ledger(results)
+    ledger = Ledger.existing(results)
     plans = [make_plan(file, ledger) for file in files or ()]
     for kind, (objects, size) in ledger.usage().items():
         echo(f"{kind:<10} {count(objects, 'object'):>16} {size / 1e6:>12,.1f} MB")
@@ -94,7 +94,7 @@ def mirror(
     from sweep.mirrors import mlflow_runs
     from sweep.sweepfile.expansion import load
 
-    sweep, ledger = load(file), Ledger(results)
+    sweep, ledger = load(file), Ledger.existing(results)
     number = (mlflow_runs.rebuild if rebuild else mlflow_runs.catch_up)(sweep, ledger)
     say(f"{mlflow_runs.where(ledger)}: {count(number, 'trial')} mirrored")
 

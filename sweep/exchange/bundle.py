@@ -301,14 +301,7 @@ def opened(source: str | Path) -> Iterator[Ledger]:
     """
     path = Path(source)
     if not path.is_file():
-        ledger = Ledger(source)
-        if not any(ledger.names(kind) for kind in KEPT):
-            inside = ledger.local is not None and (ledger.local / "results/trials").is_dir()
-            hint = f"; did you mean {path / 'results'}?" if inside else ""
-            raise LedgerError(
-                f"{source}: no ledger: nothing was trained here{hint}; name a folder such as "
-                "`results`, a bucket, or a bundle that `sweep export` wrote"
-            )
+        ledger = Ledger.existing(source)
         yield ledger
         return
     with tempfile.TemporaryDirectory(prefix="fpt-sweep-bundle-") as folder:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from fpt.spec import JSON
 from sweep.analysis import cells
+from sweep.ledger.columns import FIGURES
 from sweep.ledger.ledger import Ledger
 from sweep.planning.tuning import resolve
 from sweep.sweepfile.trials import Sweep
@@ -24,26 +25,6 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, Any]
 
-FIGURES = (
-    "outcome",
-    "stopped",
-    "steps_trained",
-    "best_step",
-    "train_loss",
-    "train_accuracy",
-    "training_set_loss",
-    "training_set_accuracy",
-    "validation_loss",
-    "validation_accuracy",
-    "test_loss",
-    "test_accuracy",
-    "baseline_accuracy",
-    "parameters",
-    "parameters_trained",
-    "backbone_digest",
-    "data_digest",
-)
-"""Columns that a trial's id fixes. All others say where and when, and may differ."""
 LIBRARIES = ("torch", "transformers", "numpy")
 """Packages of which another version may move last bits."""
 

@@ -42,6 +42,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fpt.files import cache_folder
+from sweep.ledger.columns import schema_of
 from sweep.ledger.leases import Claims, Lease, Leases
 from sweep.ledger.storage import Entry, Folder, LedgerError, open_storage
 
@@ -113,8 +114,6 @@ BATCH = 1000
 SHOWN = 20
 """Damaged files that one message names."""
 
-_TIME = pa.timestamp("us", tz="UTC")
-
 
 @dataclass(frozen=True)
 class Dataset:
@@ -163,80 +162,7 @@ TRIALS = Dataset(
     pattern="trials/{trial_id}.parquet",
     lost="a row that is not whole cannot be trusted: delete the file and run the sweep again, "
     "which trains this trial anew and no other",
-    schema=pa.schema(
-        [
-            pa.field("trial_id", pa.string(), nullable=False),
-            pa.field("cell_id", pa.string(), nullable=False),
-            ("identity_version", pa.int32()),
-            ("task_version", pa.int32()),
-            ("config", pa.string()),  # canonical JSON: what the id is a hash of
-            # The config, flat.
-            ("task", pa.string()),
-            ("task_parameters", pa.string()),  # JSON
-            ("backbone", pa.string()),
-            ("layers", pa.int32()),
-            ("width", pa.int32()),
-            ("heads", pa.int32()),
-            ("weights", pa.string()),
-            ("initialiser", pa.string()),
-            ("pretraining", pa.string()),
-            ("backbone_seed", pa.int64()),
-            ("train", pa.string()),  # groups, joined by +
-            ("optimizer", pa.string()),  # JSON
-            ("learning_rate", pa.float64()),
-            ("batch_size", pa.int32()),
-            ("steps", pa.int64()),
-            ("stop", pa.string()),  # JSON
-            ("dropout", pa.float64()),
-            ("numerics", pa.string()),
-            ("protocol", pa.string()),
-            ("evaluate_every", pa.int32()),
-            ("seed", pa.int64()),
-            # The outcome. Accuracies are fractions, losses nats, validation figures at best_step.
-            ("outcome", pa.string()),  # done, diverged
-            ("stopped", pa.string()),  # steps, plateau, diverged
-            ("steps_trained", pa.int64()),
-            ("best_step", pa.int64()),
-            ("train_loss", pa.float64()),
-            ("train_accuracy", pa.float64()),
-            ("training_set_loss", pa.float64()),  # without dropout and augmentation
-            ("training_set_accuracy", pa.float64()),
-            ("validation_loss", pa.float64()),
-            ("validation_accuracy", pa.float64()),
-            ("test_loss", pa.float64()),
-            ("test_accuracy", pa.float64()),
-            ("baseline_accuracy", pa.float64()),
-            ("baseline_rule", pa.string()),
-            # What it took.
-            ("seconds", pa.float64()),
-            ("examples", pa.int64()),
-            ("pack_size", pa.int32()),
-            ("accumulation", pa.int32()),  # parts of a batch, their gradients summed; 1: whole
-            # What rows of shared products were padded to a multiple of, for the same bits in packs
-            # of any size on this processor, as measured there. 0: nothing does. Null: not measured.
-            ("row_padding", pa.int32()),
-            ("attempts", pa.int32()),
-            ("attempt", pa.string()),
-            ("extended_from", pa.string()),
-            # What was trained, on what.
-            ("parameters", pa.int64()),
-            ("parameters_trained", pa.int64()),
-            ("groups", pa.string()),  # JSON: group -> tensors, parameters, trained
-            ("backbone_digest", pa.string()),
-            ("data_digest", pa.string()),
-            # Provenance.
-            ("own_code", pa.string()),  # JSON: file -> SHA-256, of the user's own; null: none
-            ("git_commit", pa.string()),
-            ("git_dirty", pa.bool_()),
-            ("version", pa.string()),
-            ("versions", pa.string()),  # JSON
-            ("host", pa.string()),
-            ("device", pa.string()),
-            ("device_name", pa.string()),
-            ("started_at", _TIME),
-            ("finished_at", _TIME),
-        ]
-    ),
+    schema=schema_of("trials"),
 )
 
 FAILURES = Dataset(
@@ -246,26 +172,7 @@ FAILURES = Dataset(
     key=("trial_id", "attempt"),
     pattern="failures/{trial_id}-{attempt}.parquet",
     lost="delete the file: only this note of a failed attempt is lost",
-    schema=pa.schema(
-        [
-            pa.field("trial_id", pa.string(), nullable=False),
-            pa.field("attempt", pa.string(), nullable=False),
-            pa.field("cause", pa.string(), nullable=False),  # one of CAUSES
-            ("exception", pa.string()),
-            ("message", pa.string()),
-            ("traceback", pa.string()),
-            ("config", pa.string()),  # canonical JSON
-            ("step", pa.int64()),
-            ("host", pa.string()),
-            ("node", pa.string()),  # of the Ray cluster; null: not known
-            ("device", pa.string()),
-            ("seconds", pa.float64()),
-            ("lost", pa.float64()),  # seconds of training that no saved state holds
-            ("pack_size", pa.int32()),
-            ("accumulation", pa.int32()),
-            pa.field("at", _TIME, nullable=False),
-        ]
-    ),
+    schema=schema_of("failures"),
 )
 
 CURVES = Dataset(
@@ -274,19 +181,7 @@ CURVES = Dataset(
     key=("trial_id", "attempt", "segment"),
     pattern="curves/{trial_id}/{attempt}-{segment:06d}.parquet",
     lost="delete the file: only this piece of a curve is lost",
-    schema=pa.schema(
-        [
-            pa.field("trial_id", pa.string(), nullable=False),
-            pa.field("attempt", pa.string(), nullable=False),
-            pa.field("segment", pa.int32(), nullable=False),
-            pa.field("step", pa.int64(), nullable=False),
-            pa.field("split", pa.string(), nullable=False),  # train, validation, test
-            ("loss", pa.float64()),
-            ("accuracy", pa.float64()),
-            ("seconds", pa.float64()),
-            ("examples", pa.int64()),
-        ]
-    ),
+    schema=schema_of("curves"),
 )
 
 
@@ -319,6 +214,24 @@ class Ledger:
         self._stamped: dict[str, dict[str, str]] | None = None
         if write:
             self._storage.check_writable()
+
+    @classmethod
+    def existing(cls, results: str | Path) -> Ledger:
+        """Open a ledger that is there, for what only reads: a mistyped place is no empty ledger.
+
+        Raises:
+            LedgerError: If there is none.
+        """
+        ledger = cls(results)
+        if not any(ledger._storage.holds(kind) for kind in (*KEPT, "leases")):
+            folder = ledger.local
+            meant = folder is not None and (folder / "results/trials").is_dir()
+            hint = f"; did you mean {Path(results) / 'results'}?" if meant else ""
+            raise LedgerError(
+                f"{results}: no ledger: nothing was trained here{hint}; name a folder such as "
+                "`results`, s3://, gs:// or az://"
+            )
+        return ledger
 
     def snapshot(self) -> Ledger:
         """This ledger as it lies there when first looked at: what is read of it several times
@@ -1026,7 +939,8 @@ class _Rows:
         }
         words = [one.name for one in dataset.schema if pa.types.is_string(one.type)]
         table = self.base.table(dataset.schema.names)
-        return _parquet(dataset, table, {"units": json.dumps(index)}, use_dictionary=words)
+        index_ = {"units": json.dumps(index)}
+        return _parquet(dataset, table, index_, use_dictionary=words, described=True)
 
     @classmethod
     def from_file(cls, dataset: Dataset, source: str | pa.NativeFile) -> _Rows:
@@ -1225,6 +1139,7 @@ def _parquet(
     metadata: Mapping[str, str],
     *,
     use_dictionary: bool | list[str],
+    described: bool = False,
 ) -> bytes:
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(
@@ -1233,7 +1148,8 @@ def _parquet(
         use_dictionary=use_dictionary,
         write_statistics=False,
         write_page_checksum=True,
-        store_schema=False,  # Parquet's own types say all; the copy would be 4 kB a file
+        # Parquet's own types say all, and the copy would be 4 kB a file: it has what columns mean.
+        store_schema=described,
     ) as writer:
         writer.write_table(table)
         writer.add_key_value_metadata({"schema_version": str(dataset.version), **metadata})
@@ -1267,8 +1183,6 @@ def _decode(dataset: Dataset, name: str, data: bytes) -> pa.Table:
     except (OSError, ValueError, pa.ArrowException) as error:
         reason = str(error).split("\n", 1)[0].rstrip(".")
         raise _DamagedError(f"cannot be read ({reason}); {dataset.lost}") from error
-    if version == dataset.version:
-        return table
     columns = [
         table.column(one.name)
         if dataset.added.get(one.name, 1) <= version

@@ -86,6 +86,10 @@ class Storage(Protocol):
         """The objects below a folder, sorted by name; empty if there is no such folder."""
         ...
 
+    def holds(self, prefix: str) -> bool:
+        """Whether there is anything below a folder."""
+        ...
+
     def stamps(self, prefix: str) -> dict[str, str] | None:
         """What is directly in a folder, sorted by name, each with a stamp that changes with the
         content of a file, and with what comes to a folder or goes; None where there are no folders.
@@ -203,6 +207,16 @@ class Folder:
             except OSError as error:
                 raise self._error(folder, "read", error) from error
         return dict(sorted(found.items()))
+
+    def holds(self, prefix: str) -> bool:
+        """Whether there is anything in a folder."""
+        try:
+            with os.scandir(self.root / prefix) as entries:
+                return any(not entry.name.startswith(".") for entry in entries)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise self._error(prefix, "read", error) from error
 
     def stamps(self, prefix: str) -> dict[str, str] | None:
         """What is directly in a folder, sorted by name, with stamps. A folder that has just changed
@@ -380,6 +394,15 @@ class Bucket:
         except (FileNotFoundError, obstore.exceptions.BaseError) as error:
             raise self._error(prefix, "read", error) from error
         return dict(sorted(found.items()))
+
+    def holds(self, prefix: str) -> bool:
+        """Whether there is any object below a prefix."""
+        import obstore
+
+        try:
+            return any(chunk for chunk in obstore.list(self._store, prefix, chunk_size=1))
+        except (FileNotFoundError, obstore.exceptions.BaseError) as error:
+            raise self._error(prefix, "read", error) from error
 
     def stamps(self, prefix: str) -> dict[str, str] | None:
         """None: a bucket has no folders."""

@@ -37,6 +37,7 @@ from typing import TYPE_CHECKING, Any
 
 from fpt.files import cache_folder
 from sweep.analysis import tables
+from sweep.ledger.columns import in_mlflow
 from sweep.ledger.errors import in_one_line, without_password
 from sweep.ledger.ledger import Ledger, LedgerError
 from sweep.planning.tuning import resolve
@@ -66,25 +67,8 @@ PARENT = "mlflow.parentRunId"
 KIND = {"mlflow.experimentKind": "custom_model_development"}
 """An experiment's tag: the UI shows runs and curves, not traces of a language-model application."""
 
-PARAMETERS = (
-    "task", "pretraining", "backbone", "layers", "width", "heads", "weights", "initialiser",
-    "backbone_seed", "train", "learning_rate", "batch_size", "steps", "dropout", "numerics",
-    "protocol", "evaluate_every", "seed",
-)  # fmt: skip
-"""Columns of a trial that are logged as params, besides those that hold JSON."""
 NESTED = {"task_parameters": "task", "optimizer": "optimizer", "stop": "stop"}
 """Columns that hold JSON objects -> what the names of their params begin with."""
-METRICS = (
-    "test_accuracy", "test_loss", "validation_accuracy", "validation_loss", "train_accuracy",
-    "train_loss", "training_set_accuracy", "training_set_loss", "baseline_accuracy", "seconds",
-    "examples", "steps_trained", "best_step", "parameters", "parameters_trained",
-)  # fmt: skip
-"""Columns of a trial that are logged as metrics, beside the curves `train/loss` and so on."""
-TAGS = (
-    "task", "backbone", "train", "seed", "protocol", "numerics", "cell_id", "outcome", "stopped",
-    "attempts", "host", "device_name", "git_commit", "git_dirty", "version",
-)  # fmt: skip
-"""Columns of a trial that are logged as tags, to filter by."""
 
 BATCH = 200
 """Trials whose rows and curves are held in memory at a time."""
@@ -339,7 +323,7 @@ class Mirror:
         return self._pretrainings.get(pretraining.removeprefix("trial:"), pretraining)
 
     def _params(self, row: Row) -> dict[str, str]:
-        values = {name: row[name] for name in PARAMETERS}
+        values = {name: row[name] for name in in_mlflow("param")}
         values["pretraining"] = self._pretraining(row)
         for column, prefix in NESTED.items():
             fields = json.loads(row[column] or "{}") or {}
@@ -350,7 +334,7 @@ class Mirror:
         trial = row["trial_id"]
         labels = {} if trial in self._pretrainings else self._points[trial].labels
         return _written(
-            {name: row[name] for name in TAGS}
+            {name: row[name] for name in in_mlflow("tag")}
             | {f"axis.{axis}": label for axis, label in labels.items()}
             | {
                 "pretraining": self._pretraining(row),
@@ -601,7 +585,7 @@ def _metrics(row: Row, curve: Iterable[Row]) -> Iterator[Metric]:
             value = record[name]
             if value is not None and math.isfinite(value):
                 yield Metric(f"{record['split']}/{name}", value, at, record["step"])
-    for name in METRICS:
+    for name in in_mlflow("metric"):
         value = row[name]
         if value is not None and math.isfinite(value):
             step = row["steps_trained"] or 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,10 @@ def shown(value: Any) -> str:
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 4]}...{text[-1]}"
 
 
+MILLION = 1e6
+"""Numbers from which on a label is written with an exponent."""
+
+
 def label(value: Any) -> str:
     """A short name for a value, as an axis shows it: `0.001`, `input+output`, `null`.
 
@@ -129,6 +134,8 @@ def label(value: Any) -> str:
         return "+".join(label(one) for one in value)
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, float) and MILLION <= abs(value) < float("inf"):
+        return str(Decimal(repr(value)).normalize()).replace("E+", "e")  # 1e12, not 1000000000000.0
     text = str(value)
     return text.strip() or text
 

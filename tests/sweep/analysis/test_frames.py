@@ -8,11 +8,12 @@ import pandas as pd
 import pytest
 
 import sweep
-from sweep.analysis.frames import CATEGORIES, load_curves, load_trials
-from sweep.ledger.ledger import CURVES, TRIALS, Ledger
+from sweep.analysis.frames import load_curves, load_failures, load_trials
+from sweep.ledger.columns import CATEGORIES
+from sweep.ledger.ledger import CURVES, FAILURES, TRIALS, Ledger, LedgerError
 from sweep.sweepfile.expansion import load
-from sweep.sweepfile.trials import Sweep
-from tests.support import STARTED, trial_row
+from sweep.sweepfile.trials import Point, Sweep
+from tests.support import STARTED, failure_row, trial_row
 
 TEXT = """\
 sweep: frames
@@ -75,7 +76,9 @@ def test_columns_have_one_type_each_whatever_the_rows_hold(tmp_path: Path, expan
 
 
 def test_categories_name_columns_that_there_are() -> None:
-    assert set(CATEGORIES) <= {*TRIALS.schema.names, *CURVES.schema.names}
+    assert set(CATEGORIES) <= {*TRIALS.schema.names, *CURVES.schema.names} | {
+        *FAILURES.schema.names
+    }
 
 
 def test_a_sweep_has_its_trials_in_its_order_with_its_labels(
@@ -133,3 +136,39 @@ def test_a_mistake_in_the_sweep_file_is_told(tmp_path: Path) -> None:
 def test_the_package_offers_them() -> None:
     assert sweep.load_trials is load_trials
     assert sweep.load_curves is load_curves
+
+
+def test_failures_are_a_frame_that_joins_with_the_trials(tmp_path: Path) -> None:
+    file = tmp_path / "frames.yaml"
+    file.write_text(TEXT)
+    expanded, ledger = load(file), Ledger(tmp_path / "results")
+    first, second = expanded.points[:2]
+    ledger.fail(failure_row(first, attempt="a1", cause="memory", exception="MemoryError"))
+    ledger.fail(failure_row(first, attempt="a2", cause="retried", exception=None))
+    ledger.fail(failure_row(second, trial_id="0" * 12))
+    ledger.commit(trial_row(first))
+
+    every = sweep.load_failures(ledger.uri)
+    own = load_failures(ledger.uri, sweep=file)
+
+    assert sorted(every["cause"]) == ["code", "memory"]
+    assert own["cause"].tolist() == ["memory"]
+    assert own["axis.task"].tolist() == [first.labels["task"]]
+    joined = load_trials(ledger.uri).merge(own, on="trial_id", suffixes=("", "_failed"))
+    assert joined["exception"].tolist() == ["MemoryError"]
+
+
+@pytest.mark.parametrize("load_", [load_trials, load_curves, load_failures])
+def test_a_mistyped_ledger_is_no_empty_one(load_: object, tmp_path: Path) -> None:
+    Ledger(tmp_path / "results").commit(trial_row(_first(tmp_path)))
+    with pytest.raises(LedgerError, match="nonexistent: no ledger: nothing was trained here; name"):
+        load_(tmp_path / "nonexistent")  # type: ignore[operator]
+    with pytest.raises(LedgerError, match=r"did you mean .*/results\?"):
+        load_(tmp_path)  # type: ignore[operator]
+    assert not (tmp_path / "nonexistent").exists()
+
+
+def _first(folder: Path) -> Point:
+    file = folder / "frames.yaml"
+    file.write_text(TEXT)
+    return load(file).points[0]

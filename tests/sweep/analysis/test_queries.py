@@ -12,7 +12,7 @@ import pytest
 
 import sweep
 from sweep.analysis.queries import QueryError, arrow, query
-from sweep.ledger.ledger import Ledger
+from sweep.ledger.ledger import Ledger, LedgerError
 from sweep.sweepfile.expansion import load
 from sweep.sweepfile.schema import SweepFileError
 from sweep.sweepfile.trials import Sweep
@@ -93,9 +93,14 @@ def test_the_answer_is_a_frame(asked: Sweep) -> None:
     assert sweep.query is query
 
 
-def test_an_empty_ledger_has_empty_tables(tmp_path: Path) -> None:
+def test_a_ledger_without_rows_has_empty_tables_and_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "begun/states").mkdir(parents=True)
+    (tmp_path / "begun/states/0123456789ab.safetensors").touch()
     for name in ("trials", "curves", "failures"):
-        assert arrow(f"SELECT * FROM {name}", tmp_path / "none").num_rows == 0
+        assert arrow(f"SELECT * FROM {name}", tmp_path / "begun").num_rows == 0
+        with pytest.raises(LedgerError, match="none: no ledger: nothing was trained here"):
+            arrow(f"SELECT * FROM {name}", tmp_path / "none")
+    assert arrow("SELECT 1", tmp_path / "none").num_rows == 1
     assert not (tmp_path / "none").exists()
 
 
