@@ -11,6 +11,8 @@ import pytest
 from nbclient import NotebookClient
 
 from sweep.ledger.ledger import Ledger
+from sweep.sweepfile.expansion import load
+from tests.support import trial_row
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "examples/results.ipynb"
@@ -57,3 +59,38 @@ def test_the_notebook_runs(published: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert "0.5" in shown[6]
     assert "48" not in shown[7]
     assert "bit-xor" in shown[7]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of Jupyter's own, among themselves
+@pytest.mark.parametrize(
+    "axes", ["{batch_size: [2, 4], train: [fpt, all], seed: [0, 1]}", "{seed: [0, 1]}"]
+)
+def test_the_notebook_runs_on_any_sweep_with_parameters_as_papermill_sets_them(
+    axes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, ledger = tmp_path / "own.yaml", Ledger(tmp_path / "results")
+    file.write_text(
+        "sweep: own\ntrial: {backbone: {name: gpt2, layers: 1, width: 8, heads: 1}, steps: 10, "
+        f"task: bit-xor, pretraining: random}}\naxes: {axes}\n"
+        "table: {rows: seed, value: [test_accuracy, test_loss]}\n"
+    )
+    for point in load(file).points:
+        ledger.commit(trial_row(point))
+        points = [{"step": 10, "split": "validation", "accuracy": 0.5}]
+        ledger.append_curve(point.trial_id, "a1", 0, points)
+    monkeypatch.setenv("JUPYTER_PLATFORM_DIRS", "1")
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    (at,) = (
+        number
+        for number, cell in enumerate(notebook.cells)
+        if "parameters" in cell.metadata.get("tags", ())
+    )
+    given = f"RESULTS = {ledger.uri!r}\nSWEEP = {str(file)!r}"
+    notebook.cells.insert(at + 1, nbformat.v4.new_code_cell(given))
+    where: Any = {"metadata": {"path": str(NOTEBOOK.parent)}}
+
+    done = NotebookClient(notebook, timeout=300, kernel_name="python3", resources=where).execute()
+
+    assert not [out for cell in done.cells for out in cell.get("outputs", ()) if "ename" in out]

@@ -58,6 +58,8 @@ def clone(tmp_path: Path) -> Path:
     """A folder in which the pages' commands work, with a quickstart of seconds."""
     (tmp_path / "experiments").mkdir()
     (tmp_path / "experiments/quickstart.yaml").write_text(TINY)
+    (tmp_path / "results/states").mkdir(parents=True)
+    (tmp_path / "results/states/000000000000.safetensors").touch()  # a trial has begun
     return tmp_path
 
 

@@ -13,9 +13,8 @@ import glob
 import json
 import math
 import shlex
-import sqlite3
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,6 @@ from sweep.analysis.accounting import Spent, spent_on
 from sweep.analysis.cells import Cell, declared, grid
 from sweep.ledger.columns import ORIGIN
 from sweep.ledger.ledger import MARKS, Ledger
-from sweep.mirrors import mlflow_runs
 from sweep.planning.plan import Status, plan
 from sweep.planning.tuning import resolve
 from sweep.sweepfile.schema import SweepFileError, TableSpec
@@ -158,7 +156,15 @@ def common(
     return shared, [{k: v for k, v in one.items() if k not in shared} for one in records]
 
 
-def trace(sweep: Sweep, ledger: Ledger, row: str, column: str, metric: str | None = None) -> Trace:
+def trace(
+    sweep: Sweep,
+    ledger: Ledger,
+    row: str,
+    column: str,
+    metric: str | None = None,
+    *,
+    runs_of: Callable[[Sequence[str]], Mapping[str, str]] = lambda ids: {},
+) -> Trace:
     """What is behind a figure of a sweep's table.
 
     Args:
@@ -167,6 +173,7 @@ def trace(sweep: Sweep, ledger: Ledger, row: str, column: str, metric: str | Non
         row: The label of the table's row.
         column: The label of its column; the metric, in a table whose columns are metrics alone.
         metric: Which metric of that column. Default: the first one.
+        runs_of: Trial ids -> the MLflow run of each that has one.
 
     Raises:
         SweepFileError: If there is no table, no such row or column, or no trial at them.
@@ -183,7 +190,7 @@ def trace(sweep: Sweep, ledger: Ledger, row: str, column: str, metric: str | Non
     known = [*ids, *(point.trial_id for point in behind)]
     rows = {own["trial_id"]: own for own in ledger.trials(known).to_pylist()}
     failures = ledger.failures(known).sort_by("at").to_pylist()
-    runs = _runs(ledger, sweep.name, known)
+    runs = runs_of(known)
 
     def member(point: Point, value: float | None) -> Member:
         name = point.trial_id
@@ -271,35 +278,6 @@ def _behind(members: Iterable[Point], points: Mapping[str, Point]) -> tuple[Poin
         nearest = [points[n] for n in parents if n is not None and n in points and n not in found]
         found |= {point.trial_id: point for point in nearest}
     return tuple(found.values())
-
-
-def _runs(ledger: Ledger, name: str, ids: Sequence[str]) -> dict[str, str]:
-    """Trial -> its run in our own MLflow, of the sweep of this name; read without MLflow, which
-    takes seconds to import.
-    """
-    database = Path(mlflow_runs.where(ledger))
-    if not database.is_file():
-        return {}
-    marks = ", ".join("?" * len(ids))
-    query = (
-        "SELECT trial.value, runs.experiment_id, runs.run_uuid FROM runs "
-        "JOIN tags AS trial USING (run_uuid) JOIN tags AS sweep USING (run_uuid) "
-        "WHERE sweep.key = ? AND sweep.value = ? AND runs.lifecycle_stage = 'active' "
-        f"AND trial.key = ? AND trial.value IN ({marks})"
-    )
-    # It belongs to MLflow, which may have changed it or be writing to it.
-    with (
-        contextlib.suppress(sqlite3.Error),
-        contextlib.closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as connection,
-    ):
-        given = [mlflow_runs.SWEEP, name, mlflow_runs.TRIAL, *ids]
-        found = connection.execute(query, given).fetchall()
-        # Without the last part MLflow shows it among its pages on language models.
-        return {
-            trial: f"experiments/{experiment}/runs/{run}?workflowType=machine_learning"
-            for trial, experiment, run in found
-        }
-    return {}
 
 
 def _patterns(sweep: Sweep, points: Sequence[Point]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -47,9 +48,11 @@ def trace(
     """Show what is behind a figure: its trials, configs, origin, cost, and how to run it again."""
     from sweep.analysis.tracing import trace as follow
     from sweep.ledger.ledger import Ledger
+    from sweep.mirrors.mlflow_runs import runs_of
     from sweep.sweepfile.expansion import load
 
-    found = follow(load(file), Ledger.existing(results), row, column, metric)
+    sweep, ledger = load(file), Ledger.existing(results)
+    found = follow(sweep, ledger, row, column, metric, runs_of=partial(runs_of, ledger, sweep.name))
     if as_json:
         show_json(found.record())
     else:

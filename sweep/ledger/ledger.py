@@ -9,6 +9,7 @@
     results/logs/<trial>/<attempt>.txt                  what an attempt at it printed
     results/quotes/<sweep>/<time>.json                  what a run was expected to cost
     results/notes/<sweep>/<about>/<name>.json           its claims before the first row; readings
+    results/identity.json                               which ledger it is, to others
     results/leases/<name>/<epoch>.json                  see `sweep.ledger.leases`
     results/cache/<dataset>.parquet                     derived; may be deleted at any time
     results/cache/sweep-<name>.json                     the trials that its last run had
@@ -258,6 +259,26 @@ class Ledger:
     def local(self) -> Path | None:
         """The folder, or None on object storage."""
         return self._storage.root if isinstance(self._storage, Folder) else None
+
+    def identity(self) -> str:
+        """Return what tells this ledger from all others, whatever it is called: 16 hex digits.
+
+        It is made when it is first asked for. A copy of the folder has the same.
+
+        Raises:
+            LedgerError: If it can neither be read nor made.
+        """
+        name = "identity.json"
+        data = self._storage.get(name)
+        if data is None:
+            self._storage.create(name, json.dumps({"ledger": secrets.token_hex(8)}).encode())
+            data = self._storage.get(name) or b""
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            return str(json.loads(data)["ledger"])
+        raise LedgerError(
+            f"{self._storage.where(name)}: damaged; delete it, and the ledger gets a new identity: "
+            "`sweep mirror` then makes runs of its own"
+        )
 
     def commit(self, row: Mapping[str, Any]) -> bool:
         """Write the row of a trial that has ended; from then on the trial is done.

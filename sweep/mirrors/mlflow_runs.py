@@ -5,15 +5,18 @@ one child run of it. The mirror reads the ledger and writes MLflow, never the ot
 nothing is read from MLflow but which children are there. So it may fail, be killed or be deleted,
 and cost no trial; the next `Mirror.sync` catches up, and `rebuild` makes it all again.
 
-Each (sweep, trial) is mirrored exactly once. Runs are found by their tags `fpt_sweep.sweep` and
-`fpt_sweep.trial_id`; one process at a time writes, by a lease of the ledger; and a child is
-terminated last, so that one which was left RUNNING is completed rather than made again. Whatever is
-written is a function of the ledger and the sweep file, timestamps included: writing it twice
-changes nothing.
+Each (sweep, trial) of a ledger is mirrored exactly once. Runs are found by their tags
+`fpt_sweep.sweep`, `fpt_sweep.ledger` and `fpt_sweep.trial_id`: several ledgers may share a server
+and the name of a sweep, and none ever changes a run of another's. A trial that failed is a run
+FAILED, with its cause, until it is done. One process at a time writes, by a lease of the ledger;
+and a child is terminated last, so that one which was left RUNNING is completed rather than made
+again. Whatever is written is a function of the ledger and the sweep file, timestamps included:
+writing it twice changes nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -23,6 +26,7 @@ import re
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -36,6 +40,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fpt.files import cache_folder
+from fpt.printable import printable
 from sweep.analysis import tables
 from sweep.ledger.columns import in_mlflow
 from sweep.ledger.errors import in_one_line, without_password
@@ -57,7 +62,11 @@ Row = Mapping[str, Any]
 PREFIX = "fpt-sweep/"
 """What the name of a sweep's experiment begins with."""
 SWEEP, TRIAL = "fpt_sweep.sweep", "fpt_sweep.trial_id"
-"""The tags by which a run is found. The parent has the first alone."""
+"""The tags by which a run is found. The parent has no trial."""
+LEDGER = "fpt_sweep.ledger"
+"""Likewise: which ledger a run is of."""
+FAILURE = "fpt_sweep.failure"
+"""The tag of a run FAILED: the attempt that it tells of."""
 STATE = "fpt_sweep.state"
 """The parent's tag that tells whether its description is of today."""
 ARTIFACTS = "fpt_sweep.artifacts"
@@ -74,6 +83,10 @@ BATCH = 200
 """Trials whose rows and curves are held in memory at a time."""
 NOTE_LIMIT = 8000
 """Characters of a tag's value, and so of the description of a run."""
+NOTE = "mlflow.note.content"
+"""The tag that holds a run's description."""
+BEGIN, END = "<!-- fpt-sweep writes from here -->", "<!-- to here; the rest is yours -->"
+"""Around our part of a description."""
 BACKOFF, LONGEST_BACKOFF = 5.0, 300.0
 """Seconds without a further try after a fault: at first, and at most."""
 
@@ -161,8 +174,11 @@ class Mirror:
         self._wait_until, self._backoff = 0.0, 0.0
         # What MLflow held when the lease was last ours; of no use once somebody else had it.
         self._epoch: int | None = None
+        self._told_others = False
         self._client: MlflowClient
         self._experiment = self._parent = self._described = self._attached = ""
+        self._failed: dict[str, str] = {}
+        """Trial -> the failed attempt that its run tells of."""
         self._open: dict[str, Run] = {}
         self._ended: dict[str, int] = {}
 
@@ -202,8 +218,9 @@ class Mirror:
                 self._wait_until = time.monotonic() + self._backoff
                 self._epoch = None
                 log.warning(
-                    "MLflow mirror (%s): %s; no result is lost, the next try is in %.0f s or later",
-                    where(self.ledger), in_one_line(error), self._backoff,
+                    "MLflow mirror (%s): %s; no result is lost, the next try is in %.0f s or later"
+                    "; `sweep mirror %s` catches up",
+                    where(self.ledger), in_one_line(error), self._backoff, self.sweep.file,
                 )  # fmt: skip
                 log.debug("MLflow mirror", exc_info=True)
                 return count or None
@@ -212,9 +229,13 @@ class Mirror:
 
     def _catch_up(self, *, complete: bool, ended: Collection[str] | None) -> Iterator[str]:
         finished = self._finished(ended)
+        # While a run follows its own trials, their failures may be tried again: they are looked for
+        # at its end.
+        failed = self._failures() if ended is None or complete else self._failed
         made = (self._described, self._attached) if complete else (self._described,)
         stale = any(one != self._state() for one in made)
-        if self._epoch is None or finished - self._ended.keys() or stale:
+        fresh = finished - self._ended.keys() or failed.items() - self._failed.items()
+        if self._epoch is None or fresh or stale:
             yield from self._leased(finished, complete=complete)
 
     def _finished(self, ended: Collection[str] | None = None) -> set[str]:
@@ -223,6 +244,12 @@ class Mirror:
             self.sweep = resolve(self.sweep, self.ledger)
             self._points = {point.trial_id: point for point in self.sweep.all}
         return self._points.keys() & (self.ledger.done() if ended is None else ended)
+
+    def _failures(self) -> dict[str, str]:
+        """Trial -> its last failed attempt, of those that have not ended nor may try again."""
+        last = self.ledger.last_failures(self._points.keys())
+        done = self.ledger.done()
+        return {name: str(row["at"]) for name, row in last.items() if name not in done}
 
     def _leased(self, finished: set[str], *, complete: bool = False) -> Iterator[str]:
         lease = self.ledger.lease(_lease_name(self.sweep))
@@ -245,6 +272,14 @@ class Mirror:
                     return
                 self._child(row, curve)
                 yield row["trial_id"]
+        done = self.ledger.done()
+        for trial, failure in self.ledger.last_failures(self._points.keys()).items():
+            if trial in done or self._failed.get(trial) == str(failure["at"]):
+                continue
+            if not lease.held:
+                self._epoch = None
+                return
+            self._fail(trial, failure)
         if self._described != self._state():
             self._describe()
         if complete and self._attached != self._state() and lease.held:
@@ -254,13 +289,13 @@ class Mirror:
         """Find experiment and runs, and create the experiment and the parent if they are not there.
 
         Of several runs of one trial one is kept, a complete one if there is any: two can come about
-        if a process stood still for longer than its lease, and between two ledgers that share a
-        server.
+        if a process stood still for longer than its lease.
         """
         client = self._client = _connect(self.ledger)
         self._experiment = _experiment(client, self.sweep.name, self.ledger)
+        self._tell_others()
         found: dict[str, list[Run]] = {}
-        for run in _runs(client, self._experiment, self.sweep.name):
+        for run in _runs(client, self._experiment, self.sweep.name, self.ledger):
             found.setdefault(run.data.tags.get(TRIAL, ""), []).append(run)
         runs = {}
         for trial, same in found.items():
@@ -273,7 +308,11 @@ class Mirror:
             parent = client.create_run(
                 self._experiment,
                 start_time=min(map(_milliseconds, rows["started_at"].to_pylist()), default=None),
-                tags={SWEEP: self.sweep.name, "mlflow.source.name": self.sweep.file.name},
+                tags={
+                    SWEEP: self.sweep.name,
+                    LEDGER: self.ledger.identity(),
+                    "mlflow.source.name": printable(self.sweep.file.name),
+                },
                 run_name=self.sweep.name,
             )
         self._parent = parent.info.run_id
@@ -284,6 +323,26 @@ class Mirror:
                 client.set_tag(run.info.run_id, PARENT, self._parent)
         self._open = {trial: run for trial, run in runs.items() if _is_open(run)}
         self._ended = {trial: run.info.end_time for trial, run in runs.items() if not _is_open(run)}
+        tags = {trial: run.data.tags.get(FAILURE, "") for trial, run in self._open.items()}
+        self._failed = {trial: told for trial, told in tags.items() if told}
+
+    def _tell_others(self) -> None:
+        """Warn, once, of runs of another ledger in the same experiment."""
+        if self._told_others:
+            return
+        others = self._client.search_runs(
+            [self._experiment],
+            f"tags.`{SWEEP}` = '{self.sweep.name}' AND tags.`{LEDGER}` != "
+            f"'{self.ledger.identity()}'",
+            max_results=1,
+        )
+        if others:
+            self._told_others = True
+            log.warning(
+                "MLflow mirror (%s): experiment %s%s has runs of another ledger's sweep of this "
+                "name too; they stay as they are, and this ledger has a parent run of its own",
+                where(self.ledger), PREFIX, self.sweep.name,
+            )  # fmt: skip
 
     def _read(self, ids: Sequence[str]) -> Iterator[tuple[Row, list[Row]]]:
         """Rows of trials, each with its curve."""
@@ -295,14 +354,22 @@ class Mirror:
 
     def _child(self, row: Row, curve: Iterable[Row]) -> None:
         """Create the run of a finished trial, or complete the one that was begun."""
-        from mlflow.entities import Param
+        from mlflow.entities import Param, RunTag
 
         client, trial = self._client, row["trial_id"]
-        run = self._open.pop(trial, None) or client.create_run(
+        run = self._open.pop(trial, None)
+        if run is not None and self._failed.pop(trial, ""):
+            # It failed before, and says so no longer.
+            for name in (*_FAILURE_TAGS, FAILURE):
+                if name in run.data.tags:
+                    client.delete_tag(run.info.run_id, name)
+            tags = [RunTag(name, value) for name, value in self._tags(row).items()]
+            client.log_batch(run.info.run_id, tags=tags, synchronous=True)
+        run = run or client.create_run(
             self._experiment,
             start_time=_milliseconds(row["started_at"]),
             tags=self._tags(row),
-            run_name=self._points[trial].label,
+            run_name=printable(self._points[trial].label),
         )
         # A param cannot be changed: of a run that was begun, those that are there stay.
         params = [
@@ -317,6 +384,24 @@ class Mirror:
         client.set_terminated(run.info.run_id, "FINISHED", ended)
         self._ended[trial] = ended
 
+    def _fail(self, trial: str, failure: Row) -> None:
+        """Create or renew the run of a trial whose last attempt failed."""
+        from mlflow.entities import RunTag
+
+        client, at = self._client, _milliseconds(failure["at"])
+        told = {name: failure[name] for name in _FAILURE_TAGS}
+        own = _written(told | {"outcome": "failed", FAILURE: str(failure["at"])})
+        tags = self._common_tags(trial) | {name: text[:NOTE_LIMIT] for name, text in own.items()}
+        run = self._open.get(trial)
+        if run is None:
+            name = printable(self._points[trial].label)
+            run = client.create_run(self._experiment, start_time=at, tags=tags, run_name=name)
+        else:
+            wanted = [RunTag(name, value) for name, value in tags.items()]
+            client.log_batch(run.info.run_id, tags=wanted, synchronous=True)
+        client.set_terminated(run.info.run_id, "FAILED", at)
+        self._open[trial], self._failed[trial] = client.get_run(run.info.run_id), own[FAILURE]
+
     def _pretraining(self, row: Row) -> str:
         """By name where the sweep file names it, and not as trial:ID."""
         pretraining = str(row["pretraining"])
@@ -330,28 +415,35 @@ class Mirror:
             values |= {f"{prefix}.{key}": value for key, value in fields.items() if key != "name"}
         return _written(values)
 
-    def _tags(self, row: Row) -> dict[str, str]:
-        trial = row["trial_id"]
+    def _common_tags(self, trial: str) -> dict[str, str]:
+        """What the run of a trial bears, however the trial ended."""
         labels = {} if trial in self._pretrainings else self._points[trial].labels
         return _written(
-            {name: row[name] for name in in_mlflow("tag")}
-            | {f"axis.{axis}": label for axis, label in labels.items()}
+            {f"axis.{axis}": label for axis, label in labels.items()}
             | {
-                "pretraining": self._pretraining(row),
                 "trial_id": trial,
                 "cell": "/".join(name for axis, name in labels.items() if axis != "seed") or None,
                 SWEEP: self.sweep.name,
+                LEDGER: self.ledger.identity(),
                 TRIAL: trial,
                 PARENT: self._parent,
                 "mlflow.source.name": self.sweep.file.name,
-                "mlflow.source.git.commit": row["git_commit"],
             }
         )
+
+    def _tags(self, row: Row) -> dict[str, str]:
+        own = {name: row[name] for name in in_mlflow("tag")}
+        own |= {
+            "pretraining": self._pretraining(row),
+            "mlflow.source.git.commit": row["git_commit"],
+        }
+        return self._common_tags(row["trial_id"]) | _written(own)
 
     def _state(self) -> str:
         """A digest of what the parent's description is made of."""
         done = sorted(self._ended.keys() & self._points.keys())
-        parts = "\n".join([*self._points, "", *done, "", self.sweep.text])
+        failed = [f"{trial} {at}" for trial, at in sorted(self._failed.items())]
+        parts = "\n".join([*self._points, "", *done, "", *failed, "", self.sweep.text])
         return hashlib.sha256(parts.encode()).hexdigest()[:12]
 
     def _describe(self) -> None:
@@ -360,7 +452,8 @@ class Mirror:
         done = len(self._ended.keys() & self._points.keys())
         progress = f"{done} of {len(self._points)}"
         note = (
-            f"Sweep `{self.sweep.name}` of `{self.sweep.file.name}`: {progress} trials are done. "
+            f"Sweep `{self.sweep.name}` of `{self.sweep.file.name}`: {progress} trials are done"
+            f"{f', {len(self._failed)} failed' if self._failed else ''}. "
             f"Ledger: `{self.ledger.uri}`."
         )
         client.log_text(parent, self.sweep.text, self.sweep.file.name)
@@ -369,12 +462,17 @@ class Mirror:
             client.log_text(parent, table.to_markdown(), "table.md")
             client.log_text(parent, table.to_html(), "table.html")
             client.log_text(parent, table.to_csv(), "table.csv")
-            with_table = f"{note}\n\n{table.to_markdown()}"
-            note = with_table if len(with_table) <= NOTE_LIMIT else f"{note} Table: table.html."
-        client.set_tag(parent, "mlflow.note.content", note)
+            short, note = f"{note} Table: table.html.", f"{note}\n\n{table.to_markdown()}"
+        else:
+            short = note
+        before = client.get_run(parent).data.tags.get(NOTE, "")
+        client.set_tag(parent, NOTE, _with_ours(before, note, short))
         client.set_tag(parent, "trials", progress)
+        client.set_tag(parent, "failed", str(len(self._failed)))
         if done == len(self._points):
             client.set_terminated(parent, "FINISHED", max(self._ended.values()))
+        elif done + len(self._failed) == len(self._points):
+            client.set_terminated(parent, "FAILED", _last(self._failed, self._ended))
         else:
             client.update_run(parent, "RUNNING")
         client.set_tag(parent, STATE, state)
@@ -395,6 +493,26 @@ class Mirror:
             self._client.log_artifacts(self._parent, folder)
         self._client.set_tag(self._parent, ARTIFACTS, state)
         self._attached = state
+
+
+_FAILURE_TAGS = ("cause", "exception", "message")
+# Tags of a run FAILED, besides what it has in common with others.
+
+
+def _last(failed: Mapping[str, str], ended: Mapping[str, int]) -> int:
+    moments = [_milliseconds(datetime.fromisoformat(at)) for at in failed.values()]
+    return max([*moments, *ended.values()])
+
+
+def _with_ours(note: str, ours: str, short: str) -> str:
+    """Return a description with our part made anew, and all that a person wrote as it is."""
+    before, begun, rest = note.partition(BEGIN)
+    _, ended, after = rest.partition(END)
+    if not (begun and ended):  # of a person's making, and nothing of ours in it
+        before, after = (f"{note.rstrip()}\n\n" if note.strip() else ""), ""
+    made = [f"{before}{BEGIN}\n{text}\n{END}{after}" for text in (ours, short)]
+    fitting = [one for one in made if len(one) <= NOTE_LIMIT]
+    return fitting[0] if fitting else note
 
 
 @contextmanager
@@ -477,9 +595,15 @@ def _now(sweep: Sweep, ledger: Ledger, *, delete: bool) -> int:
         with lease:
             if delete:
                 client = _connect(ledger)
-                # A list, since a page would skip as many runs as the one before it lost.
-                for run in list(_runs(client, _experiment(client, sweep.name, ledger), sweep.name)):
-                    client.delete_run(run.info.run_id)
+                experiment = _experiment(client, sweep.name, ledger)
+                # A list, since a page would skip as many runs as the one before it lost. The parent
+                # stays, for what people have written there, and is made anew.
+                for run in list(_runs(client, experiment, sweep.name, ledger)):
+                    if TRIAL in run.data.tags:
+                        client.delete_run(run.info.run_id)
+                    else:
+                        client.set_tag(run.info.run_id, STATE, "")
+                        client.set_tag(run.info.run_id, ARTIFACTS, "")
             mirror = Mirror(sweep, ledger)
             return sum(1 for _ in mirror._write(lease, mirror._finished(), complete=True))
     except (LedgerError, MirrorError):
@@ -536,30 +660,37 @@ def _make_tables(database: Path) -> None:
     engine = sqlalchemy.create_engine(_sqlite(aside / database.name))
     _initialize_tables(engine)  # type: ignore[no-untyped-call]
     engine.dispose()
+    # SQLite makes files of 0644 whatever the umask: who may write to the folder mirrors here too.
+    (aside / database.name).chmod(database.parent.stat().st_mode & 0o666)
     (aside / database.name).replace(database)
     aside.rmdir()
 
 
 def _experiment(client: MlflowClient, sweep: str, ledger: Ledger) -> str:
     """The id of a sweep's experiment, created unless it is there."""
+    from mlflow.exceptions import MlflowException
+
     name = f"{PREFIX}{sweep}"
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         # A server chooses where artifacts lie. With none, MLflow would choose ./mlruns.
         location = None if _is_server(client.tracking_uri) else _artifacts(ledger).as_uri()
-        return str(client.create_experiment(name, location, {SWEEP: sweep, **KIND}))
+        with contextlib.suppress(MlflowException):  # another ledger's mirror was quicker
+            return str(client.create_experiment(name, location, {SWEEP: sweep, **KIND}))
+        experiment = client.get_experiment_by_name(name)
+        if experiment is None:
+            return str(client.create_experiment(name, location, {SWEEP: sweep, **KIND}))
     if experiment.lifecycle_stage == "deleted":
         client.restore_experiment(experiment.experiment_id)
     return str(experiment.experiment_id)
 
 
-def _runs(client: MlflowClient, experiment: str, sweep: str) -> Iterator[Run]:
-    """All runs of a sweep, the parent too."""
+def _runs(client: MlflowClient, experiment: str, sweep: str, ledger: Ledger) -> Iterator[Run]:
+    """All runs of a sweep of a ledger, the parent too."""
+    wanted = f"tags.`{SWEEP}` = '{sweep}' AND tags.`{LEDGER}` = '{ledger.identity()}'"
     token = None
     while True:
-        page = client.search_runs(
-            [experiment], f"tags.`{SWEEP}` = '{sweep}'", max_results=1000, page_token=token
-        )
+        page = client.search_runs([experiment], wanted, max_results=1000, page_token=token)
         yield from page
         token = page.token
         if not token:
@@ -595,7 +726,7 @@ def _metrics(row: Row, curve: Iterable[Row]) -> Iterator[Metric]:
 def _written(values: Mapping[str, Any]) -> dict[str, str]:
     """Values as MLflow keeps them: text, and nothing where there is none."""
     return {
-        name: value if isinstance(value, str) else json.dumps(value)
+        name: printable(value, keep="\n\t") if isinstance(value, str) else json.dumps(value)
         for name, value in values.items()
         if value is not None
     }
@@ -603,6 +734,35 @@ def _written(values: Mapping[str, Any]) -> dict[str, str]:
 
 def _milliseconds(moment: datetime) -> int:
     return round(moment.replace(tzinfo=moment.tzinfo or UTC).timestamp() * 1000)
+
+
+def runs_of(ledger: Ledger, sweep: str, ids: Sequence[str]) -> dict[str, str]:
+    """Return the runs of trials in our own MLflow: trial -> its page after the server's address.
+
+    Read without MLflow, which takes seconds to import, and nothing where it cannot be read.
+    """
+    database = Path(where(ledger))
+    if not database.is_file():
+        return {}
+    marks = ", ".join("?" * len(ids))
+    query = (
+        "SELECT trial.value, runs.experiment_id, runs.run_uuid FROM runs "
+        "JOIN tags AS trial USING (run_uuid) JOIN tags AS sweep USING (run_uuid) "
+        "WHERE sweep.key = ? AND sweep.value = ? AND runs.lifecycle_stage = 'active' "
+        f"AND trial.key = ? AND trial.value IN ({marks})"
+    )
+    # It belongs to MLflow, which may have changed it or be writing to it.
+    with (
+        contextlib.suppress(sqlite3.Error),
+        contextlib.closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as connection,
+    ):
+        found = connection.execute(query, [SWEEP, sweep, TRIAL, *ids]).fetchall()
+        # Without the last part MLflow shows it among its pages on language models.
+        return {
+            trial: f"experiments/{experiment}/runs/{run}?workflowType=machine_learning"
+            for trial, experiment, run in found
+        }
+    return {}
 
 
 # ------------------------------------------------------------------------------------------- the UI

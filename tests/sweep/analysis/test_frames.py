@@ -53,8 +53,14 @@ EXPECTED = {
 }
 
 
+def begun(folder: Path) -> Path:
+    """A ledger in which a trial has begun, and none has ended."""
+    Ledger(folder / "results").save_state("0" * 12, b"", step=1, attempt="a1")
+    return folder / "results"
+
+
 def test_columns_have_one_type_each_whatever_the_rows_hold(tmp_path: Path, expanded: Sweep) -> None:
-    results = tmp_path / "results"
+    results = begun(tmp_path)
     none = load_trials(results)
     point = expanded.points[0]
     bare = dict.fromkeys(TRIALS.schema.names)
@@ -117,11 +123,12 @@ def test_a_sweep_has_its_trials_in_its_order_with_its_labels(
 
 
 def test_a_sweep_without_results_has_empty_frames(tmp_path: Path, expanded: Sweep) -> None:
-    frame = load_trials(tmp_path / "results", expanded)
+    results = begun(tmp_path)
+    frame = load_trials(results, expanded)
 
     assert len(frame) == 0
     assert list(frame["axis.task"].cat.categories) == ["bit-xor", "long"]
-    assert len(load_curves(tmp_path / "results", expanded)) == 0
+    assert len(load_curves(results, expanded)) == 0
 
 
 def test_a_mistake_in_the_sweep_file_is_told(tmp_path: Path) -> None:
@@ -130,7 +137,7 @@ def test_a_mistake_in_the_sweep_file_is_told(tmp_path: Path) -> None:
     (tmp_path / "wrong.yaml").write_text("sweep: x\n")
 
     with pytest.raises(SweepFileError, match=r"wrong\.yaml"):
-        load_trials(tmp_path, tmp_path / "wrong.yaml")
+        load_trials(begun(tmp_path), tmp_path / "wrong.yaml")
 
 
 def test_the_package_offers_them() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import shlex
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -241,7 +242,8 @@ def test_runs_of_mlflow_are_found_without_it(
     other.write_text(sweep.file.read_text().replace(f"sweep: {sweep.name}", "sweep: other"))
     mlflow_runs.catch_up(load(other), ledger)
 
-    found = trace(sweep, ledger, "random", "bit-xor")
+    runs_of = partial(mlflow_runs.runs_of, ledger, sweep.name)
+    found = trace(sweep, ledger, "random", "bit-xor", runs_of=runs_of)
 
     import mlflow
 
@@ -257,4 +259,5 @@ def test_runs_of_mlflow_are_found_without_it(
         assert read.data.tags[mlflow_runs.SWEEP] == sweep.name
     # What is none of MLflow's is as good as none.
     (Path("results") / "mlflow.db").write_bytes(b"no database")
-    assert trace(sweep, ledger, "random", "bit-xor").members[0].run is None
+    found = trace(sweep, ledger, "random", "bit-xor", runs_of=runs_of)
+    assert found.members[0].run is None

@@ -219,6 +219,7 @@ def test_a_bug_keeps_its_traceback(
 
 
 def test_show_says_which_trials_there_are(file: Path, command: Command) -> None:
+    Ledger("results").commit(trial_row(load(file).points[0]))
     result = command("show", "abcd")
 
     assert result.code == 2

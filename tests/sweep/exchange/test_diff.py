@@ -248,8 +248,11 @@ def test_mistakes_are_messages(sweep: Sweep, command: Command) -> None:
     fill(sweep, "one", usual)
     for argv, said in [
         (("diff", "one", "othr", "compared.yaml"), "othr: no ledger"),
-        (("trace", "compared.yaml", "0.02", "bit-xor"), "no row '0.02'; did you mean '0.01'"),
-        (("export", "compared.yaml", "-o", "bundle"), "ends in .zip"),
+        (
+            ("trace", "compared.yaml", "0.02", "bit-xor", "--results", "one"),
+            "no row '0.02'; did you mean '0.01'",
+        ),
+        (("export", "compared.yaml", "-o", "bundle", "--results", "one"), "ends in .zip"),
         (("merge", "nowhere", "--into", "mine"), "nowhere: no ledger"),
         (("upgrade", "one", "--into", "one", "--json"), "is the old ledger itself"),
         (("plan", "compared.yaml", "--only", "nope"), "no trial matches 'nope'"),

@@ -27,10 +27,20 @@ from mlflow.entities import Run
 
 from sweep.ledger.ledger import Ledger
 from sweep.mirrors import mlflow_runs
-from sweep.mirrors.mlflow_runs import PARENT, SWEEP, TRIAL, Mirror, MirrorError, catch_up, rebuild
+from sweep.mirrors.mlflow_runs import (
+    LEDGER,
+    NOTE,
+    PARENT,
+    SWEEP,
+    TRIAL,
+    Mirror,
+    MirrorError,
+    catch_up,
+    rebuild,
+)
 from sweep.sweepfile.expansion import load
 from sweep.sweepfile.trials import Point, Sweep
-from tests.support import trial_row
+from tests.support import failure_row, trial_row
 
 # MLflow's own use of SQLAlchemy and alembic.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:(alembic|mlflow|sqlalchemy).*")
@@ -751,3 +761,124 @@ def test_a_browser_shows_the_sweep_folded_over_its_trials(place: Path, tmp_path:
     assert "9 matching runs" in re.sub("<[^>]*>", "", shown)
     assert ">rates</" in shown
     assert sweep.points[0].label not in shown, "not folded"
+
+
+def snapshot(uri: str, ledger: Ledger) -> dict[str, Any]:
+    """All that MLflow holds of a ledger."""
+    return {
+        run.info.run_id: (run.info.status, run.info.lifecycle_stage, run.data.to_dictionary())
+        for run in runs(uri)
+        if run.data.tags[LEDGER] == ledger.identity()
+    }
+
+
+def test_ledgers_that_share_a_server_and_a_name_leave_each_other_alone(
+    place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    uri = f"sqlite:///{place}/results/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    sweep, one = opened(place)
+    other = Ledger(place / "other", write=True)
+    assert one.identity() == Ledger(one.uri).identity() != other.identity()
+    finish(one, sweep.points[:3])
+    finish(other, sweep.points[1:])
+    with caplog.at_level(logging.WARNING):
+        assert Mirror(sweep, one).sync() == 3
+        assert "another ledger" not in caplog.text
+        assert Mirror(sweep, other).sync() == 7
+        assert "has runs of another ledger's sweep of this name" in caplog.text
+
+    before = snapshot(uri, one)
+    assert len(before) == 4
+    assert len(snapshot(uri, other)) == 8
+    assert rebuild(sweep, other) == 7
+    assert snapshot(uri, one) == before
+    theirs = snapshot(uri, other)
+    assert len(theirs) == 8
+    assert rebuild(sweep, one) == 3
+    assert snapshot(uri, other) == theirs
+    parents = [run for run in runs(uri) if TRIAL not in run.data.tags]
+    assert len(parents) == 2
+    for run in runs(uri):
+        if TRIAL in run.data.tags:
+            (parent,) = [one for one in parents if one.info.run_id == run.data.tags[PARENT]]
+            assert parent.data.tags[LEDGER] == run.data.tags[LEDGER]
+
+
+def test_a_failed_trial_is_a_failed_run_until_it_is_done(place: Path) -> None:
+    sweep, ledger = opened(place)
+    uri = mlflow_runs.tracking_uri(ledger)
+    failed, *others = sweep.points
+    finish(ledger, others)
+    said = "no \x1b[31msuch file"
+    ledger.fail(failure_row(failed, attempt="a1", cause="data", message=said, at=START))
+    mirror = Mirror(sweep, ledger)
+    mirror.sync()
+
+    run = children(uri)[failed.trial_id]
+    assert run.info.status == "FAILED"
+    assert run.info.run_name == failed.label
+    tags = run.data.tags
+    assert (tags["cause"], tags["exception"]) == ("data", "OverflowError")
+    assert tags["message"] == r"no \x1b[31msuch file"
+    assert tags["axis.seed"] == failed.labels["seed"]
+    assert parent_of(uri).info.status == "FAILED"
+    assert "7 of 8 trials are done, 1 failed." in parent_of(uri).data.tags[NOTE]
+
+    # Another attempt fails, and another mirror finds the run that is there.
+    ledger.fail(failure_row(failed, attempt="a2", cause="code", at=START + timedelta(hours=1)))
+    Mirror(sweep, ledger).sync()
+    again = children(uri)[failed.trial_id]
+    assert (again.info.run_id, again.data.tags["cause"]) == (run.info.run_id, "code")
+
+    finish(ledger, [failed])
+    assert mirror.sync() == 1
+    done = children(uri)[failed.trial_id]
+    assert (done.info.run_id, done.info.status) == (run.info.run_id, "FINISHED")
+    assert done.data.tags["outcome"] == "done"
+    assert not {"cause", "exception", "message", mlflow_runs.FAILURE} & done.data.tags.keys()
+    assert done.data.metrics["test_accuracy"] == 0.5
+    assert parent_of(uri).info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("theirs", ["before\n\n{}\n\nafter", "all *mine*", ""])
+def test_what_a_person_wrote_in_a_description_stays(place: Path, theirs: str) -> None:
+    sweep, ledger = opened(place)
+    uri = mlflow_runs.tracking_uri(ledger)
+    finish(ledger, sweep.points[:2])
+    Mirror(sweep, ledger).sync()
+    parent = parent_of(uri)
+    written = theirs.replace("{}", parent.data.tags[NOTE])
+    MlflowClient(uri).set_tag(parent.info.run_id, NOTE, written)
+
+    finish(ledger, sweep.points[2:3])
+    Mirror(sweep, ledger).sync()
+    after = parent_of(uri).data.tags[NOTE]
+    rebuild(sweep, ledger)
+
+    for text in (after, parent_of(uri).data.tags[NOTE]):
+        assert text.count("3 of 8 trials are done") == 1
+        assert "2 of 8" not in text
+        for part in theirs.split("{}"):
+            assert part.strip() in text
+    assert after.startswith(theirs.partition("{}")[0].strip())
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o002, 0o664), (0o022, 0o644), (0o077, 0o600)])
+def test_whoever_may_write_to_the_folder_may_mirror_there(
+    tmp_path: Path, umask: int, mode: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow.store.db.utils
+
+    def quick(engine: Any) -> None:
+        with engine.connect() as connection:
+            connection.exec_driver_sql("CREATE TABLE t (a)")
+
+    monkeypatch.setattr(mlflow.store.db.utils, "_initialize_tables", quick)
+    before = os.umask(umask)
+    try:
+        (tmp_path / "results").mkdir()
+        mlflow_runs._make_tables(tmp_path / "results/mlflow.db")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "results/mlflow.db").stat().st_mode & 0o777 == mode
