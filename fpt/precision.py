@@ -1,4 +1,5 @@
-"""The numerics classes, and what a device has to have for one. No torch: the planner asks too.
+"""The numerics classes, and what a device has to have for one. Imports torch only where bf16 is
+asked about: the planner asks too, and does without.
 
 fp32 runs anywhere. bf16 is refused where no hardware multiplies bfloat16: emulated it would be
 slower than fp32, and there would be nothing left to be said for it.
@@ -6,18 +7,17 @@ slower than fp32, and there would be nothing left to be said for it.
 
 from __future__ import annotations
 
-from pathlib import Path
+import importlib.util
 from typing import Literal
 
 Numerics = Literal["fp32", "bf16"]
 
-AMX, AVX512 = "amx_bf16", "avx512_bf16"
-"""The flags of a processor that multiplies tiles, or vectors, of bfloat16, by Linux' names. Sums
-are in fp32 either way. Where there is only the latter, a process that trains measures first whether
-it is faster than fp32: see `fpt.exactness.bfloat16_is_faster`."""
+AMX = "amx_bf16"
+"""What torch calls a processor's products of tiles of bfloat16, with sums in fp32."""
 
-CPU_FLAGS = Path("/proc/cpuinfo")
-"""Where Linux lists the flags of its processors."""
+BFLOAT16 = frozenset({AMX, "avx512_bf16", "bf16", "sve_bf16"})
+"""And those of vectors on x86 and on ARM. Where there are only these, a process that trains first
+measures whether they are faster than fp32: see `fpt.exactness.bfloat16_is_faster`."""
 
 CAPABILITY = (8, 0)
 """The least compute capability of a CUDA device with products in bfloat16."""
@@ -36,17 +36,25 @@ def refusal(numerics: Numerics, capability: tuple[int, int] | None = None) -> st
         if capability >= CAPABILITY:
             return None
         has = "this GPU's is {}.{}".format(*capability)
-    elif cpu_flags() & {AMX, AVX512}:
+    elif (found := cpu_capabilities()) is None or found & BFLOAT16:
         return None
     else:
-        has = "this processor has no such flag"
+        has = "this processor has none of them"
+    named = ", ".join(sorted(BFLOAT16))
     return (
-        f"numerics bf16: needs a processor that multiplies bfloat16 (the flag {AMX} or {AVX512} in "
-        f"{CPU_FLAGS}) or a CUDA device of compute capability {{}}.{{}} or later; {{}}; use "
-        "numerics fp32".format(*CAPABILITY, has)
+        f"numerics bf16: needs a processor that multiplies bfloat16 (one of {named} in "
+        "torch.cpu.get_capabilities()) or a CUDA device of compute capability {}.{} or later; {}; "
+        "use numerics fp32".format(*CAPABILITY, has)
     )
 
 
-def cpu_flags() -> set[str]:
-    """Return the flags of this machine's processors; none where Linux does not list them."""
-    return set(CPU_FLAGS.read_text().split()) if CPU_FLAGS.exists() else set()
+def cpu_capabilities() -> frozenset[str] | None:
+    """Return what this machine's processor has, by torch's names; None where torch is not installed
+    or too old to tell.
+    """
+    if importlib.util.find_spec("torch") is None:
+        return None
+    import torch
+
+    tell = getattr(torch.cpu, "get_capabilities", None)
+    return None if tell is None else frozenset(name for name, has in tell().items() if has is True)

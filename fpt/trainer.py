@@ -32,7 +32,7 @@ from fpt.files import DataError
 from fpt.model import Model, Weights, build_model
 from fpt.pack_layers import SharedLinear
 from fpt.packing import pack_key, packs
-from fpt.precision import AMX, cpu_flags, refusal
+from fpt.precision import AMX, cpu_capabilities, refusal
 from fpt.tasks.base import FIXED_SET_SEED, Batch, Splits, Stored
 
 EVALUATION_TOKENS = 8192
@@ -857,7 +857,8 @@ def train(
         raise ValueError(f"accumulation: {accumulation} parts of a batch; at least 1")
     if trials and (problem := refusal(trials[0].numerics, capability)):
         raise DataError(problem)
-    vectors = bool(trials) and trials[0].numerics == "bf16" and not (cuda or AMX in cpu_flags())
+    bf16 = bool(trials) and trials[0].numerics == "bf16" and not cuda
+    vectors = bf16 and AMX not in (cpu_capabilities() or ())
     if vectors and not exactness.bfloat16_is_faster():
         raise DataError(
             "numerics bf16: products in bfloat16 were measured to be no faster than in fp32 on "

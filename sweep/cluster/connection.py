@@ -34,6 +34,7 @@ from urllib.parse import urlsplit
 
 from fpt import plugins
 from sweep.cluster import local_ray
+from sweep.ledger import machine
 
 WORKERS = {
     # A core a worker.
@@ -226,7 +227,7 @@ def check_startable(address: str | None, max_concurrent: int | None) -> None:
 
 
 def _cores(max_concurrent: int | None) -> int:
-    return max(len(os.sched_getaffinity(0)), max_concurrent or 1)
+    return max(machine.cores(), max_concurrent or 1)
 
 
 def _start_here(max_concurrent: int | None, scratch: Path) -> dict[str, Any]:

@@ -19,16 +19,15 @@ import json
 import os
 import re
 import secrets
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Self
 
+from sweep.ledger import machine
 from sweep.ledger.storage import LedgerError, Storage
 
 _RELEASED = b"released"
@@ -60,9 +59,9 @@ class Leases:
             return None
         # The very next epoch, not the highest by now: others may have taken that one meanwhile.
         epoch = before + 1
-        info = _machine() | {
+        info = machine.pid_space() | {
             "pid": os.getpid(),
-            "started": _started(os.getpid()),
+            "started": machine.started(os.getpid()),
             "ttl": ttl,
             "since": datetime.now(UTC).isoformat(timespec="seconds"),
             "nonce": secrets.token_hex(8),
@@ -283,39 +282,14 @@ def _highest(storage: Storage, name: str) -> int:
     return max(map(_epoch, storage.list(f"leases/{name}")), default=0)
 
 
-def _machine() -> dict[str, str]:
-    """What two processes share whose pids may be compared: host, boot, and pid namespace."""
-    boot, namespace = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
-    return {
-        "host": socket.gethostname(),
-        "boot": boot.read_text().strip() if boot.exists() else "",
-        # Containers of one machine may share host name and boot, but count pids apart.
-        "pids": os.readlink(namespace) if namespace.is_symlink() else "",
-    }
-
-
-def _started(pid: int) -> str | None:
-    """When a process of this machine started, in clock ticks since boot. None: it cannot be seen;
-    empty: it has died, and nobody has waited for it.
-
-    With the pid it names a process for good, where a pid alone may be given anew.
-    """
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    # The second field is the program's name in brackets, and may hold anything.
-    state, *fields = stat.rpartition(")")[2].split()
-    return "" if state in "ZX" else fields[18]
-
-
 def _died_here(info: dict[str, Any]) -> bool:
     """Whether the holder was a process of this machine that is gone."""
-    machine = _machine()
-    if not machine["boot"] or any(info.get(key) != value for key, value in machine.items()):
+    here = machine.pid_space()
+    if not here["boot"] or any(info.get(key) != value for key, value in here.items()):
         return False
     pid, began = int(info["pid"]), info["started"]
-    started = _started(pid)
+    if (started := machine.started(pid)) == machine.ENDED:
+        return True
     if started is not None and began is not None:
         return started != str(began)
     # Gone, or hidden: where /proc is mounted with `hidepid`, those of other users are.

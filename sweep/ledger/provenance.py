@@ -40,9 +40,14 @@ def code() -> dict[str, str | bool | None]:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
+    return _output("git", "-C", str(folder), *arguments)
+
+
+def _output(*command: str) -> str | None:
+    """What a command prints; None if there is none of that name, or if it fails."""
     try:
         ran = subprocess.run(
-            ["git", "-C", str(folder), *arguments],
+            command,
             capture_output=True,
             text=True,
             check=True,
@@ -95,8 +100,10 @@ def host() -> str:
 def processor() -> str:
     """Return the model of this machine's processor."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text().splitlines()  # Linux
     except OSError:
         lines = []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
+    if (name := next(names, None)) is None:
+        name = _output("sysctl", "-n", "machdep.cpu.brand_string")  # macOS
+    return name or platform.processor() or platform.machine()

@@ -22,9 +22,11 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any, Literal
 
+import psutil
+
 from fpt import packing
 from fpt.config import TrialConfig
-from sweep.ledger import provenance
+from sweep.ledger import machine, provenance
 from sweep.ledger.ledger import Ledger
 from sweep.sweepfile.trials import Point
 
@@ -120,7 +122,7 @@ class Workers:
     @classmethod
     def here(cls) -> Workers:
         """A worker for each core that this process may use."""
-        return cls(len(os.sched_getaffinity(0)))
+        return cls(machine.cores())
 
     def on(self, devices: Sequence[Device]) -> Workers:
         """Return these workers on GPUs that were asked what they are."""
@@ -170,8 +172,7 @@ class Workers:
         """
         if self.gpus:
             return self.gpu_memory * min(self.gpus, 1.0)
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return total / (os.cpu_count() or 1)
+        return psutil.virtual_memory().total / (os.cpu_count() or 1)
 
 
 def form(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import itertools
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,12 +35,11 @@ PRODUCTS = ("attention", "feedforward")
 
 
 @pytest.fixture(autouse=True)
-def processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A processor with AMX, by what is read of it; products in bfloat16 are right on any."""
-    flags = tmp_path / "cpuinfo"
-    flags.write_text("processor : 0\nflags : fpu avx2 amx_bf16 amx_tile\n")
-    monkeypatch.setattr(precision, "CPU_FLAGS", flags)
-    return flags
+def processor(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A processor with AMX, by what torch tells of it; products in bfloat16 are right on any."""
+    has = {"architecture": "x86_64", "avx2": True, "amx_bf16": True, "l2_cache_size": 1 << 20}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    return has
 
 
 def finish(training: Training) -> Outcome:
@@ -235,19 +236,43 @@ def test_a_pack_is_of_one_class(trial: Any) -> None:
 # --- where it is refused
 
 
-def test_a_processor_needs_its_flag(processor: Path, trial: Any) -> None:
+def test_a_processor_needs_products_in_bfloat16(processor: dict[str, Any], trial: Any) -> None:
     assert precision.refusal("bf16") is None
-    processor.write_text("flags : fpu avx512_bf16 amx_int8\n")
-    assert precision.refusal("bf16") is None
-    for flags in ("flags : fpu avx512_fp16 amx_int8\n", "flags : amx_bf16_x\n"):
-        processor.write_text(flags)
-        assert "flag amx_bf16 or avx512_bf16" in (precision.refusal("bf16") or "")
-    processor.unlink()  # not Linux
+    for name in ("avx512_bf16", "bf16", "sve_bf16"):
+        processor.update(amx_bf16=False)
+        assert "one of amx_bf16, avx512_bf16, bf16, sve_bf16" in (precision.refusal("bf16") or "")
+        processor[name] = True
+        assert precision.refusal("bf16") is None
+        del processor[name]
+    for nearly in ({"amx_int8": True}, {"avx512_bf16": False}, {"bf16": 1}):
+        processor |= nearly
+        assert "has none of them" in (precision.refusal("bf16") or "")
     assert precision.refusal("fp32") is None
-    with pytest.raises(DataError, match=r"numerics bf16: needs .* amx_bf16 .* use numerics fp32"):
+    with pytest.raises(DataError, match=r"numerics bf16: needs .* amx_bf16.* use numerics fp32"):
         train([trial(numerics="bf16")])
     # To build is to look at it, on whatever machine.
     build_model([trial(numerics="bf16")])
+
+
+def test_what_cannot_be_told_of_a_processor_is_measured(
+    trial: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(torch.cpu, "get_capabilities")  # a torch that is older
+    assert precision.refusal("bf16") is None
+    monkeypatch.setattr(exactness, "bfloat16_is_faster", lambda: False)
+    with pytest.raises(DataError, match="measured to be no faster than in fp32"):
+        train([trial(numerics="bf16")])
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="not Linux")
+def test_torch_tells_what_linux_does() -> None:
+    flags = set(Path("/proc/cpuinfo").read_text().split())
+    told = subprocess.run(
+        [sys.executable, "-c", "from fpt.precision import *; print(*cpu_capabilities())"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    both = {"amx_bf16", "avx512_bf16"}
+    assert set(told.stdout.split()) & both == flags & both
 
 
 def ticks(*seconds: float) -> Callable[[], float]:
@@ -275,9 +300,9 @@ def test_the_least_of_several_times_tells_whether_bfloat16_is_faster(
 
 
 def test_vectors_of_bfloat16_are_used_where_they_are_faster(
-    processor: Path, trial: Any, monkeypatch: pytest.MonkeyPatch
+    processor: dict[str, Any], trial: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    processor.write_text("flags : fpu avx512_bf16\n")
+    processor.update(amx_bf16=False, avx512_bf16=True)
     monkeypatch.setattr(exactness, "bfloat16_is_faster", lambda: True)
     train([trial(numerics="bf16")])
     monkeypatch.setattr(exactness, "bfloat16_is_faster", lambda: False)
@@ -286,8 +311,8 @@ def test_vectors_of_bfloat16_are_used_where_they_are_faster(
     train([trial()])
 
 
-def test_a_gpu_needs_its_compute_capability(processor: Path) -> None:
-    processor.unlink()  # whatever the processor
+def test_a_gpu_needs_its_compute_capability(processor: dict[str, Any]) -> None:
+    processor.clear()  # whatever the processor
     assert precision.refusal("bf16", (8, 0)) is None
     assert precision.refusal("bf16", (10, 0)) is None
     assert "this GPU's is 7.5" in (precision.refusal("bf16", (7, 5)) or "")

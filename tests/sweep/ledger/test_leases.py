@@ -13,9 +13,10 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
-from sweep.ledger import leases
+from sweep.ledger import machine
 from sweep.ledger.leases import Leases
 from sweep.ledger.ledger import Ledger
 from sweep.ledger.storage import Entry, LedgerError, StorageError, open_storage
@@ -35,7 +36,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every lease looks as if it was taken on another machine: nothing is known of its process."""
     hosts = iter(range(10**6))
     monkeypatch.setattr(
-        leases, "_machine", lambda: {"host": f"host-{next(hosts)}", "boot": "b", "pids": "p"}
+        machine, "pid_space", lambda: {"host": f"host-{next(hosts)}", "boot": "b", "pids": "p"}
     )
 
 
@@ -175,15 +176,15 @@ def test_a_process_with_the_pid_of_a_dead_holder_is_not_the_holder(tmp_path: Pat
 @pytest.mark.parametrize(
     ("unseen", "answer", "held"),
     [
-        (FileNotFoundError, PermissionError, True),  # hidepid=2, of another user
-        (PermissionError, PermissionError, True),  # hidepid=1
-        (OSError, None, True),  # our own, and no more files may be opened
-        (FileNotFoundError, ProcessLookupError, False),
+        (psutil.NoSuchProcess(77), PermissionError, True),  # hidepid=2, of another user
+        (psutil.AccessDenied(77), PermissionError, True),  # hidepid=1
+        (OSError(), None, True),  # our own, and no more files may be opened
+        (psutil.NoSuchProcess(77), ProcessLookupError, False),
     ],
 )
 def test_a_holder_that_cannot_be_seen_is_held_to_its_beat(
     tmp_path: Path,
-    unseen: type[OSError],
+    unseen: Exception,
     answer: type[OSError] | None,
     held: bool,
     monkeypatch: pytest.MonkeyPatch,
@@ -193,19 +194,17 @@ def test_a_holder_that_cannot_be_seen_is_held_to_its_beat(
     path = tmp_path / "leases/driver/1.json"
     info = json.loads(path.read_text())
     path.write_text(json.dumps(info | {"pid": 77}))
-    read = Path.read_text
 
-    def hidden(path: Path, *arguments: Any) -> str:
-        if path == Path("/proc/77/stat"):
-            raise unseen
-        return read(path, *arguments)
+    def hidden(pid: int) -> None:
+        assert pid == 77
+        raise unseen
 
     def kill(pid: int, number: int) -> None:
         assert (pid, number) == (77, 0)
         if answer is not None:
             raise answer
 
-    monkeypatch.setattr(Path, "read_text", hidden)
+    monkeypatch.setattr(psutil, "Process", hidden)
     monkeypatch.setattr("os.kill", kill)
     watcher = Leases(storage, clock)
 

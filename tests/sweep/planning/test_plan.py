@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from fpt.tasks import TASKS
@@ -108,7 +108,7 @@ def test_counts_and_json(sweep: Sweep, ledger: Ledger) -> None:
     assert [ids[0] for ids in told["to_run"]] == [pack.points[0].trial_id for pack in planned.packs]
     assert sum(told["packs"].pop("members").values()) == len(planned.packs)
     assert told["packs"] == {
-        "at_a_time": len(os.sched_getaffinity(0)), "resources": {"CPU": 1},
+        "at_a_time": len(psutil.Process().cpu_affinity()), "resources": {"CPU": 1},
         "estimated_saving": round(planned.saving, 3), "measured_no_quicker": 0,
         "measured_not_exact": 0, "seeds_apart": 0,
     }  # fmt: skip
