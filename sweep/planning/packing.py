@@ -172,7 +172,8 @@ class Workers:
         """
         if self.gpus:
             return self.gpu_memory * min(self.gpus, 1.0)
-        return psutil.virtual_memory().total / (os.cpu_count() or 1)
+        total: int = psutil.virtual_memory().total
+        return total / (os.cpu_count() or 1)
 
 
 def form(

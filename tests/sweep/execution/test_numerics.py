@@ -97,9 +97,8 @@ def test_a_claim_for_each_class_is_none_that_mixes(tmp_path: Path) -> None:
 
 
 def test_a_cell_that_would_mix_classes_is_refused(tmp_path: Path) -> None:
-    sweep = expand(tmp_path, "table: {rows: learning_rate, value: [test_accuracy, test_loss]}\n")
     with pytest.raises(SweepFileError, match=r"holds 2 configs, by axis numerics; make numerics"):
-        build(sweep, Ledger(tmp_path / "results"))
+        expand(tmp_path, "table: {rows: learning_rate, value: [test_accuracy, test_loss]}\n")
 
 
 def test_a_table_says_which_figures_are_in_bf16(tmp_path: Path) -> None:
