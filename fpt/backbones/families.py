@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -85,6 +86,11 @@ WRAPPER = re.compile(
 )
 """What wrappers (DistributedDataParallel, torch.compile, PEFT, a model with a head, a file of this
 package) put before a backbone's own names, once or several times."""
+
+_OWN_WORDS = frozenset(
+    {"encoder", "decoder", "text_model", "layers", "layer", "h", "block", "blocks"}
+)
+"""What may stand before all names of a file and be of their own: a decoder is no encoder."""
 
 _HEADS: Rules = (
     (r"inv_freq$|(^|\.)position_ids$|\.(attn|attention)\.(masked_)?bias$", "constants"),
@@ -549,9 +555,23 @@ def groups_of(family: Family, config: Mapping[str, Any]) -> Rules:
     return tuple(rule for rule in family.groups if rule[1] != "position")
 
 
-def bare(family: Family, name: str) -> str:
-    """Return a parameter's name in a file as transformers' base model has it."""
-    while found := WRAPPER.match(name):
+def wrapper_of(names: Collection[str]) -> re.Pattern[str]:
+    """Return what wraps the names of one checkpoint: `WRAPPER`, and any word before all of them."""
+    places = zip(*(name.split(".")[:-1] for name in names), strict=False)
+    shared = (words[0] for words in itertools.takewhile(lambda words: len(set(words)) == 1, places))
+    own = (rf"{re.escape(word)}\." for word in shared if word not in _OWN_WORDS)
+    return re.compile("|".join((WRAPPER.pattern, *own)))
+
+
+def bare(family: Family, name: str, wrapper: re.Pattern[str]) -> str:
+    """Return a parameter's name in a file as transformers' base model has it.
+
+    Args:
+        family: Whose rules hold.
+        name: The name in the file.
+        wrapper: See `wrapper_of`.
+    """
+    while found := wrapper.match(name):
         name = name[found.end() :]
     for old, new in family.renames:
         name = re.sub(old, new, name)

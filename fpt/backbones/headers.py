@@ -83,6 +83,7 @@ def inventory(weights: str) -> Inventory:
     if family is None:
         raise DataError(unknown_family(config, said))
     found = Inventory(family.title, family.words)
+    shapes: list[tuple[str, tuple[int, ...]]] = []
     for file in files:
         if file.suffix == ".json":
             continue
@@ -91,12 +92,14 @@ def inventory(weights: str) -> Inventory:
                 f"{file}: a pickle has no header that can be read by itself; save the weights as "
                 "safetensors (transformers: save_pretrained)"
             )
-        for name, shape in tensors(file):
-            group, what = families.sort(family, families.bare(family, name))
-            if group is not None:
-                found.groups.setdefault(group, Count()).add(shape)
-            elif what is not None:
-                found.left_out.setdefault(what, Count()).add(shape)
-            else:
-                found.unknown.append(name)
+        shapes += tensors(file)
+    wrapper = families.wrapper_of([name for name, _ in shapes])
+    for name, shape in shapes:
+        group, what = families.sort(family, families.bare(family, name, wrapper))
+        if group is not None:
+            found.groups.setdefault(group, Count()).add(shape)
+        elif what is not None:
+            found.left_out.setdefault(what, Count()).add(shape)
+        else:
+            found.unknown.append(name)
     return found

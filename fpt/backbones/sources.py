@@ -143,9 +143,10 @@ def shards(index: Path) -> list[str]:
     """Return the files that an index of shards names, sorted.
 
     Raises:
-        DataError: If it is no such index.
+        DataError: If it is no such index, or the pointer of one.
     """
     suffix = index.name.removesuffix(".index.json").rpartition(".")[2]
+    check_pointer(index)
     try:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

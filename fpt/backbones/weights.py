@@ -294,6 +294,7 @@ def _own_names(
     # A name may begin with a word that elsewhere is a wrapper's ("transformer." in DistilBERT), so
     # each name is tried behind every wrapper that it could have.
     by_prefix: dict[str, dict[str, Tensor]] = {}
+    wrapper = families.wrapper_of(stored)
     for name, tensor in stored.items():
         prefix, own = "", name
         while True:
@@ -301,9 +302,9 @@ def _own_names(
             for old, new in row.renames:
                 renamed = re.sub(old, new, renamed)
             by_prefix.setdefault(prefix, {})[renamed] = tensor
-            if not (wrapper := families.WRAPPER.match(own)):
+            if not (before := wrapper.match(own)):
                 break
-            prefix, own = prefix + wrapper[0], own[wrapper.end() :]
+            prefix, own = prefix + before[0], own[before.end() :]
     adapters = next(
         (name for name in stored if re.search(r"\.lora_[AB]\b|\.base_layer\.", name)), None
     )

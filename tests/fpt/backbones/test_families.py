@@ -378,6 +378,19 @@ def test_an_inventory_counts_what_transformers_own_model_has(kind: str, saved: A
     assert total - constants == sum(p.numel() for p in own.parameters())
 
 
+@pytest.mark.parametrize("before", ["student.", "_forward_module.net."])
+def test_an_inventory_is_the_same_behind_any_word(before: str, tmp_path: Path) -> None:
+    tiny.save("llama", tmp_path)
+    plain = inventory(str(tmp_path)).groups
+    file = tmp_path / "model.safetensors"
+    save_file({before + name: tensor for name, tensor in load_file(file).items()}, file)
+    inventory.cache_clear()
+
+    found = inventory(str(tmp_path))
+    assert found.groups == plain
+    assert found.unknown == []
+
+
 def test_a_parameter_without_a_rule_is_named_with_what_to_do(trial: Any, tmp_path: Path) -> None:
     tiny.save("llama", tmp_path)
     file = tmp_path / "model.safetensors"

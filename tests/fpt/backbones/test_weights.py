@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,7 @@ def inside(*path: str) -> Callable[[Path], None]:
             for before in (
                 "module.", "_orig_mod.", "_orig_mod.module.", "module._orig_mod.",
                 "base_model.model.", "model.", "module.model.",
+                "student.", "_forward_module.", "net.module.trunk.",
             )
         ),
         pytest.param(prefixed("", "transformer."), id="no prefix"),
@@ -202,16 +204,33 @@ def test_what_is_no_plain_weights_is_refused(
     assert str(folder) in str(caught.value) or "cache" in str(caught.value)
 
 
-def test_a_pointer_in_place_of_a_shard_or_of_the_config_is_told_as_one(
-    trial: Any, folder: Path
-) -> None:
+@pytest.mark.parametrize(
+    "name", ["model-00002-of-00002.safetensors", "model.safetensors.index.json", "config.json"]
+)
+def test_a_pointer_in_place_of_any_file_is_told_as_one(name: str, trial: Any, folder: Path) -> None:
     in_shards(folder, "safetensors")
-    (folder / "model-00002-of-00002.safetensors").write_text(POINTER)
-    with pytest.raises(DataError, match=r"00002-of-00002\.safetensors: is the Git LFS pointer"):
+    (folder / name).write_text(POINTER)
+    with pytest.raises(DataError, match=rf"{re.escape(name)}: is the Git LFS pointer"):
         read(trial, folder)
-    (folder / "config.json").write_text(POINTER)
-    with pytest.raises(DataError, match=r"config\.json: is the Git LFS pointer"):
-        read(trial, folder)
+
+
+def test_a_decoder_alone_is_no_encoder(trial: Any, tmp_path: Path) -> None:
+    from transformers import BartConfig, BartModel
+
+    torch.manual_seed(0)
+    BartModel(
+        BartConfig(
+            vocab_size=11, d_model=32, max_position_embeddings=64,
+            encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=48,
+            decoder_layers=2, decoder_attention_heads=2, decoder_ffn_dim=48,
+        )
+    ).save_pretrained(tmp_path)  # fmt: skip
+    store(tmp_path, {n: t for n, t in stored(tmp_path).items() if n.startswith("decoder.")})
+
+    with pytest.raises((DataError, ValueError), match="missing"):
+        build_model(
+            [trial(backbone={"name": "auto", "weights": str(tmp_path)}, pretraining="language")]
+        )
 
 
 def test_of_an_encoder_and_a_decoder_the_encoder_is_read(trial: Any, tmp_path: Path) -> None:
