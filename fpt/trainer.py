@@ -182,18 +182,20 @@ class _Member:
 class _Features:
     """What a frozen model makes of a finite set of examples, each computed when first wanted."""
 
-    def __init__(self, examples: Stored, compute: Callable[[Batch], Tensor]) -> None:
+    def __init__(self, examples: Stored) -> None:
         self._examples = examples
-        self._compute = compute
         self._known = np.zeros(len(examples), dtype=bool)
         self._values: Tensor | None = None
 
-    def take(self, index: np.ndarray, chunk: int) -> Tensor:
-        """(len(index), read-out tokens, W), `chunk` examples of them computed at a time."""
+    def take(self, index: np.ndarray, chunk: int, compute: Callable[[Batch], Tensor]) -> Tensor:
+        """(len(index), read-out tokens, W); `compute` makes what is new, `chunk` at a time.
+
+        It is handed in and not kept: a cycle would hold the model until the collector runs.
+        """
         new = np.unique(index[~self._known[index]])
         for start in range(0, len(new), chunk):
             rows = new[start : start + chunk]
-            made = self._compute(self._examples.plain(rows))
+            made = compute(self._examples.plain(rows))
             if self._values is None:
                 self._values = made.new_empty(len(self._known), *made.shape[1:])
             self._values[torch.from_numpy(rows)] = made
@@ -461,7 +463,8 @@ class Training(Iterator[Record]):
             index = train.index(
                 trial.seed, random_streams.TRAINING, member.figures.step, trial.batch_size
             )
-            read.append(features.take(index[cut], self._chunk))
+            compute = functools.partial(self._read, member)
+            read.append(features.take(index[cut], self._chunk, compute))
         return self.model.head(torch.cat(read))
 
     def _feature_set(self, member: _Member, examples: object) -> _Features | None:
@@ -481,7 +484,7 @@ class Training(Iterator[Record]):
             return None
         key = (member.index, id(examples))
         if key not in self._features:
-            self._features[key] = _Features(examples, functools.partial(self._read, member))
+            self._features[key] = _Features(examples)
         return self._features[key]
 
     @torch.no_grad()
@@ -727,7 +730,8 @@ class Training(Iterator[Record]):
                 logits = self.model(*self._tensors([batch]))
             else:
                 index = np.arange(start, start + len(batch))
-                logits = self.model.head(features.take(index, self._chunk))
+                compute = functools.partial(self._read, member)
+                logits = self.model.head(features.take(index, self._chunk, compute))
                 start += len(batch)
             logits = logits.flatten(0, 1)
             target = self._send(batch.targets).flatten()

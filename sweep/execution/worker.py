@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import json
 import time
 import traceback
@@ -230,6 +231,8 @@ def run_pack(
     Raises:
         EndWorkerError: If this process must not train again: all is written.
     """
+    if job.device == "cuda":
+        gc.collect()  # it counts objects, and sees nothing of what they hold of a GPU
     results: dict[str, Result] = {}
     raised: BaseException | None = None
     trials = [Progress(point, datetime.now(UTC)) for point in job.points]
@@ -253,6 +256,8 @@ def run_pack(
                     if len(left) > 1 and cause == "code" and not isinstance(error, SHARED)
                     else _fail(ledger, job, trial, cause, error)
                 )
+            # Of the frames that it went through: they hold the model, and this one holds it.
+            traceback.clear_frames(error.__traceback__)
         with contextlib.suppress(LedgerError):  # a log is worth no failure
             for trial in missing:
                 _keep_log(ledger, job, trial, log)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import subprocess
 import sys
+import weakref
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,14 @@ SMALL_LISTOPS = {
     "name": "listops", "max_length": 12, "min_length": 3, "train": 64, "test": 16,
     "validation": 16, "max_depth": 2,
 }  # fmt: skip
+
+
+@pytest.fixture
+def collector_off() -> Iterator[None]:
+    """Nothing is freed but what nobody refers to."""
+    gc.disable()
+    yield
+    gc.enable()
 
 
 def finish(training: Training) -> Outcome:
@@ -192,6 +203,23 @@ def test_features_that_are_kept_change_no_bit(
     for k in (0, 1):
         assert_same(computed.outcomes[k], kept.outcomes[k])
     assert with_features <= 2 * (64 + 16 + 16) < sum(rows) - with_features
+
+
+@pytest.mark.parametrize("fields", [{"train": ["output"], "dropout": 0.0}, {}])
+@pytest.mark.parametrize("steps", [3, None])
+def test_a_model_goes_with_its_training(
+    fields: dict[str, Any], steps: int | None, trial: Any, collector_off: None
+) -> None:
+    training = train([trial(**fields, task=SMALL_LISTOPS, steps=10)])
+    if steps is None:
+        list(training)
+    else:
+        for _ in range(steps):
+            training.step()
+    assert bool(training._features) == ("train" in fields)
+    model = weakref.ref(training.model)
+    del training
+    assert model() is None
 
 
 def test_features_are_not_kept_where_they_change(trial: Any) -> None:

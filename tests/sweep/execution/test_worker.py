@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import itertools
 import json
 import threading
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -115,6 +117,28 @@ def run(ledger: Ledger, job: Job, train: Callable[..., Any] = StandIn, **options
 @pytest.fixture
 def ledger(tmp_path: Path) -> Ledger:
     return Ledger(tmp_path / "results")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_model_is_gone_when_its_job_has_ended(ledger: Ledger, fails: bool) -> None:
+    models = []
+
+    def train(*arguments: Any, **options: Any) -> Any:
+        training = worker.train_on_this_core(*arguments, **options)
+        models.append(weakref.ref(training.model))
+        return training
+
+    def on_record(*_: object) -> None:
+        if fails:
+            raise ZeroDivisionError
+
+    gc.disable()
+    try:
+        result = run(ledger, job(point()), train, on_record=on_record)
+        assert [model() for model in models] == [None]
+    finally:
+        gc.enable()
+    assert result.status == ("failed" if fails else "done")
 
 
 def test_a_trial_leaves_a_row_a_curve_and_a_state(ledger: Ledger) -> None:
