@@ -171,7 +171,7 @@ def pause(file: File, results: Results = "results") -> None:
     from sweep.ledger.ledger import Ledger
     from sweep.sweepfile.expansion import load
 
-    sweep, ledger = load(file), Ledger(results, write=True)
+    sweep, ledger = load(file), Ledger.existing(results, write=True)
     ledger.pause(sweep.name)
     again = shlex.quote(str(file)) + where_option(results)
     if not ledger.holders(DRIVER):
@@ -196,7 +196,7 @@ def retry(
             f"--cause: no trial waits for {sorted(unknown)[0]!r}; allowed: code, data "
             "(what the environment caused is tried again by every run)"
         )
-    ledger = Ledger(results, write=True)
+    ledger = Ledger.existing(results, write=True)
     planned = make_plan(file, ledger)
     failed = [p for p in planned.sweep.all if planned.status[p.trial_id] == "failed"]
     if cause:

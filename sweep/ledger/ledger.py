@@ -217,11 +217,15 @@ class Ledger:
             self._storage.check_writable()
 
     @classmethod
-    def existing(cls, results: str | Path) -> Ledger:
-        """Open a ledger that is there, for what only reads: a mistyped place is no empty ledger.
+    def existing(cls, results: str | Path, *, write: bool = False) -> Ledger:
+        """Open a ledger that is there, for what trains nothing: a mistyped place is no empty one.
+
+        Args:
+            results: See `Ledger`.
+            write: Check now that it can be written.
 
         Raises:
-            LedgerError: If there is none.
+            LedgerError: If there is none, or it cannot be written.
         """
         ledger = cls(results)
         if not any(ledger._storage.holds(kind) for kind in (*KEPT, "leases")):
@@ -232,6 +236,8 @@ class Ledger:
                 f"{results}: no ledger: nothing was trained here{hint}; name a folder such as "
                 "`results`, s3://, gs:// or az://"
             )
+        if write:
+            ledger._storage.check_writable()
         return ledger
 
     def snapshot(self) -> Ledger:

@@ -772,6 +772,17 @@ def test_pause_marks_a_sweep_until_it_runs_again(
     assert "paused" not in command("status", file).out
 
 
+@pytest.mark.parametrize("name", ["pause", "retry"])
+def test_what_asks_of_a_ledger_makes_none_at_a_mistyped_place(
+    name: str, file: Path, tmp_path: Path, command: Command
+) -> None:
+    result = command(name, file, "--results", tmp_path / "resluts")
+
+    assert result.code == 2
+    assert "no ledger: nothing was trained here" in result.err
+    assert not (tmp_path / "resluts").exists()
+
+
 def test_status_says_what_a_driver_does_and_where_the_time_went(
     ledger: Ledger, file: Path, command: Command
 ) -> None:
