@@ -16,6 +16,10 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from sweep.ledger.ledger import Ledger, new_attempt
+from sweep.sweepfile.expansion import load
+from tests.support import trial_row
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = "\n".join(
@@ -101,6 +105,60 @@ def loaded_by(code: str, folder: Path) -> set[str]:
 )
 def test_what_plans_and_tabulates_loads_nothing_heavy(code: str, clone: Path) -> None:
     assert loaded_by(code, clone) == set()
+
+
+LIGHT = """\
+validate FILE
+plan FILE
+plan FILE --json
+status FILE
+table FILE
+claims FILE
+figures FILE -o figures
+report FILE
+columns
+schema
+show TRIAL
+trace FILE random bit-xor
+query "SELECT count(*) FROM trials JOIN curves USING (trial_id)"
+export FILE -o bundle.zip
+merge bundle.zip --into merged
+diff results merged FILE
+upgrade merged --into upgraded
+"""
+
+
+def test_what_plans_and_reads_does_without_what_trains(clone: Path) -> None:
+    """All in one process, in which what trains is as if not installed."""
+    ledger = Ledger(clone / "results", write=True)
+    for point in load(clone / "experiments/quickstart.yaml").points[:-1]:
+        ledger.commit(trial_row(point))
+        row = {"step": 4, "split": "train", "loss": 1.0, "accuracy": 0.5}
+        rows = [row | {"seconds": 1.0, "examples": 16}]
+        ledger.append_curve(point.trial_id, new_attempt(), 0, rows)
+    absent = ("torch", "transformers", "safetensors", "ray", "mlflow", "datasets")
+    lines = LIGHT.replace("FILE", "experiments/quickstart.yaml").splitlines()
+    lines = [line.replace("TRIAL", min(ledger.done())) for line in lines]
+    code = f"""
+import shlex, sys
+sys.modules.update(dict.fromkeys({absent!r}))
+from sweep import cli
+for line in {lines!r}:
+    sys.argv = ["sweep", *shlex.split(line)]
+    try:
+        cli.main()
+    except SystemExit as ended:
+        assert not ended.code, (line, ended.code)
+import sweep
+print(len(sweep.load_trials("results")), len(sweep.load_curves("results")))
+"""
+
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=clone, capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "3 3"
 
 
 @pytest.mark.parametrize("command", ["run FILE", "debug FILE --only *bit-xor*", "weights FILE"])

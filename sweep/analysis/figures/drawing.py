@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sweep.analysis.figures import curves, effects, scaling, tuned
 from sweep.analysis.figures.arms import Material
-from sweep.analysis.figures.style import LOOKS, Chart, UndrawableError
+from sweep.analysis.figures.style import LOOKS, Chart, UndrawableError, ensure_font_folder
 
 KINDS: Mapping[str, Callable[[Material], Chart]] = {
     "curves": curves.learning,
@@ -43,6 +43,7 @@ def draw(material: Material, only: Collection[str] = ()) -> Iterator[Drawing]:
     Raises:
         sweep.ledger.ledger.LedgerError: If the ledger cannot be read.
     """
+    ensure_font_folder()
     import matplotlib as mpl
 
     for kind, function in KINDS.items():

@@ -12,7 +12,7 @@ import numpy as np
 from fpt.config import TrialConfig
 from fpt.tasks.base import Batch
 from fpt.tasks.bits import BitMemory, BitTask, BitXor
-from sweep.analysis.figures.style import SMALL, USUAL, clipped, save
+from sweep.analysis.figures.style import SMALL, USUAL, clipped, ensure_font_folder, save
 from sweep.sweepfile.trials import Point
 
 if TYPE_CHECKING:
@@ -101,6 +101,7 @@ def attention(maps: np.ndarray, tokens: Tokens, title: str) -> Figure:
         tokens: What the T tokens are.
         title: Printed above.
     """
+    ensure_font_folder()
     import matplotlib as mpl
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import PowerNorm

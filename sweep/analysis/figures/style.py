@@ -7,15 +7,20 @@ readers too: the colours are those of Okabe and Ito, maps are viridis.
 
 from __future__ import annotations
 
+import atexit
 import io
 import math
+import os
 import re
+import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
+from fpt.files import cache_folder, ensure_home
 from fpt.printable import printable
 
 if TYPE_CHECKING:
@@ -84,6 +89,35 @@ class Chart:
     notes: tuple[str, ...]
     """How to read it, and what it leaves out."""
     figure: Figure
+
+
+def ensure_font_folder() -> None:
+    """Name a folder for matplotlib's list of fonts where it cannot write into the home folder.
+
+    It would warn of that. To be called before matplotlib is imported.
+    """
+    ensure_home()
+    own = [
+        Path(os.environ.get(name) or Path("~", usual).expanduser())
+        for name, usual in (("XDG_CONFIG_HOME", ".config"), ("XDG_CACHE_HOME", ".cache"))
+    ]
+    if os.environ.get("MPLCONFIGDIR") or all(map(_can_hold_files, own)):
+        return
+    folder = cache_folder() / "matplotlib"
+    if not _can_hold_files(folder):
+        folder = Path(tempfile.mkdtemp(prefix="fpt-sweep-fonts-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.environ["MPLCONFIGDIR"] = str(folder)
+
+
+def _can_hold_files(folder: Path) -> bool:
+    """Whether a folder, or what is there of its path, can be written; leaves nothing."""
+    try:
+        there = next(one for one in (folder, *folder.parents) if one.exists())
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError:
+        return False
+    return True
 
 
 def look(number: int) -> dict[str, Any]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -173,3 +176,45 @@ def test_a_file_is_named_after_its_trial() -> None:
     assert stem == "output+norm-a-b-c-0-0123456789ab"
     assert re.fullmatch(r"[\w.+-]+", stem)
     assert file_stem(Point("0123456789ab", "0" * 12, config, {}, "x")) == "0123456789ab"
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_where_the_home_folder_cannot_be_written_matplotlib_is_silent(
+    cached: bool, tmp_path: Path
+) -> None:
+    home = tmp_path / "file"
+    home.touch()
+    own = {"FPT_SWEEP_CACHE": str(tmp_path / "cache")} if cached else {}
+    left_out = ("MPLCONFIGDIR", "FPT_SWEEP_CACHE", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")
+    environment = {name: value for name, value in os.environ.items() if name not in left_out}
+    program = (
+        "from sweep.analysis.figures.style import ensure_font_folder\n"
+        "ensure_font_folder()\n"
+        "import matplotlib\nprint(matplotlib.get_cachedir())"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment | own | {"HOME": str(home / "none"), "TMPDIR": str(tmp_path)},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert ran.stderr == ""
+    folder = Path(ran.stdout.strip())
+    if cached:
+        assert folder == tmp_path / "cache/matplotlib"
+    else:
+        assert folder.parent == tmp_path
+        assert not folder.exists()  # nothing is left
+
+
+def test_what_the_home_folder_says_of_matplotlib_counts(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "MPLCONFIGDIR"}
+    program = (
+        "import os\nfrom sweep.analysis.figures.style import ensure_font_folder\n"
+        "ensure_font_folder()\nprint(os.environ.get('MPLCONFIGDIR'))"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment | {"HOME": str(tmp_path)}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert ran.stdout == "None\n"
+    assert not list(tmp_path.iterdir())
