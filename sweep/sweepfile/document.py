@@ -229,7 +229,9 @@ class _Composer(Composer):
             return super().get_single_node()
         # What ruamel raises itself: "\UFFFFFFFF" is no character, and there is no YAML 1.0.
         except (ValueError, OverflowError, AssertionError) as error:
-            raise ComposerError(None, None, str(error), self.loader.reader.get_mark()) from None
+            no_character = isinstance(error, OverflowError) or "chr()" in str(error)
+            what = r"an escape \U that is no character" if no_character else str(error)
+            raise ComposerError(None, None, what, self.loader.reader.get_mark()) from None
 
     def compose_document(self) -> Any:
         start = self.parser.peek_event()
@@ -294,7 +296,10 @@ class _Values:
                 what = f"{shown(node.value)} is too large a number"
             # What ruamel's constructors raise where a tag says what the text is not.
             except (YAMLError, ValueError, LookupError):
-                what = f"{shown(node.value)} is not of type {kind}"
+                # Python refuses to read thousands of digits as a number.
+                large = kind == "int" and node.value.lstrip("+-").isdecimal()
+                why = "too large a number" if large else f"not of type {kind}"
+                what = f"{shown(node.value)} is {why}"
             self.problems.add_unread(line, spell(location), what)
             return None
         if isinstance(node, ScalarNode) and kind == "timestamp":

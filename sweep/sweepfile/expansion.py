@@ -520,7 +520,7 @@ class _TrialMaker:
                 if loc == ["backbone"] and unknown:
                     what, given, allowed = f"no backbone is called {shown(name)}", name, ours
                 folder = self.spec.document.file.resolve().parent
-                if isinstance(name, str) and (own := meant(name, folder)):
+                if isinstance(name, str) and (own := meant(name, folder)) not in (None, name):
                     what, given = f"{what}; did you mean {own!r}", None
             # Its size is resolved before its fields are judged one by one.
             elif name in list(BACKBONES) and size not in (None, *BACKBONES[name].sizes):

@@ -134,6 +134,17 @@ def test_a_backbone_written_with_a_dot(tmp_path: Path, module: str) -> None:
     assert f"did you mean '{module}:Other'" in found
 
 
+def test_what_is_wrong_with_a_class_is_no_misspelling_of_it(tmp_path: Path, module: str) -> None:
+    file = write(tmp_path, "bit-xor", "steps: [3]")
+    own = f"{{name: '{module}:Other', layers: 1, width: 8, heads: 1}}"
+    file.write_text(file.read_text().replace("{name: gpt2, size: tiny}", own))
+
+    found = problems(file)
+
+    assert any(f"{module}:Other: " in one for one in found)
+    assert not any("did you mean" in one for one in found)
+
+
 def test_the_json_schema_of_a_file_knows_its_classes(tmp_path: Path, module: str) -> None:
     file = write(tmp_path, f"{{name: '{module}:Ripple', sigma: 0.2}}", "task.depth: [1]")
     with file.open("a") as stream:
