@@ -104,7 +104,9 @@ def markdown(sheet: Sheet) -> str:
         f"- {_md(f'[{mark}] ') + _md(text) if mark else _md_note(text)}"
         for mark, text in sheet.notes
     ]
-    return "\n".join([f"**{_md(sheet.title)}**", "", *lines, "", *notes, ""])
+    # Blanks beside the asterisks would not be bold, and asterisks alone a rule across the page.
+    title = _md(sheet.title).strip()
+    return "\n".join([f"**{title}**" if title else "", "", *lines, "", *notes, ""])
 
 
 def _md(text: str) -> str:

@@ -26,8 +26,8 @@ PANELS = {
     "Before a run": ("init", "validate", "plan", "fetch", "schema"),
     "Running": ("run", "status", "pause", "retry", "debug"),
     "On a cluster": ("submit", "logs", "stop"),
-    "Results": ("table", "claims", "show", "report", "figures", "query", "trace"),
-    "Models": ("weights", "attention", "representations"),
+    "Results": ("table", "claims", "show", "report", "figures", "query", "columns", "trace"),
+    "Models": ("groups", "weights", "attention", "representations"),
     "Sharing": ("export", "merge", "diff"),
     "Upkeep": ("mirror", "ui", "studies", "gc", "upgrade"),
 }

@@ -383,7 +383,7 @@ table: {rows: arm, columns: length}
 
 def test_a_cell_of_two_kinds_of_device_has_a_footnote(make: Make) -> None:
     sweep, ledger = make(
-        "sweep: two\ntrial: {task: bit-xor, pretraining: random}\n"
+        "sweep: two\ntrial: {task: bit-xor, pretraining: random, steps: 10}\n"
         "axes: {backbone: [{name: gpt2, size: tiny}], seed: [0, 1, 2]}\n"
         "table: {rows: backbone, value: [test_loss]}\n"
     )

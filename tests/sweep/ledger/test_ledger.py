@@ -957,6 +957,7 @@ def test_what_takes_room_and_making_room(place: str) -> None:
         "failures": 2,
         "states": 2,
         "backbones": 2,
+        "logs": 0,
         "cache": 1,
         "leases": 2,
     }

@@ -210,7 +210,8 @@ def test_a_child_says_in_peoples_words_what_the_trial_was(place: Path) -> None:
 def test_a_backbone_of_the_sweeps_own_is_called_by_its_name(place: Path) -> None:
     axis = "axes:\n  pretraining: [random, own]\n"
     own = "backbones:\n  own: {task: bit-memory, train: all, seed: 7}\n"
-    (place / "rates.yaml").write_text(TEXT.replace("axes:\n", own + axis))
+    text = TEXT.replace("axes:\n", own + axis).replace("  learning_rate: [0.001, 0.01]\n", "")
+    (place / "rates.yaml").write_text(text.replace("rows: learning_rate", "rows: pretraining"))
     sweep, ledger = opened(place)
     finish(ledger, sweep.all)
     Mirror(sweep, ledger).sync()
