@@ -14,7 +14,7 @@ A job that is submitted takes none of the submitting machine's along: the cluste
 
 from __future__ import annotations
 
-import functools
+import itertools
 import json
 import logging
 import os
@@ -279,9 +279,14 @@ def _disconnect(*, own: bool, scratch: Path) -> None:
     import ray
 
     if own and (node := ray._private.worker._global_node) is not None:
-        # Ray gives each of them a second to take a SIGTERM, which is kept from them.
-        end = functools.partial(local_ray.end_processes, [scratch])
-        setattr(node, "kill_all_processes", lambda **_: end())  # noqa: B010
+
+        def end(**_: object) -> None:
+            # Ray would give each of them a second to take a SIGTERM, which is kept from them.
+            local_ray.end_processes([scratch])
+            for process in itertools.chain(*node.all_processes.values()):
+                process.process.poll()  # else it would count as one that was left running
+
+        setattr(node, "kill_all_processes", end)  # noqa: B010
     thread = threading.Thread(target=ray.shutdown, name="ray-shutdown", daemon=True)
     thread.start()
     thread.join(SHUTDOWN_SECONDS)
