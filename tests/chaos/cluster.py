@@ -77,7 +77,7 @@ class Node:
 
 
 class Cluster:
-    """A head without GPUs, and workers that say they have some. `with` watches over it.
+    """A head that trains nothing, and workers with a few cores each. `with` watches over it.
 
     A worker node that ends by itself (Ray ends one that it took for dead) is started again, as
     whatever raises real clusters would do.
@@ -89,7 +89,7 @@ class Cluster:
         *,
         pace: Pace,
         workers: int = 2,
-        gpus: int = 2,
+        cores: int = 2,
         apart: bool = True,
         **variables: str,
     ) -> None:
@@ -99,7 +99,7 @@ class Cluster:
             folder: For the nodes' files, with a short path.
             pace: Of the trials.
             workers: Nodes beside the head.
-            gpus: That a worker node says it has; it gets as many cores.
+            cores: That a worker node says it has.
             apart: In network namespaces, where this machine allows it.
             variables: Environment of the nodes.
         """
@@ -124,15 +124,16 @@ class Cluster:
         for node in self.nodes.values():
             node.arguments = [
                 f"--node-ip-address={node.address}",
-                f"--num-cpus={gpus}",
+                f"--num-cpus={0 if node is self.head else cores}",
+                "--num-gpus=0",
                 "--object-store-memory=80000000",
                 "--memory=4000000000",
             ]
             if node is self.head:
-                head = ["--head", f"--port={port}", "--num-gpus=0", "--include-dashboard=false"]
+                head = ["--head", f"--port={port}", "--include-dashboard=false"]
                 node.arguments += head
             else:
-                node.arguments += [f"--address={self.address}", f"--num-gpus={gpus}"]
+                node.arguments.append(f"--address={self.address}")
             if self.network or node is self.head:
                 # Nodes that share a network share the head's folder.
                 node.arguments.append(f"--temp-dir={node.folder}")

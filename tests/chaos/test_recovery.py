@@ -56,7 +56,7 @@ def test_trials_go_on_elsewhere_soon(tell: Callable[[str], None]) -> None:
         sweep = load(file)
         quiet = account.Quiet(file)
         pace = Pace(folder, 0.2)
-        cluster = Cluster(folder, pace=pace, gpus=5)
+        cluster = Cluster(folder, pace=pace, cores=5)
         stack.enter_context(cluster)
         results = folder / "results"
         driver = Driver(
