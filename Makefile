@@ -16,7 +16,7 @@ venv: $(STAMP) ## Make the virtual environment .venv and install (again only if 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make venv PYTHON=python3.11")'
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,docs]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,dev,docs]'
 	touch $@
 
 quickstart: venv ## Run experiments/quickstart.yaml and print its table

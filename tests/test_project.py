@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from sweep.ledger.ledger import Ledger, new_attempt
+from sweep.ledger.provenance import TRAINING
 from sweep.sweepfile.expansion import load
 from tests.support import trial_row
 
@@ -136,7 +137,7 @@ def test_what_plans_and_reads_does_without_what_trains(clone: Path) -> None:
         row = {"step": 4, "split": "train", "loss": 1.0, "accuracy": 0.5}
         rows = [row | {"seconds": 1.0, "examples": 16}]
         ledger.append_curve(point.trial_id, new_attempt(), 0, rows)
-    absent = ("torch", "transformers", "safetensors", "ray", "mlflow", "datasets")
+    absent = TRAINING
     lines = LIGHT.replace("FILE", "experiments/quickstart.yaml").splitlines()
     lines = [line.replace("TRIAL", min(ledger.done())) for line in lines]
     code = f"""
@@ -224,6 +225,35 @@ def test_constraints_are_public_releases_of_every_dependency() -> None:
 
     assert [pin for pin in pins if not re.fullmatch(r"[a-z0-9.-]+==[0-9][0-9a-z.]*", pin)] == []
     assert names <= {pin.split("==")[0] for pin in pins}
+
+
+def test_what_trains_comes_with_an_extra() -> None:
+    project = PYPROJECT["project"]
+    light = {Requirement(one).name for one in project["dependencies"]}
+    train = {Requirement(one).name for one in project["optional-dependencies"]["train"]}
+    assert train == set(TRAINING)
+    assert not light & train
+    assert "'.[train," in (ROOT / "Makefile").read_text()
+
+
+@pytest.mark.parametrize("command", ["mirror FILE", "ui", "run FILE"])
+def test_what_is_of_an_extra_is_named_where_it_is_missing(command: str, clone: Path) -> None:
+    (clone / "results").mkdir(exist_ok=True)
+    Ledger(clone / "results", write=True)
+    (clone / "results/mlflow.db").touch()
+    words = command.replace("FILE", "experiments/quickstart.yaml").split()
+    code = (
+        f"import sys; sys.modules.update(ray=None, mlflow=None)\n"
+        f"sys.argv = ['sweep', *{words!r}]\nfrom sweep import cli\ncli.main()"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=clone, capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "pip install 'fpt-sweep[train]'" in done.stderr
 
 
 def test_the_wheel_works_outside_a_clone(tmp_path: Path) -> None:

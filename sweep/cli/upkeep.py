@@ -94,6 +94,7 @@ def mirror(
     from sweep.mirrors import mlflow_runs
     from sweep.sweepfile.expansion import load
 
+    _require_mlflow()
     sweep, ledger = load(file), Ledger.existing(results)
     number = (mlflow_runs.rebuild if rebuild else mlflow_runs.catch_up)(sweep, ledger)
     say(f"{mlflow_runs.where(ledger)}: {count(number, 'trial')} mirrored")
@@ -108,4 +109,12 @@ def ui(
     from sweep.ledger.ledger import Ledger
     from sweep.mirrors.mlflow_runs import serve_ui
 
+    _require_mlflow()
     serve_ui(Ledger(results), port, ready=echo)
+
+
+def _require_mlflow() -> None:
+    from sweep.ledger import provenance
+
+    if package := provenance.lacking(["mlflow"]):
+        raise UserError(provenance.lacks(package))

@@ -11,6 +11,7 @@ import json
 import platform
 import socket
 import subprocess
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -66,21 +67,21 @@ def version(package: str) -> str | None:
         return None
 
 
-TRAINING = ("torch", "transformers", "safetensors")
-"""Packages that only training needs: an installation that plans and reads does without."""
+TRAINING = ("torch", "transformers", "safetensors", "ray", "mlflow", "datasets")
+"""What the extra `train` brings: an installation that plans and reads does without."""
 
 
 def lacks(package: str) -> str:
-    """Return what to tell somebody who wants to train where a package is not installed."""
+    """Return what to tell somebody who needs a package of `TRAINING` that is not installed."""
     return (
-        f"{package}: is not installed here, and training needs it; pip install 'fpt-sweep[train]', "
+        f"{package}: is not installed here, and this needs it; pip install 'fpt-sweep[train]', "
         "in the environment that this command runs in"
     )
 
 
-def lacking() -> str | None:
-    """Return the first package that training needs and that is not installed; None if all are."""
-    return next((name for name in TRAINING if importlib.util.find_spec(name) is None), None)
+def lacking(needed: Sequence[str] = TRAINING) -> str | None:
+    """Return the first package of these that is not installed; None if all are."""
+    return next((name for name in needed if importlib.util.find_spec(name) is None), None)
 
 
 @functools.cache
