@@ -23,8 +23,8 @@ quickstart: venv ## Run experiments/quickstart.yaml and print its table
 	$(BIN)/sweep run experiments/quickstart.yaml
 	$(BIN)/sweep table experiments/quickstart.yaml
 
-test: venv lint ## Lint, then the tests
-	$(BIN)/python -m pytest
+test: venv lint ## Lint, then the tests, on two cores
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-all: ## The tests on each Python from 3.11 to 3.13 that is installed, an environment each
 	@set -e; for v in 3.11 3.12 3.13; do \
