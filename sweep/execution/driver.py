@@ -339,7 +339,7 @@ def _mirrored(sweep: Sweep, context: RunContext) -> tuple[RunContext, AbstractCo
             mirror.sync(ended=now)
             told.update(now or {""})
 
-    behind = [f"MLflow may lag behind: sweep mirror {sweep.file}"]
+    behind = [f"MLflow may lag behind: {mirror.command}"]
 
     @contextmanager
     def block() -> Iterator[None]:

@@ -23,6 +23,7 @@ import logging
 import math
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -182,6 +183,13 @@ class Mirror:
         self._open: dict[str, Run] = {}
         self._ended: dict[str, int] = {}
 
+    @property
+    def command(self) -> str:
+        """The command that catches up, as it is typed in this folder."""
+        default = self.ledger.uri == Ledger("results").uri
+        where = "" if default else f" --results {shlex.quote(self.ledger.uri)}"
+        return f"sweep mirror {shlex.quote(str(self.sweep.file))}{where}"
+
     def prepare(self) -> bool:
         """Create database, experiment and parent run; True if that succeeded.
 
@@ -219,8 +227,8 @@ class Mirror:
                 self._epoch = None
                 log.warning(
                     "MLflow mirror (%s): %s; no result is lost, the next try is in %.0f s or later"
-                    "; `sweep mirror %s` catches up",
-                    where(self.ledger), in_one_line(error), self._backoff, self.sweep.file,
+                    "; `%s` catches up",
+                    where(self.ledger), in_one_line(error), self._backoff, self.command,
                 )  # fmt: skip
                 log.debug("MLflow mirror", exc_info=True)
                 return count or None

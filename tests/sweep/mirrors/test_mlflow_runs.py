@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -511,6 +512,7 @@ def test_without_mlflow_nothing_is_lost_but_a_line_of_warning(
     assert mirror.sync() == 0, "within the pause after a fault"
     (warned,) = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
     assert "127.0.0.1" in warned
+    assert f"`{mirror.command}` catches up" in warned
     assert "secret" not in warned
     assert "\n" not in warned
     for command in (catch_up, rebuild):
@@ -519,6 +521,18 @@ def test_without_mlflow_nothing_is_lost_but_a_line_of_warning(
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     monkeypatch.setattr(mirror, "_wait_until", 0.0)
     assert mirror.sync() == 8
+
+
+def test_the_command_that_catches_up_names_the_ledger_unless_it_is_the_default(
+    place: Path, tmp_path: Path
+) -> None:
+    sweep, ledger = opened(place)
+    file, folder = sweep.file, ledger.uri
+
+    words = shlex.split(Mirror(sweep, Ledger(tmp_path / "an other")).command)
+    assert words == ["sweep", "mirror", str(file), "--results", f"{tmp_path}/an other"]
+    assert shlex.split(Mirror(sweep, ledger).command)[3:] == ["--results", folder]
+    assert shlex.split(Mirror(sweep, Ledger("results")).command) == words[:3]
 
 
 def test_a_fault_half_way_costs_no_trial_and_doubles_none(
