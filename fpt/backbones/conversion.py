@@ -64,8 +64,11 @@ def _read(files: list[Path]) -> dict[str, Tensor]:
                 stored = torch.load(file, map_location="cpu", weights_only=True)
         # A damaged pickle may raise anything.
         except Exception as error:
+            said = str(error).splitlines()[0]
+            if said.startswith("Weights only load failed"):  # torch goes on with how to run it
+                said = "damaged, or it holds more than tensors, which is never run"
             raise DataError(
-                f"{file}: cannot be read as weights ({str(error).splitlines()[0]}); fetch it again"
+                f"{file}: cannot be read as weights ({said}); fetch it again"
             ) from error
         tensors |= _tensors(stored, file)
     # Tied weights are one tensor under two names, which a safetensors file cannot hold.

@@ -204,6 +204,25 @@ def test_what_is_no_plain_weights_is_refused(
     assert str(folder) in str(caught.value) or "cache" in str(caught.value)
 
 
+class Runs:
+    """A pickle of it calls a function as it is read."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path("ran"),)
+
+
+def test_a_pickle_that_runs_code_is_refused_without_advice_on_how_to_run_it(
+    trial: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    as_pickle(folder, {"weights": Runs()})
+
+    with pytest.raises(DataError, match="holds more than tensors, which is never run") as caught:
+        read(trial, folder)
+    assert "weights_only" not in str(caught.value)
+    assert not Path("ran").exists()
+
+
 @pytest.mark.parametrize(
     "name", ["model-00002-of-00002.safetensors", "model.safetensors.index.json", "config.json"]
 )
