@@ -58,7 +58,8 @@ class Quiet:
     def __init__(self, file: Path) -> None:
         self._output = file.with_suffix(".json")
         self._process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", str(HERE / "quiet.py"), str(file), str(self._output)],
+            # -P: beside the script lies another module of the name of the sweep file's own.
+            [sys.executable, "-P", "-W", "ignore", HERE / "quiet.py", file, self._output],
             env=machine.environment(
                 OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", MKL_CBWR="AUTO,STRICT"
             ),
