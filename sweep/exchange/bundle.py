@@ -232,8 +232,9 @@ def _sources(sweep: Sweep) -> Iterator[Path]:
         yield locked
     names = (name for p in sweep.all for name in (p.config.task.name, p.config.backbone.name))
     modules = {name.partition(":")[0] for name in names if ":" in name}
-    files = {file for module in modules for file in plugins.sources(module).values()}
-    yield from sorted(folder / f.relative_to(here) for f in files if f.is_relative_to(here))
+    # By name, since this process may have imported them from a copy of the same content.
+    files = {file for module in modules for file in plugins.sources(module)}
+    yield from sorted(folder / file for file in files if (here / file).is_file())
 
 
 def _readme(sweep: Sweep, status: Mapping[str, str], objects: list[str]) -> bytes:
