@@ -190,14 +190,15 @@ def retry(
     """Let failed trials run again, after what failed them was mended."""
     from sweep.ledger.ledger import Ledger
     from sweep.planning.plan import plan as make_plan
+    from sweep.sweepfile.expansion import load
 
     if unknown := set(cause or ()) - {"code", "data"}:
         raise UserError(
             f"--cause: no trial waits for {sorted(unknown)[0]!r}; allowed: code, data "
             "(what the environment caused is tried again by every run)"
         )
-    ledger = Ledger.existing(results, write=True)
-    planned = make_plan(file, ledger)
+    sweep, ledger = load(file), Ledger.existing(results, write=True)
+    planned = make_plan(sweep, ledger)
     failed = [p for p in planned.sweep.all if planned.status[p.trial_id] == "failed"]
     if cause:
         last = last_causes(ledger)
