@@ -31,6 +31,10 @@ class Figures:
     """Sum of the training losses since the last evaluation; `window_accuracy` alike."""
     window_accuracy: float = 0.0
     window_steps: int = 0
+    recent_loss: float = 0.0
+    """Sum of the training losses since the last training record; `recent_accuracy` alike."""
+    recent_accuracy: float = 0.0
+    recent_steps: int = 0
     train_loss: float | None = None
     """Mean over the last full window."""
     train_accuracy: float | None = None

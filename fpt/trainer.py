@@ -152,7 +152,6 @@ class _Member:
     """1 from the first loss or gradient on that is not finite: Adam then skips the update."""
     window: Tensor = field(default_factory=lambda: torch.zeros(2, dtype=torch.float64))
     recent: Tensor = field(default_factory=lambda: torch.zeros(2, dtype=torch.float64))
-    recent_steps: int = 0
 
     @functools.cached_property
     def trained(self) -> dict[str, torch.nn.Parameter]:
@@ -284,6 +283,8 @@ class Training(Iterator[Record]):
         member.best = {name: tensor.clone() for name, tensor in picked.items()}
         sums = [state.figures.window_loss, state.figures.window_accuracy]
         member.window = torch.tensor(sums, dtype=torch.float64, device=self.device)
+        sums = [state.figures.recent_loss, state.figures.recent_accuracy]
+        member.recent = torch.tensor(sums, dtype=torch.float64, device=self.device)
 
     @property
     def settled(self) -> bool:
@@ -512,7 +513,7 @@ class Training(Iterator[Record]):
             parameter.grad = None
         member.figures.step += 1
         member.figures.window_steps += 1
-        member.recent_steps += 1
+        member.figures.recent_steps += 1
 
     def _batches(self) -> list[Batch]:
         """The batches of the step at hand; a trial whose data raises leaves. On a GPU, the batches
@@ -636,10 +637,10 @@ class Training(Iterator[Record]):
         )
 
     def _log_training(self, member: _Member) -> None:
-        loss, accuracy = (member.recent / member.recent_steps).tolist()
+        loss, accuracy = (member.recent / member.figures.recent_steps).tolist()
         self._record(member, "train", loss, accuracy)
         member.recent = torch.zeros_like(member.recent)
-        member.recent_steps = 0
+        member.figures.recent_steps = 0
 
     def _close_window(self, member: _Member) -> None:
         figures = member.figures
@@ -814,6 +815,7 @@ class Training(Iterator[Record]):
                 tensors[f"best/{name}"] = member.best[name].cpu().clone()
         figures = Figures(**asdict(member.figures))
         figures.window_loss, figures.window_accuracy = member.window.tolist()
+        figures.recent_loss, figures.recent_accuracy = member.recent.tolist()
         trial = member.trial
         return State(trial.model_dump(mode="json"), figures, tensors, trial.own_code)
 

@@ -109,6 +109,21 @@ def test_one_group_trains_and_no_other_parameter_moves(name: str, group: str, tr
     assert moved <= training.model.trained
 
 
+@pytest.mark.parametrize("cut", [3, 10, 13, 29])
+def test_a_state_between_records_loses_nothing_of_the_next_one(trial: Any, cut: int) -> None:
+    one = trial(steps=40, evaluation={"every": 20})
+
+    def curve(training: Training) -> list[tuple[int, str, float, float]]:
+        return [(r.step, r.split, r.loss, r.accuracy) for r in training]
+
+    whole = curve(train([one], log_every=10))
+    first = train([one], log_every=10)
+    seen = [record for _ in range(cut) for record in first.step()]
+    rest = train([one], log_every=10, state=[first.states()[0]])
+
+    assert [(r.step, r.split, r.loss, r.accuracy) for r in seen] + curve(rest) == whole
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("stop_after", [7, 10, 15])
 def test_a_resumed_trial_ends_bit_for_bit_as_an_uninterrupted_one(
