@@ -720,10 +720,10 @@ def user_interface(place: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A process in `serve_ui`, and the page of the sweep that it told of."""
     code = """
         import sys
-        from sweep import tracking
+        from sweep.mirrors import mlflow_runs
         from sweep.ledger.ledger import Ledger
         ledger, port = Ledger(sys.argv[1]), int(sys.argv[2])
-        tracking.serve_ui(ledger, port, ready=lambda text: print(text, flush=True))
+        mlflow_runs.serve_ui(ledger, port, ready=lambda text: print(text, flush=True))
     """
     command = [sys.executable, "-c", textwrap.dedent(code), str(place / "results")]
     with subprocess.Popen([*command, str(free_port())], stdout=subprocess.PIPE, text=True) as ui:
