@@ -64,16 +64,23 @@ def test_the_notebook_runs(published: Path, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of Jupyter's own, among themselves
 @pytest.mark.parametrize(
-    "axes", ["{batch_size: [2, 4], train: [fpt, all], seed: [0, 1]}", "{seed: [0, 1]}"]
+    ("axes", "table"),
+    [
+        (
+            "{batch_size: [2, 4], train: [fpt, all], seed: [0, 1]}",
+            "rows: batch_size, columns: train",
+        ),
+        ("{seed: [0, 1]}", "rows: seed, value: [test_accuracy, test_loss]"),
+    ],
 )
 def test_the_notebook_runs_on_any_sweep_with_parameters_as_papermill_sets_them(
-    axes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    axes: str, table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file, ledger = tmp_path / "own.yaml", Ledger(tmp_path / "results")
     file.write_text(
         "sweep: own\ntrial: {backbone: {name: gpt2, layers: 1, width: 8, heads: 1}, steps: 10, "
         f"task: bit-xor, pretraining: random}}\naxes: {axes}\n"
-        "table: {rows: seed, value: [test_accuracy, test_loss]}\n"
+        f"table: {{{table}}}\n"
     )
     for point in load(file).points:
         ledger.commit(trial_row(point))
