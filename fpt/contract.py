@@ -17,6 +17,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -298,10 +299,13 @@ def _update(total: Any, batch: Batch, most: int) -> None:
 
 def _elsewhere(check: _Check, dumped: JSON, protocol: str) -> dict[str, str]:
     """Return the digests of a task's splits, made in a process whose sets have another order."""
+    home = str(Path(__file__).resolve().parents[1])
     variables = {
         plugins.VARIABLE: os.pathsep.join(f for f in plugins.FOLDERS if f in sys.path),
         "PYTHONHASHSEED": "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2",
         "PYTHONSAFEPATH": "1",
+        # The package that runs here: a job may have been sent one of its own.
+        "PYTHONPATH": os.pathsep.join([home, *filter(None, [os.environ.get("PYTHONPATH")])]),
     }
     done = subprocess.run(
         [sys.executable, "-c", "from fpt.contract import _answer; _answer()"],

@@ -144,6 +144,9 @@ def check_names(folder: Path) -> None:
         one for one in sys.path if one and one not in FOLDERS and not _same(one, str(folder))
     ]
     for name in sorted(own):
+        running = getattr(sys.modules.get(name), "__file__", None)
+        if running and Path(running).resolve().is_relative_to(folder.resolve()):
+            continue  # this process runs it: a job to which the package itself was sent
         file = folder / (f"{name}.py" if (folder / f"{name}.py").is_file() else name)
         if name in AT_START:
             raise ValueError(f"{file}: Python itself runs a module {name} at its start; rename it")
