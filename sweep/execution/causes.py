@@ -12,25 +12,10 @@ from __future__ import annotations
 import errno
 import re
 import sys
-from typing import Literal
 
 from fpt.contract import ContractError
 from fpt.files import DataError
-from sweep.ledger.ledger import LedgerError
-
-Cause = Literal[
-    "data",
-    "code",
-    "memory",
-    "device",
-    "worker",
-    "node",
-    "storage",
-    "hung",
-    "preempted",
-    "interrupted",
-]
-"""Why an attempt at a trial came to nothing."""
+from sweep.ledger.ledger import Cause, LedgerError
 
 ENDS_PROCESS = ("memory", "device", "node")
 """Causes after which a worker's process must not train again: what an allocator keeps would fail

@@ -7,10 +7,10 @@ from contextlib import suppress
 from dataclasses import replace
 
 from sweep.execution import worker
-from sweep.execution.causes import Cause, cause_of
+from sweep.execution.causes import cause_of
 from sweep.execution.liveness import AttemptHealth
 from sweep.execution.worker import Job, Result
-from sweep.ledger.ledger import Ledger, LedgerError
+from sweep.ledger.ledger import Cause, Ledger, LedgerError
 
 
 class WorkerDiedError(Exception):

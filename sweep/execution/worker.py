@@ -33,10 +33,10 @@ from fpt.files import DataError
 from fpt.spec import JSON
 from fpt.tasks.base import Baseline
 from sweep.execution import output
-from sweep.execution.causes import ENDS_PROCESS, Cause, NodeError, cause_of, ends_process
+from sweep.execution.causes import ENDS_PROCESS, NodeError, cause_of, ends_process
 from sweep.execution.output import Log
 from sweep.ledger import provenance
-from sweep.ledger.ledger import WAITS, Ledger, LedgerError
+from sweep.ledger.ledger import WAITS, Cause, Ledger, LedgerError
 from sweep.ledger.storage import StorageError
 from sweep.planning.plan import changed_files, trained_by_other_code
 from sweep.sweepfile.identity import IDENTITY_VERSION, trial_id

@@ -36,7 +36,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -53,6 +53,7 @@ __all__ = [
     "FAILURES",
     "MARKS",
     "TRIALS",
+    "Cause",
     "Kind",
     "Lease",
     "Ledger",
@@ -83,7 +84,7 @@ KINDS: tuple[Kind, ...] = (
     "leases",
 )
 
-CAUSES = (
+Cause = Literal[
     "data",
     "code",
     "memory",
@@ -94,9 +95,10 @@ CAUSES = (
     "hung",
     "preempted",
     "interrupted",
-    "doubled",
-    "retried",
-)
+]
+"""Why an attempt at a trial came to nothing."""
+
+CAUSES = (*get_args(Cause), "doubled", "retried")
 """Why an attempt failed, or what a mark says that is no failure (see `MARKS`)."""
 
 MARKS = ("doubled", "retried")
