@@ -36,7 +36,7 @@ from sweep.execution import output
 from sweep.execution.causes import ENDS_PROCESS, NodeError, cause_of, ends_process
 from sweep.execution.output import Log
 from sweep.ledger import provenance
-from sweep.ledger.ledger import WAITS, Cause, Ledger, LedgerError
+from sweep.ledger.ledger import WAITS, Cause, Ledger, LedgerError, TakenBy
 from sweep.ledger.storage import StorageError
 from sweep.planning.plan import changed_files, trained_by_other_code
 from sweep.sweepfile.identity import IDENTITY_VERSION, trial_id
@@ -573,7 +573,8 @@ class _Attempt:
         keeps = self.job.keep_states
         if keeps is None:
             keeps = not {"attention", "attention:last", "feedforward"} & set(config.train)
-        first = name in (*self.again, *self.outdated) or not self._theirs(name)
+        anew = name in (*self.again, *self.outdated)
+        first = anew or self.ledger.committed_by(name) in (None, self.job.attempt)
         if first:  # else the tensors are those of whoever wrote the row
             self._write_curve(trial)
             if keeps:
@@ -581,8 +582,8 @@ class _Attempt:
             row = trial_row(trial, outcome, self.job)
             if name in self.outdated:
                 self.ledger.recommit(row)
-            committed = name in self.outdated or self.ledger.commit(row)
-            first = committed or name in self.again or not self._theirs(name)
+            elif isinstance(self.ledger.commit(row), TakenBy):
+                first = name in self.again
             if not keeps:
                 self.ledger.drop_state(name)
         if not first:
@@ -594,13 +595,6 @@ class _Attempt:
             loss=outcome.test_loss,
             accuracy=outcome.test_accuracy,
         )
-
-    def _theirs(self, name: str) -> bool:
-        """Whether a row is there that another attempt wrote. One of ours may be there although its
-        writing was told to have failed.
-        """
-        attempts: list[str] = self.ledger.trials([name]).column("attempt").to_pylist()
-        return bool(attempts) and attempts != [self.job.attempt]
 
     def _note_doubled(self, trial: Progress, outcome: Outcome) -> None:
         """Work that was done twice is counted, and is no failure."""

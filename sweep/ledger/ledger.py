@@ -53,11 +53,14 @@ __all__ = [
     "FAILURES",
     "MARKS",
     "TRIALS",
+    "AlreadyOurs",
     "Cause",
+    "Committed",
     "Kind",
     "Lease",
     "Ledger",
     "LedgerError",
+    "TakenBy",
     "new_attempt",
 ]
 
@@ -188,6 +191,27 @@ CURVES = Dataset(
 )
 
 
+@dataclass(frozen=True)
+class Committed:
+    """The row was written: the trial had none."""
+
+
+@dataclass(frozen=True)
+class AlreadyOurs:
+    """The same attempt wrote it before, although its writing was reported as failed."""
+
+
+@dataclass(frozen=True)
+class TakenBy:
+    """Another attempt was first, and this row is not kept."""
+
+    attempt: str
+
+
+Commit = Committed | AlreadyOurs | TakenBy
+"""What became of a row."""
+
+
 def new_attempt() -> str:
     """A name for an attempt at a trial: unique, and sorted by time."""
     return f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}.{secrets.token_hex(3)}"
@@ -288,18 +312,23 @@ class Ledger:
             "`sweep mirror` then makes runs of its own"
         )
 
-    def commit(self, row: Mapping[str, Any]) -> bool:
-        """Write the row of a trial that has ended; from then on the trial is done.
-
-        Returns:
-            True if this row was the first. False: the trial was done before, and this row is
-            not kept.
+    def commit(self, row: Mapping[str, Any]) -> Commit:
+        """Write the row of a trial that has ended, unless it has one; then the trial is done.
 
         Raises:
             ValueError: If the row does not fit the schema (a bug of the caller's).
         """
-        data = _encode(TRIALS, [row])
-        return self._storage.create(TRIALS.path(row), data)
+        name, data = TRIALS.path(row), _encode(TRIALS, [row])
+        while not self._storage.create(name, data):
+            by = self.committed_by(row["trial_id"])
+            if by is not None:  # else it was deleted since
+                return AlreadyOurs() if by == row["attempt"] else TakenBy(by)
+        return Committed()
+
+    def committed_by(self, trial_id: str) -> str | None:
+        """Return the attempt that wrote the row of a trial; None: it has none."""
+        attempts: list[str] = self.trials([trial_id], columns=["attempt"])["attempt"].to_pylist()
+        return attempts[0] if attempts else None
 
     def recommit(self, row: Mapping[str, Any]) -> None:
         """Write a row over the one that there is, of a trial that was trained anew on purpose.

@@ -23,7 +23,7 @@ from fpt.files import DataError
 from fpt.spec import JSON
 from sweep.execution import worker
 from sweep.execution.worker import EndWorkerError, Job, Pulse, Result, run_pack
-from sweep.ledger.ledger import Ledger, LedgerError, new_attempt
+from sweep.ledger.ledger import Committed, Ledger, LedgerError, new_attempt
 from sweep.ledger.storage import StorageError
 from sweep.sweepfile.identity import cell_id, trial_id
 from sweep.sweepfile.schema import LimitsSpec
@@ -458,7 +458,7 @@ def test_a_trial_that_ended_while_storage_was_away_is_not_interrupted(
 ) -> None:
     commit, calls = Ledger.commit, itertools.count()
 
-    def away_at_first(self: Ledger, row: JSON) -> bool:
+    def away_at_first(self: Ledger, row: JSON) -> Any:
         if not next(calls):
             raise StorageError("no answer")
         return commit(self, row)
@@ -782,8 +782,8 @@ def test_a_row_whose_writing_was_told_to_have_failed_is_ours_all_the_same(
     monkeypatch.setattr(worker, "PAUSES", (0.01, 0.02))
     commit = Ledger.commit
 
-    def lost_answer(self: Ledger, row: Any) -> bool:
-        assert commit(self, row)
+    def lost_answer(self: Ledger, row: Any) -> None:
+        assert commit(self, row) == Committed()
         monkeypatch.setattr(Ledger, "commit", commit)
         raise StorageError("results: the answer was lost")
 

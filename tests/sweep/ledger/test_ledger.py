@@ -27,9 +27,12 @@ from sweep.ledger.ledger import (
     CURVES,
     FAILURES,
     TRIALS,
+    AlreadyOurs,
+    Committed,
     Dataset,
     Ledger,
     LedgerError,
+    TakenBy,
     new_attempt,
 )
 
@@ -59,7 +62,7 @@ def point(step: int, loss: float = 0.0, split: str = "train") -> dict[str, Any]:
 
 def fill(ledger: Ledger, numbers: Sequence[int]) -> None:
     for number in numbers:
-        assert ledger.commit(row(number))
+        assert ledger.commit(row(number)) == Committed()
 
 
 def ids(table: pa.Table) -> list[str]:
@@ -107,7 +110,7 @@ def test_rows_come_back_as_they_were_committed(rows: list[dict[str, Any]]) -> No
     with tempfile.TemporaryDirectory() as folder:
         written = [one | {"trial_id": trial(number)} for number, one in enumerate(rows)]
         for one in written:
-            assert Ledger(folder).commit(one)
+            assert Ledger(folder).commit(one) == Committed()
 
         for table in (Ledger(folder).trials(), Ledger(folder).trials()):  # from files, from cache
             read = table.to_pylist()
@@ -161,10 +164,13 @@ def test_the_first_commit_wins_and_its_file_is_never_touched(place: str) -> None
     ledger = Ledger(place, write=True)
 
     assert ledger.done() == set()
-    assert ledger.commit(row(1, attempt="a1"))
+    assert ledger.committed_by(trial(1)) is None
+    assert ledger.commit(row(1, attempt="a1")) == Committed()
     before = ledger._storage.list("trials")
-    assert not ledger.commit(row(1, attempt="a2"))
-    assert ledger.commit(row(2))
+    assert ledger.commit(row(1, attempt="a2")) == TakenBy("a1")
+    assert ledger.commit(row(1, attempt="a1", attempts=2)) == AlreadyOurs()
+    assert ledger.commit(row(2)) == Committed()
+    assert ledger.committed_by(trial(1)) == "a1"
 
     assert ledger.done() == {trial(1), trial(2)}
     assert before.items() <= ledger._storage.list("trials").items()
@@ -173,7 +179,8 @@ def test_the_first_commit_wins_and_its_file_is_never_touched(place: str) -> None
 
 def _commit(place: str, racer: int) -> list[bool]:
     ledger = Ledger(place)
-    return [ledger.commit(row(number, attempt=f"racer_{racer}")) for number in range(20)]
+    rows = (row(number, attempt=f"racer_{racer}") for number in range(20))
+    return [ledger.commit(one) == Committed() for one in rows]
 
 
 def test_of_processes_that_commit_one_trial_one_is_first(tmp_path: Path) -> None:

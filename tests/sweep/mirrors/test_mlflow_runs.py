@@ -26,7 +26,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from sweep.ledger.ledger import Ledger
+from sweep.ledger.ledger import Committed, Ledger
 from sweep.mirrors import mlflow_runs
 from sweep.mirrors.mlflow_runs import (
     LEDGER,
@@ -103,7 +103,7 @@ def finish(ledger: Ledger, points: Sequence[Point], **overrides: Any) -> None:
         times = {"started_at": began, "finished_at": began + timedelta(seconds=30)}
         row = trial_row(point, **{**times, **overrides})
         ledger.append_curve(point.trial_id, row["attempt"], 0, records())
-        assert ledger.commit(row)
+        assert ledger.commit(row) == Committed()
 
 
 def runs(uri: str, experiment: str = "fpt-sweep/rates") -> list[Run]:

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from fpt.tasks import TASKS
-from sweep.ledger.ledger import Ledger, LedgerError
+from sweep.ledger.ledger import Committed, Ledger, LedgerError
 from sweep.planning.packing import Workers
 from sweep.planning.plan import STATUSES, Plan, plan
 from sweep.sweepfile.expansion import load
@@ -60,7 +60,7 @@ def train(sweep: Sweep, ledger: Ledger, *labels: str, backbone: bool = True, **r
         point = named(sweep, label)
         if point in sweep.pretrainings and backbone:
             ledger.put_backbone(point.trial_id, b"weights")
-        assert ledger.commit(trial_row(point, **row))
+        assert ledger.commit(trial_row(point, **row)) == Committed()
 
 
 def statuses(planned: Plan) -> dict[str, str]:
