@@ -108,7 +108,7 @@ def _mistakes() -> tuple[type[Exception], ...]:
     from sweep.execution.driver import ClusterError
     from sweep.ledger.ledger import LedgerError
     from sweep.mirrors.mlflow_runs import MirrorError
-    from sweep.planning.tuning import StudiesError
+    from sweep.mirrors.optuna_studies import StudiesError
     from sweep.sweepfile.schema import SweepFileError
 
     return (

@@ -38,6 +38,7 @@ def studies(
     """Say which setting each cell of a sweep with `tune:` takes, and by what figures."""
     from sweep.ledger.errors import without_password
     from sweep.ledger.ledger import Ledger
+    from sweep.mirrors import optuna_studies
     from sweep.planning import tuning
     from sweep.sweepfile.expansion import load
 
@@ -46,8 +47,8 @@ def studies(
         example = "tune: {learning_rate: {log: [1.0e-5, 1.0e-2], points: 8}}"
         raise UserError(f"{file}: tune: missing; its learning rates are given. Try `{example}`")
     if rebuild:
-        told = tuning.record(sweep, ledger, rebuild=True)
-        place = without_password(tuning.where(sweep, ledger))
+        told = optuna_studies.record(sweep, ledger, rebuild=True)
+        place = without_password(optuna_studies.where(sweep, ledger))
         say(f"{place}: {count(told, 'point')} of {count(len(sweep.studies), 'cell')}")
     states = tuning.states(sweep, ledger)
     if as_json:

@@ -42,6 +42,7 @@ from sweep.execution.scheduler import Event as Event
 from sweep.execution.worker import Train
 from sweep.ledger import provenance
 from sweep.ledger.ledger import MARKS, Lease, Ledger, LedgerError
+from sweep.mirrors import optuna_studies
 from sweep.mirrors.mlflow_runs import Mirror
 from sweep.planning import estimates, packing, tuning
 from sweep.planning.packing import Workers
@@ -142,7 +143,7 @@ def run(
     ledger = Ledger(results, write=True)
     planned = plan(file, ledger, stale=stale)
     _check_pinned(planned)
-    tuning.where(planned.sweep, ledger)  # which may name a variable that is not set
+    optuna_studies.where(planned.sweep, ledger)  # which may name a variable that is not set
     emit = on_event or (lambda event: None)
     if mirror and not planned.packs and planned.counts()["done"] + planned.counts()["diverged"]:
         # Another sweep may have trained what this one shows, or a kill may have come between the
@@ -353,7 +354,7 @@ def _mirrored(sweep: Sweep, context: RunContext) -> tuple[RunContext, AbstractCo
 
 def _studied(sweep: Sweep, ledger: Ledger) -> AbstractContextManager[None]:
     """Let Optuna's storage follow along, and catch up at the end."""
-    follower = tuning.Follower(sweep, ledger)
+    follower = optuna_studies.Follower(sweep, ledger)
     until: list[float] = []
 
     def waits() -> bool:

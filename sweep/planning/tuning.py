@@ -1,4 +1,4 @@
-"""Which setting each cell of a sweep with `tune:` takes. The only file with Optuna.
+"""Which setting each cell of a sweep with `tune:` takes.
 
 A study is a function of the ledger: the settings that a cell has tried are trials like any other,
 and what it chooses follows from their rows. So a kill loses nothing, readers and drivers agree
@@ -9,56 +9,22 @@ seed of its own for each point that follows from the study and the number of the
 its own generation count as running (constant liar). A driver notes a generation in the ledger
 before it trains, and what is noted is what counts: another machine, or another release of Optuna,
 changes nothing of it.
-
-Optuna's own storage is a copy, for its dashboard and its users: each rate that has ended is told
-once. What is lost of it, or contradicts the ledger, is made anew.
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import json
-import logging
 import math
-import os
-import re
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from statistics import fmean, median
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
-from fpt.files import cache_folder
-from sweep.ledger.errors import in_one_line, without_password
 from sweep.ledger.ledger import Ledger
-from sweep.sweepfile.document import SweepFileError
+from sweep.planning.samplers import direction, frozen, optuna_module, suggested
 from sweep.sweepfile.trials import Point, Study, Sweep, being_tuned
-from sweep.sweepfile.tuning_spec import RangeSpec, Setting, TuneSpec, rounded
-
-if TYPE_CHECKING:
-    from optuna.storages import BaseStorage
-    from optuna.trial import FrozenTrial
-
-FOLDER = "studies"
-"""Where journal files lie, under a ledger that is a folder."""
-
-STORAGE = "FPT_SWEEP_STUDIES"
-"""The environment variable that names a database for the studies."""
-
-LOCK_SECONDS = 3
-"""After which Optuna takes over a lock that a killed process has left in a journal's folder."""
-
-ASKED = 20
-"""Times that TPE is asked for a rate that has not been tried."""
-
-
-class StudiesError(Exception):
-    """Optuna's storage cannot be used; the message is for people. No trial is lost."""
-
-
-# --- what the ledger decides --------------------------------------------------------------------
+from sweep.sweepfile.tuning_spec import Setting
 
 
 @dataclass(frozen=True)
@@ -162,12 +128,12 @@ class State:
         whole = [one for one in self.tries if one.value is not None]
         if len(self.study.tune.spaces) < 2 or len({one.value for one in whole}) < 4:
             return {}
-        optuna = _optuna()
+        optuna = optuna_module()
         with warnings.catch_warnings():  # Optuna calls it experimental.
             warnings.simplefilter("ignore")
-            study = optuna.create_study(direction=_direction(self.study))
+            study = optuna.create_study(direction=direction(self.study.tune))
             for one in whole:
-                study.add_trial(_frozen(one.setting, one.value, self.study.tune))
+                study.add_trial(frozen(one.setting, one.value, self.study.tune))
             evaluator = optuna.importance.PedAnovaImportanceEvaluator()
             found = optuna.importance.get_param_importances(study, evaluator=evaluator)
         return {name: float(found.get(name, 0.0)) for name in self.study.tune.spaces}
@@ -419,7 +385,7 @@ def _state(study: Study, found: Mapping[str, float | None], noted: Mapping[int, 
             ended = tuple((one.setting, one.value) for one in tries)
             asked: list[Setting] = []
             for number in range(len(tries), min(len(tries) + tune.generation, tune.budget)):
-                now = noted.get(number) or _suggested(study.cell_id, tune, ended, tuple(asked))
+                now = noted.get(number) or suggested(study.cell_id, tune, ended, tuple(asked))
                 asked.append(now)
             tries += [_try(study, one, steps, found) for one in asked]
     setting = None
@@ -451,253 +417,3 @@ def _score(study: Study, one: Try) -> float:
     if one.value is None:
         return -math.inf
     return one.value if study.tune.by.endswith("_accuracy") else -one.value
-
-
-def _direction(study: Study) -> str:
-    return "maximize" if study.tune.by.endswith("_accuracy") else "minimize"
-
-
-@functools.lru_cache(maxsize=100_000)
-def _suggested(
-    cell: str,
-    tune: TuneSpec,
-    ended: tuple[tuple[Setting, float | None], ...],
-    asked: tuple[Setting, ...],
-) -> Setting:
-    # The next point of TPE, after those that have ended and those of its own generation.
-    optuna = _optuna()
-    tried = {setting for setting, _ in ended} | set(asked)
-    setting: Setting = (*asked, *(one for one, _ in ended))[-1]
-    direction = "maximize" if tune.by.endswith("_accuracy") else "minimize"
-    with warnings.catch_warnings():  # Optuna calls the constant liar experimental.
-        warnings.simplefilter("ignore")
-        for attempt in range(ASKED):
-            text = f"{cell} {len(ended) + len(asked)} {attempt}"
-            seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
-            liar = tune.generation > 1
-            sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=0, constant_liar=liar)
-            study = optuna.create_study(direction=direction, sampler=sampler)
-            study.add_trials([_frozen(one, value, tune) for one, value in ended])
-            study.add_trials([_frozen(one, None, tune, running=True) for one in asked])
-            spaces = {name: _distribution(space) for name, space in tune.spaces.items()}
-            params = study.ask(spaces).params
-            setting = tuple(
-                (name, rounded(params[name]) if isinstance(params[name], float) else params[name])
-                for name in tune.spaces
-            )
-            if setting not in tried:
-                break
-    return setting
-
-
-# --- Optuna's storage ---------------------------------------------------------------------------
-
-
-def _optuna() -> Any:
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
-    return optuna
-
-
-def _distribution(space: RangeSpec, value: Any = None) -> Any:
-    # Of a range, widened to hold a value that another file may have tried.
-    distributions = _optuna().distributions
-    if space.values is not None:
-        return distributions.CategoricalDistribution(space.values)
-    ends = space.log or space.uniform or space.whole
-    assert ends is not None
-    low, high = ends if value is None else (min(value, ends[0]), max(value, ends[1]))
-    if space.whole is not None:
-        return distributions.IntDistribution(low, high)
-    return distributions.FloatDistribution(low, high, log=space.log is not None)
-
-
-def _frozen(
-    setting: Setting,
-    value: float | None,
-    tune: TuneSpec,
-    *,
-    running: bool = False,
-    pruned_at: int | None = None,
-    attributes: Mapping[str, Any] | None = None,
-) -> FrozenTrial:
-    # A point that diverged is pruned without a figure, which TPE takes for worse than all others.
-    trial = _optuna().trial
-    whole = value is not None and pruned_at is None
-    ended = trial.TrialState.COMPLETE if whole else trial.TrialState.PRUNED
-    return trial.create_trial(  # type: ignore[no-any-return]
-        state=trial.TrialState.RUNNING if running else ended,
-        value=value if whole else None,
-        params=dict(setting),
-        distributions={name: _distribution(tune.spaces[name], at) for name, at in setting},
-        intermediate_values={} if pruned_at is None else {pruned_at: value},
-        user_attrs=dict(attributes or {}),
-    )
-
-
-def where(sweep: Sweep, ledger: Ledger) -> str:
-    """Where the studies of a sweep lie: the URL of a database, or the path of a journal file.
-
-    Raises:
-        SweepFileError: If `tune.storage` names an environment variable that is not set.
-    """
-    written = sweep.spec.tune.storage if sweep.spec.tune else None
-    url = written or os.environ.get(STORAGE)
-    if written and written.startswith("$"):
-        name = written.strip("${}")
-        if not (url := os.environ.get(name)):
-            what = f"the environment variable {name} is not set; set it to the URL of a database"
-            line = sweep.spec.document.line(("tune", "storage"))
-            raise SweepFileError([f"{sweep.file}:{line}: tune.storage: {what}"])
-    if url:
-        return url
-    home = ledger.local
-    if home is None:  # A journal needs a disk.
-        home = cache_folder() / FOLDER / re.sub(r"[^A-Za-z0-9._-]+", "-", ledger.uri)
-    else:
-        home = home.absolute() / FOLDER
-    return str(home / f"{sweep.name}.log")
-
-
-def record(sweep: Sweep, ledger: Ledger, *, rebuild: bool = False) -> int:
-    """Tell Optuna's storage of every rate that has ended and that it does not know; how many.
-
-    A study that contradicts the ledger is made anew. While another process is at it, nothing is
-    done.
-
-    Args:
-        sweep: The sweep.
-        ledger: What is told.
-        rebuild: Delete the sweep's studies first.
-
-    Raises:
-        StudiesError: If the storage cannot be used.
-        SweepFileError: If it cannot be known.
-        sweep.ledger.ledger.LedgerError: If the ledger cannot be read.
-    """
-    if not sweep.studies:
-        return 0
-    place = where(sweep, ledger)
-    lease = ledger.lease(f"studies-{sweep.name}")
-    if lease is None:
-        return 0
-    with lease:
-        # Not before: what others told of meanwhile would seem to contradict the ledger.
-        known = states(sweep, ledger)
-        try:
-            return _told(sweep, known, _storage(place), rebuild=rebuild)
-        except Exception as error:  # of any kind: Optuna lets through SQLAlchemy's and the system's
-            if not _is_journal(place):
-                raise StudiesError(f"{without_password(place)}: {in_one_line(error)}") from error
-        try:
-            # Cut off in the middle of a line by a kill, say: it holds nothing but copies.
-            Path(place).unlink(missing_ok=True)
-            return _told(sweep, known, _storage(place), rebuild=False)
-        except Exception as error:
-            raise StudiesError(f"{place}: {in_one_line(error)}") from error
-
-
-def study_name(sweep: Sweep, study: Study) -> str:
-    """The name of a study in Optuna's storage: another range is another study."""
-    spec = study.tune.model_dump_json(exclude={"storage"})
-    digest = hashlib.sha256(f"{study.cell_id} {spec}".encode()).hexdigest()[:8]
-    return f"{sweep.name}/{study.label}/{digest}"
-
-
-def _told(sweep: Sweep, known: Sequence[State], storage: BaseStorage, *, rebuild: bool) -> int:
-    optuna = _optuna()
-    names = {study.study_name for study in storage.get_all_studies()}
-    count = 0
-    for state in known:
-        name = study_name(sweep, state.study)
-        endings = _endings(state)
-        told: dict[str, Any] = {}
-        if name in names:
-            trials = optuna.load_study(study_name=name, storage=storage).trials
-            told = {json.dumps(one.user_attrs.get("trials")): one for one in trials}
-            sound = len(told) == len(trials) and all(
-                key in endings and _as_told(endings[key]) == _as_told(one)
-                for key, one in told.items()
-            )
-            if rebuild or not sound:
-                optuna.delete_study(study_name=name, storage=storage)
-                names.discard(name)
-                told = {}
-        if name not in names:
-            study = optuna.create_study(
-                study_name=name, storage=storage, direction=_direction(state.study)
-            )
-            study.set_user_attr("sweep", sweep.name)
-            study.set_user_attr("cell", state.study.label)
-            study.set_user_attr("by", state.study.tune.by)
-        else:
-            study = optuna.load_study(study_name=name, storage=storage)
-        new = [one for key, one in endings.items() if key not in told]
-        study.add_trials(new)
-        count += len(new)
-    return count
-
-
-def _endings(state: State) -> dict[str, FrozenTrial]:
-    # What Optuna is told of a study, by the ids of the trials behind it.
-    steps = state.study.first_steps
-    out = {}
-    for one in state.tries:
-        if one.state != "open":
-            ids = [point.trial_id for point in one.trials]
-            out[json.dumps(ids)] = _frozen(
-                one.setting,
-                one.value,
-                state.study.tune,
-                pruned_at=steps if one.state == "pruned" else None,
-                attributes={"trials": ids, "state": one.state, "values": list(one.values)},
-            )
-    return out
-
-
-def _as_told(trial: FrozenTrial) -> tuple[Any, ...]:
-    # What must not differ between what was told and what the ledger says.
-    value = trial.value if trial.state.name == "COMPLETE" else None
-    return trial.state.name, trial.params, value, trial.intermediate_values, trial.user_attrs
-
-
-def _is_journal(place: str) -> bool:
-    return "://" not in place
-
-
-def _storage(place: str) -> BaseStorage:
-    optuna = _optuna()
-    if not _is_journal(place):
-        return optuna.storages.RDBStorage(place)  # type: ignore[no-any-return]
-    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
-
-    Path(place).parent.mkdir(parents=True, exist_ok=True)
-    lock = JournalFileOpenLock(place, grace_period=LOCK_SECONDS)
-    return optuna.storages.JournalStorage(  # type: ignore[no-any-return]
-        JournalFileBackend(place, lock_obj=lock)
-    )
-
-
-class Follower:
-    """Keeps Optuna's storage up to date during a run; a fault of it is a warning, told once."""
-
-    def __init__(self, sweep: Sweep, ledger: Ledger) -> None:
-        self.sweep = sweep
-        self.ledger = ledger
-        self._said: str | None = None
-
-    def sync(self) -> None:
-        """Tell what is new."""
-        try:
-            record(self.sweep, self.ledger)
-            self._said = None
-        except Exception as error:
-            # Whatever it is, the ledger decides without the studies.
-            if str(error) != self._said:
-                logging.getLogger(__name__).warning(
-                    "Optuna's studies: %s; no result is lost, `sweep studies --rebuild` makes "
-                    "them anew",
-                    error,
-                )
-            self._said = str(error)

@@ -31,6 +31,7 @@ from sweep.execution import driver, tune_adapter
 from sweep.execution.driver import Event, Summary, run
 from sweep.execution.interrupts import SIGNALS, Interrupts
 from sweep.ledger.ledger import Ledger
+from sweep.mirrors import optuna_studies
 from sweep.planning import tuning
 from sweep.planning.packing import Workers
 from sweep.planning.plan import plan
@@ -1142,6 +1143,6 @@ def test_a_cell_is_tuned_and_then_trained_in_one_run_and_optuna_told(runs: Runs)
     ended = runs.of("trial_done")
     slow = [label for label in ended if label.startswith("0.1/7")]
     assert ended.index("0.0/0") < ended.index(slow[-1]) < ended.index("0.1/0")
-    assert tuning.record(sweep, runs.ledger) == 0
+    assert optuna_studies.record(sweep, runs.ledger) == 0
     assert (runs.folder / "results/studies/small.log").exists()
     assert runs(sweep).done == 10

@@ -32,6 +32,7 @@ from sweep.cli import UserError, app
 from sweep.execution.scheduler import Agenda
 from sweep.execution.worker import Result
 from sweep.ledger.ledger import Ledger
+from sweep.mirrors import optuna_studies
 from sweep.planning import tuning
 from sweep.planning.packing import Workers
 from sweep.planning.plan import Unfolding, plan
@@ -274,7 +275,7 @@ def test_a_variable_that_is_not_set_is_told_before_anything_runs(tmp_path: Path)
     sweep = tuned(tmp_path, f"{{learning_rate: {FOUR}, storage: $NOT_SET_ANYWHERE}}")
 
     with pytest.raises(SweepFileError, match=r"13: tune.storage: .*NOT_SET_ANYWHERE is not set"):
-        tuning.where(sweep, Ledger(tmp_path / "results"))
+        optuna_studies.where(sweep, Ledger(tmp_path / "results"))
 
 
 # --- what is chosen -----------------------------------------------------------------------------
@@ -398,7 +399,7 @@ def test_the_median_rule_gives_up_the_worse_half_inside_each_cell(tmp_path: Path
     done = tuning.resolve(sweep, ledger)
     assert rates(done.points) == [1e-2]
     # What was given up is in the study, and in no table.
-    tuning.record(sweep, ledger)
+    optuna_studies.record(sweep, ledger)
     study = studies_of(sweep, ledger)["random/fpt"]
     told = {one.params["learning_rate"]: one for one in study.trials}
     assert told[1e-4].state.name == told[1e-1].state.name == "PRUNED"
@@ -609,7 +610,7 @@ def test_notes_say_what_was_tried_and_by_what(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "results")
     assert tuning.notes(plain) == ()
     assert tuning.resolve(plain, ledger) is plain
-    assert tuning.record(plain, ledger) == 0
+    assert optuna_studies.record(plain, ledger) == 0
 
 
 # --- planning and running -----------------------------------------------------------------------
@@ -847,7 +848,7 @@ def test_a_trial_without_a_rate_is_not_debugged(tmp_path: Path) -> None:
 def studies_of(sweep: Sweep, ledger: Ledger) -> dict[str, Any]:
     import optuna
 
-    storage = tuning._storage(tuning.where(sweep, ledger))
+    storage = optuna_studies._storage(optuna_studies.where(sweep, ledger))
     return {
         study.user_attrs["cell"]: optuna.load_study(study_name=study.study_name, storage=storage)
         for study in optuna.get_all_study_summaries(storage)
@@ -860,8 +861,8 @@ def test_optuna_is_told_each_rate_once(tmp_path: Path) -> None:
     told = 0
     for point in sweep.tunings:
         commit(ledger, [point], validation_accuracy=point.config.learning_rate)
-        told += tuning.record(sweep, ledger)
-        assert tuning.record(sweep, Ledger(tmp_path / "results")) == 0
+        told += optuna_studies.record(sweep, ledger)
+        assert optuna_studies.record(sweep, Ledger(tmp_path / "results")) == 0
 
     assert told == 8
     for study in studies_of(sweep, ledger).values():
@@ -882,7 +883,7 @@ def test_what_others_tell_meanwhile_contradicts_nothing(
 
     def after_others(name: str) -> Any:
         commit(other, sweep.tunings[2:], validation_accuracy=0.75)
-        told.append(tuning.record(sweep, other))
+        told.append(optuna_studies.record(sweep, other))
         return lease(name)
 
     def deleted(**_: Any) -> None:
@@ -891,7 +892,7 @@ def test_what_others_tell_meanwhile_contradicts_nothing(
     monkeypatch.setattr(ledger, "lease", after_others)
     monkeypatch.setattr(optuna, "delete_study", deleted)
 
-    assert tuning.record(sweep, ledger) == 0
+    assert optuna_studies.record(sweep, ledger) == 0
     assert told == [8]
 
 
@@ -928,17 +929,17 @@ def test_what_is_lost_or_wrong_in_a_journal_is_made_anew_from_the_ledger(
     ledger = Ledger(tmp_path / "results")
     for point in sweep.tunings:
         commit(ledger, [point], validation_accuracy=point.config.learning_rate)
-    tuning.record(sweep, ledger)
-    journal = Path(tuning.where(sweep, ledger))
+    optuna_studies.record(sweep, ledger)
+    journal = Path(optuna_studies.where(sweep, ledger))
     assert journal == tmp_path / "results/studies/tuned.log"
 
     damage(journal)
-    again = tuning.record(sweep, ledger)
+    again = optuna_studies.record(sweep, ledger)
 
     assert bool(again) == (damage is not damage_nothing)
     for study in studies_of(sweep, ledger).values():
         assert sorted(one.value for one in study.trials) == list(RATES)
-    assert tuning.record(sweep, ledger) == 0
+    assert optuna_studies.record(sweep, ledger) == 0
 
 
 def test_a_storage_that_fails_costs_no_trial(
@@ -949,9 +950,11 @@ def test_a_storage_that_fails_costs_no_trial(
     ledger = Ledger(tmp_path / "results")
     commit(ledger, sweep.tunings)
 
-    with pytest.raises(tuning.StudiesError, match=r"^postgresql://127\.0\.0\.1:1/studies: "):
-        tuning.record(sweep, ledger)
-    follower = tuning.Follower(sweep, ledger)
+    with pytest.raises(
+        optuna_studies.StudiesError, match=r"^postgresql://127\.0\.0\.1:1/studies: "
+    ):
+        optuna_studies.record(sweep, ledger)
+    follower = optuna_studies.Follower(sweep, ledger)
     follower.sync()
     follower.sync()
 
@@ -970,14 +973,14 @@ def test_studies_may_lie_in_a_database(tmp_path: Path, monkeypatch: pytest.Monke
     server = Postgres(folder / "postgres", free_port())
     server.start()
     try:
-        monkeypatch.setenv(tuning.STORAGE, server.uri)
+        monkeypatch.setenv(optuna_studies.STORAGE, server.uri)
         sweep = tuned(tmp_path)
         ledger = Ledger(tmp_path / "results")
         for point in sweep.tunings:
             commit(ledger, [point], validation_accuracy=point.config.learning_rate)
-        assert tuning.record(sweep, ledger) == 8
-        assert tuning.record(sweep, ledger) == 0
-        assert tuning.record(sweep, ledger, rebuild=True) == 8
+        assert optuna_studies.record(sweep, ledger) == 8
+        assert optuna_studies.record(sweep, ledger) == 0
+        assert optuna_studies.record(sweep, ledger, rebuild=True) == 8
         assert len(studies_of(sweep, ledger)["random/fpt"].trials) == 4
         assert not (tmp_path / "results/studies").exists()
     finally:
