@@ -28,9 +28,9 @@ from fpt.backbones import AUTO, BACKBONES, NOTHING, Backbone, Group, row, row_of
 from fpt.backbones.headers import inventory
 from fpt.backbones.sources import (
     HUB,
-    IMAGE,
     LANGUAGE,
     LAYER_STATISTICS,
+    MODALITIES,
     PRETRAININGS,
     RANDOM,
     STATISTICS,
@@ -65,6 +65,15 @@ TrainSet = Literal[
     "recurrent",
     "scale",
 ]
+
+
+_PUBLISHED = {
+    size.weights: one.modality
+    for one in BACKBONES.values()
+    for size in one.sizes.values()
+    if size.weights is not None
+}
+"""Weights of the named sizes -> what they were trained on."""
 
 
 def _task_name(value: Any) -> str:
@@ -219,6 +228,18 @@ class BackboneConfig(Spec):
                 raise ValueError(str(error)) from error
         return row(self.name, self.groups)
 
+    @property
+    def pretrained_on(self) -> str | None:
+        """What published weights of it were trained on; None: there are none, or it is not known.
+
+        Where a user's own weights have the architecture of a language model, it is the user who
+        knows: of proteins, music and pixels there are such models too.
+        """
+        modality = self.row.modality
+        if self.weights is None or self.weights in _PUBLISHED:
+            return _PUBLISHED.get(self.weights or "", modality)
+        return None if modality == LANGUAGE else modality
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.name == AUTO and (self.weights is None or self.weights.startswith(HUB)):
@@ -327,7 +348,8 @@ class TrialConfig(Spec):
     backbone: BackboneConfig = BackboneConfig.model_validate("gpt2")
     """The transformer between the layers; a name, or name and size (or layers, width, heads)."""
     pretraining: str = LANGUAGE
-    """Where the backbone's weights come from. language, image: weights that were pretrained on it.
+    """Where the backbone's weights come from. language, image, speech, protein: weights that were
+    pretrained on it; they are read from where `backbone.weights` says.
     statistics: each tensor redrawn from a normal distribution with the mean and deviation of the
     pretrained one. layer-statistics: with those of all matrices (gains, biases) of its layer.
     random: our own initialiser. trial:ID: the backbone that another trial trained."""
@@ -430,11 +452,13 @@ class TrialConfig(Spec):
                 f"pretraining {self.pretraining}: no pretrained {self.backbone.name} of this size "
                 "is known; set backbone.weights (hub:ID or a directory), or choose a named size"
             )
-        modality = self.backbone.row.modality
-        if self.pretraining in (LANGUAGE, IMAGE) and modality not in (None, self.pretraining):
-            raise ValueError(
-                f"pretraining {self.pretraining}: {self.backbone.name} was pretrained on {modality}"
-            )
+        if self.pretraining in MODALITIES:
+            modality = self.backbone.pretrained_on
+            if modality not in (None, self.pretraining):
+                raise ValueError(
+                    f"pretraining {self.pretraining}: {self.backbone.name} was pretrained on "
+                    f"{modality}"
+                )
         if self.numerics == "bf16":
             shared = self.backbone.row.packs
             if not shared or {"attention", "feedforward"} <= set(self.train):

@@ -17,6 +17,7 @@ import sweep
 from fpt.spec import JSON
 from sweep.sweepfile.expansion import load
 from sweep.sweepfile.trials import Sweep
+from tests.fpt.backbones import tiny
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "experiments/laptop").glob("*.yaml"))
@@ -55,6 +56,8 @@ def made_up(folder: Path) -> None:
         writer.writerow(["seq", "label"])
         writer.writerows(["ACDEFGHIKLMNPQRSTVWY"[i:], i] for i in range(12))
         (folder / "remote_homology" / f"{split}.csv").write_text(text.getvalue())
+    tiny.save("dinov2", folder / "weights/dinov2-saliency", num_hidden_layers=4)
+    tiny.save("whisper", folder / "weights/whisper-tiny-en")
     (folder / "text/classic_books").mkdir(parents=True)
     words = " ".join(f"It was the {day} of times." for day in ("best", "worst") * 200)
     (folder / "text/classic_books/book.txt").write_text(words)

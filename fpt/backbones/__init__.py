@@ -65,8 +65,9 @@ class Backbone:
     """A layer's parameters: a regular expression whose first group is the layer's number."""
     residual_outputs: str = NOTHING
     """The projections that write into the residual stream, which the scaled initialiser scales."""
-    modality: Literal["language", "image"] | None = None
-    """What its published weights were trained on; None: there are none."""
+    modality: Literal["language", "image", "speech", "protein"] | None = None
+    """What its published weights were trained on; None: there are none. Weights of a user's own in
+    the architecture of a language model may have been trained on any sequences."""
     packs: bool = False
     """Whether trials can share its frozen weights, each with norms and positions of its own."""
     alone: str | None = None

@@ -36,7 +36,9 @@ class Family:
     layer: str = r"(?:^|\.)layers\.(\d+)\."
     """A layer's parameters: the first group is the layer's number."""
     causal: bool = False
-    modality: Literal["language", "image"] | None = "language"
+    modality: Literal["language", "image", "speech", "protein"] = "language"
+    """What its published weights were trained on. Those of a language model's architecture may have
+    been trained on any sequences: see `fpt.backbones.Backbone.modality`."""
     sub: str | None = None
     """The config inside the config that is meant, of a model with several parts."""
     part: str = ""
@@ -200,7 +202,7 @@ _CLIP = Family(
 _WAV2VEC = Family(
     title="wav2vec 2.0",
     model="Wav2Vec2Model",
-    modality=None,
+    modality="speech",
     left_out=(
         (r"^(feature_extractor|feature_projection)\.", "convolutional front end"),
         (r"^masked_spec_embed$", "mask token"),
@@ -478,7 +480,7 @@ FAMILIES: dict[str, Family] = {
     "whisper": Family(
         title="Whisper's encoder",
         model="WhisperModel",
-        modality=None,
+        modality="speech",
         left_out=(
             (r"^decoder\.", "decoder"),
             (r"^encoder\.conv[12]\.", "convolutional front end"),
@@ -497,7 +499,7 @@ FAMILIES: dict[str, Family] = {
     "esm": Family(
         title="ESM-2",
         model="EsmModel",
-        modality=None,
+        modality="protein",
         left_out=(
             *_POOLER,
             (r"^contact_head\.", "contact head"),

@@ -17,12 +17,16 @@ from fpt import hub
 from fpt.backbones import families, fields
 from fpt.files import DataError, content_digest
 
-LANGUAGE, IMAGE, STATISTICS, LAYER_STATISTICS, RANDOM, TRIAL = (
-    "language", "image", "statistics", "layer-statistics", "random", "trial:"
-)  # fmt: skip
-"""The pretrainings; the last is a prefix, before the id of the trial that trained the backbone."""
+LANGUAGE, IMAGE, SPEECH, PROTEIN = MODALITIES = ("language", "image", "speech", "protein")
+"""What published weights may have been pretrained on: each is a pretraining that reads them."""
 
-PRETRAININGS = (LANGUAGE, IMAGE, STATISTICS, LAYER_STATISTICS, RANDOM)
+STATISTICS, LAYER_STATISTICS, RANDOM, TRIAL = (
+    "statistics", "layer-statistics", "random", "trial:"
+)  # fmt: skip
+"""The other pretrainings; the last is a prefix, before the id of the trial that trained the
+backbone."""
+
+PRETRAININGS = (*MODALITIES, STATISTICS, LAYER_STATISTICS, RANDOM)
 """Those that need no trial before them."""
 
 SHIPPED = Path(__file__).parents[1] / "shipped"

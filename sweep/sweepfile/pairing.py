@@ -97,6 +97,21 @@ def no_pairs(claim: ClaimSpec, found: Mapping[Labels, PairGroup]) -> str | None:
     return f"no {claim.paired_by} has a trial of both sides{at}"
 
 
+def has_pairs_elsewhere(
+    claim: ClaimSpec,
+    points: Iterable[Point],
+    excluded: Iterable[tuple[Mapping[str, str], Rule]],
+) -> bool:
+    """Return whether a claim has pairs where no pattern with a condition leaves trials out."""
+    sides: dict[tuple[str, Labels], set[str]] = {}
+    left_out_here = (labels for labels, rule in excluded if rule.reason)
+    for labels in (*(point.labels for point in points), *left_out_here):
+        if (at := locate(claim, labels)) is not None:
+            side, label, place = at
+            sides.setdefault((label, place), set()).add(side)
+    return any(len(both) == 2 for both in sides.values())
+
+
 def single_pair(claim: ClaimSpec, found: Mapping[Labels, PairGroup]) -> str | None:
     """Return what of a claim can never be tested for want of a second pair, if anything."""
     where = [" / ".join(at) for at, place in found.items() if len(list(place.pairs)) == 1]
@@ -235,7 +250,8 @@ def check_claims(
         losses = list(missing_pairs(claim, found, words))
         wrong = ambiguous_side(claim, found)
         if wrong is None and (wrong := no_pairs(claim, found)):
-            wrong = "; ".join((wrong, *losses))
+            here_only = has_pairs_elsewhere(claim, points, excluded)
+            wrong = None if here_only else "; ".join((wrong, *losses))
         if wrong:
             report(at, wrong)
         elif few := single_pair(claim, found):

@@ -91,6 +91,11 @@ def test_weights_that_are_not_there_are_named() -> None:
         ({"backbone": BASE["backbone"] | {"heads": 3}}, "width 32 is not a multiple of heads 3"),
         ({"pretraining": "languages"}, "unknown pretraining 'languages'"),
         ({"pretraining": "language"}, "no pretrained gpt2 of this size is known"),
+        (
+            {"backbone": {"name": "gpt2", "size": "tiny"}, "pretraining": "protein"},
+            "pretraining protein: gpt2 was pretrained on language",
+        ),
+        ({"backbone": "vit", "pretraining": "speech"}, "vit was pretrained on image"),
         ({"train": ["norm", "norm"]}, "names a group twice"),
         ({"train": ["attention", "attention:last"]}, "attention includes attention:last"),
         ({"train": ["token"]}, "Input should be"),

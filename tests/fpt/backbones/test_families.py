@@ -44,11 +44,32 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def config(trial: Any, folder: Path, kind: str, **changes: Any) -> TrialConfig:
     given = {
         "backbone": {"name": "auto", "weights": str(folder)},
-        "pretraining": FAMILIES[kind].modality or "language",
+        "pretraining": FAMILIES[kind].modality,
         "task": FEW,
     }
     made: TrialConfig = trial(**given | changes)
     return made
+
+
+KNOWN_TO_BE = {
+    "speech": ("wav2vec2", "hubert", "whisper"),
+    "protein": ("esm",),
+    "image": ("vit", "deit", "beit", "dinov2", "dinov2_with_registers", "dinov3_vit", "clip",
+              "clip_vision_model", "siglip", "siglip_vision_model"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "mamba", *sum(KNOWN_TO_BE.values(), ())])
+def test_what_weights_were_pretrained_on_is_told_rightly(kind: str, saved: Any, trial: Any) -> None:
+    _, folder = saved(kind)
+    own = next((word for word, kinds in KNOWN_TO_BE.items() if kind in kinds), None)
+
+    for word in ("language", "image", "speech", "protein"):
+        if own in (None, word):  # A language model's architecture is used for any sequences.
+            assert config(trial, folder, kind, pretraining=word).pretraining == word
+        else:
+            with pytest.raises(ValueError, match=f"pretraining {word}: auto was pretrained on"):
+                config(trial, folder, kind, pretraining=word)
 
 
 class _Given(nn.Module):

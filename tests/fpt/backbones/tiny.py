@@ -135,11 +135,11 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
 """model_type -> (what transformers' classes begin with, fields of its config)."""
 
 
-def save(kind: str, folder: Path) -> Any:
+def save(kind: str, folder: Path, **changes: Any) -> Any:
     """Save a small random model of a family, with norms and biases that are not 1 and 0."""
     name, fields = CONFIGS[kind]
     torch.manual_seed(0)
-    config = getattr(transformers, f"{name}Config")(**fields)
+    config = getattr(transformers, f"{name}Config")(**fields | changes)
     model = getattr(transformers, f"{name}Model")(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():

@@ -769,6 +769,17 @@ def test_a_claim_that_cannot_be_tested_is_an_error(
     assert told in problem
 
 
+@pytest.mark.parametrize("sides", ["language", "[language, random]"])
+def test_a_claim_whose_pairs_this_machine_lacks_is_warned_about(make: Make, sides: str) -> None:
+    alone = FILE.partition("  - {that: statistics")[0]
+    sweep, ledger = make(alone + f"exclude: [{{pretraining: {sides}, missing: no/such/folder}}]\n")
+
+    (warning,) = sweep.warnings
+    assert "claims[0].that: language > random: all pairs are lost at bit-xor" in warning
+    contrasts = judge(sweep, ledger).contrasts
+    assert sum(one.pairs for one in contrasts) == 0
+
+
 def test_one_seed_is_warned_about(make: Make) -> None:
     sweep, _ = make(FILE.replace("[0, 1, 2, 3]", "[0]"))
 

@@ -22,7 +22,8 @@ GOLDEN = json.loads(Path(__file__).with_name("golden_ids.json").read_text(encodi
 def depends_on_the_machine(config: TrialConfig) -> bool:
     """Whether the id is a digest of data or weights that may not be installed."""
     of_package = (config.backbone.weights or "").startswith("package:")
-    return getattr(config.task, "folder", None) is not None or (config.reads_weights and of_package)
+    read = config.reads_weights or config.backbone.name == "auto"
+    return getattr(config.task, "folder", None) is not None or (read and of_package)
 
 
 def test_every_file_has_its_line() -> None:
