@@ -47,6 +47,7 @@ from fpt import pack_layers, precision, random_streams, trainer
 from fpt.config import TrialConfig
 from fpt.tasks import TASKS
 from fpt.tasks.base import Batch, ProtocolName, Shape, Splits, Stored, Task
+from fpt.training import feeding, stepping
 
 ROOT = Path(__file__).parents[1]
 
@@ -327,11 +328,11 @@ KINDS = {
 """Kind -> regular expression over the names of operations; the first match counts."""
 
 RANGES = {
-    "clipping, Adam": (trainer.Training, "_update"),
-    "examples": (trainer.Training, "_batches"),
-    "dropout masks": (pack_layers.Dropout, "mask"),
+    "clipping, Adam": (stepping, "_update"),
+    "examples": (feeding.Feeding, "batches"),
+    "dropout masks": (pack_layers.Dropout, "masks"),
 }
-"""Kind -> a method of ours whose whole time counts as that kind."""
+"""Kind -> what of ours has its whole time counted as that kind."""
 
 STEP = "Python"
 """What is in no operation and no range."""

@@ -117,9 +117,9 @@ def _bits(
     forward: Callable[[Sequence[int]], Tensor],
 ) -> list[list[Tensor]]:
     """Logits of each of the members, and the gradients that they pass on to what it trains."""
-    model.members.rows = [n if k in chosen else 0 for k, n in enumerate(rows)]
     model.train()
-    logits = forward(chosen)
+    with model.members.batch({k: rows[k] for k in chosen}):
+        logits = forward(chosen)
     parts = torch.split(logits.detach(), [rows[k] for k in chosen])
     # Any gradient of a member's own will do: its logits are one.
     torch.autograd.backward(logits, logits.detach())

@@ -7,6 +7,7 @@ the member's number behind it in the module (`output.weight.0`); the rest is sha
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -272,17 +273,28 @@ class Model(nn.Module):
         Returns:
             (R, P, classes), R = members x batch where all batches are alike.
         """
-        return self.head(self.features(inputs, lengths, hidden))
+        with self._whose(inputs):
+            return self.head(self.features(inputs, lengths, hidden))
 
     def features(
         self, inputs: Tensor, lengths: Tensor | None = None, hidden: Tensor | None = None
     ) -> Tensor:
         """(R, read-out tokens, W): what the output layer reads; arguments as in `forward`."""
+        with self._whose(inputs):
+            return self._features(inputs, lengths, hidden)
+
+    def _whose(self, inputs: Tensor) -> contextlib.AbstractContextManager[None]:
+        """Describe a batch that nobody has: as many rows of each member."""
+        members = self.members
+        if sum(members.rows) == len(inputs):
+            return contextlib.nullcontext()
+        each, left = divmod(len(inputs), len(members.rows))
+        if left:
+            raise ValueError(f"{len(inputs)} rows do not divide by {len(members.rows)} members")
+        return members.batch(dict.fromkeys(range(len(members.rows)), each))
+
+    def _features(self, inputs: Tensor, lengths: Tensor | None, hidden: Tensor | None) -> Tensor:
         members, shape = self.members, self.shape
-        if sum(members.rows) != len(inputs):
-            if len(inputs) % len(members.rows):
-                raise ValueError(f"{len(inputs)} rows do not divide by {len(members.rows)} members")
-            members.rows = [len(inputs) // len(members.rows)] * len(members.rows)
         mask = None
         if lengths is not None:
             mask = torch.arange(inputs.shape[1], device=inputs.device) < lengths[:, None]

@@ -9,9 +9,10 @@ case. Shapes: R = sum of rows, T tokens, W width.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -66,6 +67,36 @@ class Members:
 
     def __post_init__(self) -> None:
         self.steps = self.steps or [0] * len(self.seeds)
+
+    @contextlib.contextmanager
+    def batch(
+        self,
+        rows: Mapping[int, int],
+        *,
+        steps: Mapping[int, int] | None = None,
+        part: Mapping[int, tuple[int, int]] | None = None,
+        chunk: int = 0,
+    ) -> Iterator[None]:
+        """Describe the batch of the forward pass within the block.
+
+        Args:
+            rows: Member -> its sequences; of the others there are none.
+            steps: Member -> its step, where one is trained.
+            part: Member -> (first row of the part at hand, rows of the whole batch), where a batch
+                is trained on in parts.
+            chunk: Number of the batch within an evaluation.
+        """
+        before = self.rows, self.steps, self.part, self.chunk
+        everyone = range(len(self.seeds))
+        self.rows = [rows.get(k, 0) for k in everyone]
+        if steps is not None:
+            self.steps = [steps.get(k, 0) for k in everyone]
+        self.part = None if part is None else [part.get(k, (0, 0)) for k in everyone]
+        self.chunk = chunk
+        try:
+            yield
+        finally:
+            self.rows, self.steps, self.part, self.chunk = before
 
     @property
     def present(self) -> list[int]:

@@ -107,10 +107,11 @@ def test_what_is_read_out_is_what_the_whole_backbone_gives_there(
     model = build_model([trial(backbone=own, dropout=0.3), trial(backbone=own, seed=1)]).train()
     x = torch.randn(4, model.shape.tokens, model.shape.inputs)
     lengths = torch.tensor([5, 9, 7, 10]) if padded else None
-    read = model.features(x, lengths)
-    model.members.uses.clear()
     mask = None if lengths is None else torch.arange(x.shape[1]) < lengths[:, None]
-    everywhere = model.backbone(model.input_dropout(model.input(x)), mask)
+    with model.members.batch({0: 2, 1: 2}):
+        read = model.features(x, lengths)
+        model.members.uses.clear()
+        everywhere = model.backbone(model.input_dropout(model.input(x)), mask)
     last = lengths if lengths is not None else torch.full((4,), x.shape[1])
     for row, end in enumerate(last.tolist()):
         here = everywhere[row, end - model.shape.readout : end]

@@ -23,6 +23,8 @@ from fpt.checkpoints import State, load_model
 from fpt.files import DataError
 from fpt.model import Model, build_model
 from fpt.trainer import Outcome, Record, Training, train
+from fpt.training.features import FeatureCache
+from fpt.training.feeding import inputs_of
 from tests.support import PACKED, TABLE, small
 
 SMALL_LISTOPS = {
@@ -211,7 +213,7 @@ def test_features_that_are_kept_change_no_bit(
     )
     list(train(trials))
     with_features = sum(rows)
-    monkeypatch.setattr("fpt.trainer.FEATURES_BYTES", 0)
+    monkeypatch.setattr("fpt.training.features.FEATURES_BYTES", 0)
     computed = train(trials)
     list(computed)
 
@@ -242,7 +244,7 @@ def test_features_are_not_kept_where_they_change(trial: Any) -> None:
     for changes in ({"dropout": 0.1}, {"train": ["output", "norm"]}, {"task": "bit-xor"}):
         training = train([trial(**plain | changes)])
         member = training._members[0]
-        assert training._feature_set(member, training._splits.train) is None
+        assert FeatureCache(training.model).of(member, training._splits.train) is None
 
 
 @pytest.mark.parametrize("protocol", ["sound", "paper"])
@@ -257,7 +259,7 @@ def test_the_training_set_is_measured_without_dropout(protocol: str, trial: Any)
     examples = one.task.splits(protocol).train
     batch = examples.plain(np.arange(len(examples)))
     with torch.no_grad():
-        logits = build_model([one]).eval()(*training._tensors([batch])).double()
+        logits = build_model([one]).eval()(*inputs_of([batch], torch.device("cpu"))).double()
     by_hand = -logits.log_softmax(-1)[np.arange(len(batch)), 0, batch.targets[:, 0]].mean()
 
     assert outcome.training_set_loss == pytest.approx(by_hand.item(), abs=1e-6)
@@ -498,11 +500,11 @@ def test_a_kept_backbone_is_that_of_the_picked_checkpoint(trial: Any) -> None:
 
 def test_dropout_masks_are_functions_of_seed_step_and_place(trial: Any) -> None:
     model = build_model([trial(dropout=0.25, seed=s) for s in (0, 1)]).train()
-    layer = model.input_dropout
-    model.members.rows = [100, 100]
+    layer, rows = model.input_dropout, {0: 100, 1: 100}
 
-    def mask(k: int, use: int = 0) -> torch.Tensor:
-        return layer.masks([k], (200,), torch.device("cpu"), use)
+    def mask(k: int, use: int = 0, rows: dict[int, int] = rows, **batch: Any) -> torch.Tensor:
+        with model.members.batch(rows, **batch):
+            return layer.masks([k], (200,), torch.device("cpu"), use)
 
     first = mask(0)
     assert torch.equal(first, mask(0))
@@ -510,11 +512,9 @@ def test_dropout_masks_are_functions_of_seed_step_and_place(trial: Any) -> None:
     assert not torch.equal(first, mask(0, use=1))
     assert first.unique().tolist() == [0.0, pytest.approx(1 / 0.75)]
     assert first.count_nonzero().item() / first.numel() == pytest.approx(0.75, abs=0.01)
-    model.members.part = [(40, 100), (0, 100)]
-    model.members.rows = [20, 20]
-    assert torch.equal(first[40:60], mask(0))
-    model.members.steps[0] = 1
-    assert not torch.equal(first[40:60], mask(0))
+    part = {"rows": {0: 20, 1: 20}, "part": {0: (40, 100), 1: (0, 100)}}
+    assert torch.equal(first[40:60], mask(0, **part))
+    assert not torch.equal(first[40:60], mask(0, **part, steps={0: 1}))
 
 
 def test_a_trainer_in_another_process_gives_the_same_bits(trial: Any) -> None:

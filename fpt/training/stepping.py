@@ -1,0 +1,114 @@
+"""A training step of a pack: one forward and one backward pass for all, an update for each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F  # noqa: N812  (torch's own convention)
+from torch import Tensor
+
+from fpt import random_streams
+from fpt.model import Model
+from fpt.tasks.base import Batch, Source, Stored
+from fpt.training.features import FeatureCache
+from fpt.training.feeding import inputs_of, send
+from fpt.training.member import Member
+
+
+class Stepper:
+    """Trains the members of a pack one step at a time."""
+
+    def __init__(
+        self,
+        model: Model,
+        source: Source,
+        features: FeatureCache,
+        device: torch.device,
+        accumulation: int,
+    ) -> None:
+        self._model = model
+        self._source = source
+        self._features = features
+        self._device = device
+        self._accumulation = accumulation
+
+    def step(self, live: Sequence[Member], batches: Sequence[Batch]) -> None:
+        """Train one step of these members on a batch each."""
+        self._model.train()
+        parts = min(self._accumulation, *map(len, batches)) if self._accumulation > 1 else 1
+        losses = [torch.zeros((), device=self._device) for _ in live]
+        for part in range(parts):
+            cuts = [slice(part * len(b) // parts, (part + 1) * len(b) // parts) for b in batches]
+            for number, loss in enumerate(self._backward(live, batches, cuts)):
+                losses[number] += loss
+        for member, loss in zip(live, losses, strict=True):
+            _update(member, loss)
+
+    def _backward(
+        self, live: Sequence[Member], batches: Sequence[Batch], cuts: Sequence[slice]
+    ) -> list[Tensor]:
+        """Add the gradients of these rows of the batches, each row weighing the same in its batch;
+        returns the rows' part of each member's loss.
+        """
+        pack = self._model.members
+        with pack.batch(
+            {m.index: cut.stop - cut.start for m, cut in zip(live, cuts, strict=True)},
+            steps={m.index: m.figures.step for m in live},
+            part={
+                m.index: (cut.start, len(b)) for m, b, cut in zip(live, batches, cuts, strict=True)
+            },
+        ):
+            logits = self._logits(live, batches, cuts)
+            pieces = list(pack.pieces(logits))
+        losses = []
+        for member, (_, own), batch, cut in zip(live, pieces, batches, cuts, strict=True):
+            target = send(batch.targets[cut], self._device)
+            share = len(target) / len(batch)
+            loss = F.cross_entropy(own.flatten(0, 1), target.flatten()) * share
+            with torch.no_grad():
+                right = (own.argmax(-1) == target).double().mean() * share
+                figures = torch.stack([loss.double(), right])
+                member.window += figures
+                member.recent += figures
+            losses.append(loss)
+        torch.autograd.backward(losses)
+        return [loss.detach() for loss in losses]
+
+    def _logits(
+        self, live: Sequence[Member], batches: Sequence[Batch], cuts: Sequence[slice]
+    ) -> Tensor:
+        """Return the logits of these rows of the batches of the step at hand."""
+        sets = [self._features.of(member, self._source) for member in live]
+        if not all(sets):
+            rows = [batch.take(cut) for batch, cut in zip(batches, cuts, strict=True)]
+            logits: Tensor = self._model(*inputs_of(rows, self._device))
+            return logits
+        read = []
+        for member, features, cut in zip(live, sets, cuts, strict=True):
+            assert features is not None
+            assert isinstance(self._source, Stored)
+            trial = member.trial
+            index = self._source.index(
+                trial.seed, random_streams.TRAINING, member.figures.step, trial.batch_size
+            )
+            read.append(features.take(index[cut]))
+        return self._model.head(torch.cat(read))
+
+
+def _update(member: Member, loss: Tensor) -> None:
+    """Clip and apply one member's gradient, without waiting for the device."""
+    trained = {n: p for n, p in member.trained.items() if p.grad is not None}
+    gradients = [p.grad for p in trained.values() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if member.trial.optimizer.clip is not None:
+        clip = member.trial.optimizer.clip
+        torch.nn.utils.clip_grads_with_norm_(trained.values(), clip, norm)
+    finite = torch.isfinite(loss) & torch.isfinite(norm)
+    member.non_finite = torch.maximum(member.non_finite, (~finite).float())
+    member.optimizer.step(trained, member.rate(), member.non_finite)
+    for parameter in trained.values():
+        parameter.grad = None
+    member.figures.step += 1
+    member.figures.window_steps += 1
+    member.figures.recent_steps += 1
