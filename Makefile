@@ -5,8 +5,13 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 export HF_HUB_OFFLINE = 1
 
+# Of TABLE=t09-statistics: its sweep file, its folder under results/published, its rows trained anew.
+FILE      = $(or $(wildcard experiments/$(TABLE).yaml experiments/laptop/$(TABLE).yaml),$(error TABLE=$(TABLE): no such file in experiments/ or experiments/laptop/; try TABLE=t09-statistics))
+PUBLISHED = results/published/$(patsubst experiments/%.yaml,%,$(FILE))
+AGAIN     = build/reproduced/$(TABLE)
+
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart test test-all lint format slow chaos docs bench clean
+.PHONY: help venv quickstart publish reproduce test test-all lint format slow chaos docs bench clean
 
 help: ## Show these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,6 +27,13 @@ $(STAMP): pyproject.toml constraints.txt
 quickstart: venv ## Run experiments/quickstart.yaml and print its table
 	$(BIN)/sweep run experiments/quickstart.yaml
 	$(BIN)/sweep table experiments/quickstart.yaml
+
+publish: venv ## Put a finished table into results/published (TABLE=t09-statistics)
+	$(BIN)/sweep publish $(FILE) -o $(PUBLISHED) $(if $(REPORT),--report)
+
+reproduce: venv ## Train a published table anew and compare it row by row (TABLE=t09-statistics)
+	$(BIN)/sweep run $(FILE) --results $(AGAIN) --no-mirror
+	$(BIN)/sweep diff $(PUBLISHED) $(AGAIN) $(FILE) --rows
 
 test: venv lint ## Lint, then the tests, on two cores
 	$(BIN)/python -m pytest -n 2 --dist worksteal

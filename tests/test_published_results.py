@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
 import sweep
-from sweep.ledger.ledger import Ledger
+from sweep.analysis import claims, tables
+from sweep.exchange.bundle import opened
 
 ROOT = Path(__file__).parents[1]
-PUBLISHED = sorted(folder for folder in (ROOT / "results/published").iterdir() if folder.is_dir())
-FILES = {sweep.load(file).name: file for file in (ROOT / "experiments").rglob("*.yaml")}
+FOLDER = ROOT / "results/published"
+PUBLISHED = sorted(rows.parent for rows in FOLDER.rglob("trials.parquet"))
 
 
 def test_something_is_published() -> None:
@@ -20,21 +20,25 @@ def test_something_is_published() -> None:
 
 
 @pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: folder.name)
-def test_a_published_table_follows_from_its_rows(folder: Path, tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "results", write=True)
-    for row in pq.read_table(folder / "trials.parquet").to_pylist():
-        ledger.commit({name: v for name, v in row.items() if not name.startswith("axis.")})
-
-    planned = sweep.plan(FILES[folder.name], ledger)
-    table = sweep.load_table(FILES[folder.name], tmp_path / "results")
+def test_a_published_table_follows_from_its_rows(folder: Path) -> None:
+    file = ROOT / "experiments" / folder.relative_to(FOLDER).with_suffix(".yaml")
+    with opened(folder) as ledger:
+        planned = sweep.plan(file, ledger)
+        table = tables.build(planned.sweep, ledger)
+        judged = claims.show(planned.sweep, ledger) if planned.sweep.spec.claims else None
+        rows = ledger.trials(columns=["git_dirty"])
 
     assert set(planned.status.values()) <= {"done", "diverged"}  # else it is of another version
     assert table.to_markdown() == (folder / "table.md").read_text(encoding="utf-8")
-    claims = folder / "claims.md"
-    if claims.exists():
-        judged = sweep.load_claims(FILES[folder.name], tmp_path / "results")
-        assert judged.to_markdown() == claims.read_text(encoding="utf-8")
-    assert not any(row["git_dirty"] for row in ledger.trials().to_pylist())
+    if judged is not None:
+        assert judged.to_markdown() == (folder / "claims.md").read_text(encoding="utf-8")
+    assert not any(rows["git_dirty"].to_pylist())
+
+
+def test_what_is_published_beside_the_quickstart_is_small() -> None:
+    files = list((FOLDER / "laptop").rglob("*.parquet"))
+
+    assert sum(file.stat().st_size for file in files) < 8e6
 
 
 def test_readme_shows_the_published_quickstart() -> None:

@@ -28,7 +28,7 @@ PANELS = {
     "On a cluster": ("submit", "logs", "stop"),
     "Results": ("table", "claims", "show", "report", "figures", "query", "columns", "trace"),
     "Models": ("groups", "weights", "attention", "representations"),
-    "Sharing": ("export", "merge", "diff"),
+    "Sharing": ("export", "publish", "merge", "diff"),
     "Upkeep": ("mirror", "ui", "studies", "gc", "upgrade"),
 }
 """Group of commands in `sweep --help` -> its commands."""

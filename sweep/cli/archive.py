@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,7 +27,7 @@ from sweep.cli.common import (
 
 if TYPE_CHECKING:
     from sweep.analysis.tracing import Member, Trace
-    from sweep.exchange.diff import CellChange, Difference
+    from sweep.exchange.diff import CellChange, Difference, Match
     from sweep.ledger.ledger import Ledger
 
 Into = Annotated[
@@ -140,19 +141,35 @@ def _short(value: Any) -> str:
 
 @app.command(epilog="Example: sweep diff results results-again experiments/quickstart.yaml")
 def diff(
-    before: Annotated[str, typer.Argument(metavar="LEDGER_A", help="A ledger, or a bundle.")],
+    before: Annotated[
+        str, typer.Argument(metavar="LEDGER_A", help="A ledger, bundle or publication.")
+    ],
     after: Annotated[str, typer.Argument(metavar="LEDGER_B", help="Another one.")],
     file: File,
     only: Only = None,
+    by_row: Annotated[
+        bool,
+        typer.Option(
+            "--rows",
+            help="Row by row: equal to the bit, explained by another processor or library, or "
+            "not. Exits 0 unless a row of LEDGER_A differs or is missing.",
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Say what another ledger has otherwise: cells, verdicts, trials. Exits 0 if nothing."""
     from sweep.exchange.bundle import opened
     from sweep.exchange.diff import diff as compare
+    from sweep.exchange.diff import row_by_row
     from sweep.sweepfile.expansion import load
 
     sweep = load(file)
     part = sweep.only(only or ())
+    if by_row:
+        with opened(before) as one, opened(after) as other:
+            matches = row_by_row(part, one, other)
+        _show_matches(matches, as_json=as_json)
+        raise typer.Exit(int(any(one.state in ("differs", "missing") for one in matches)))
     with opened(before) as one, opened(after) as other:
         found = compare(part, one, other, claims=part is sweep)
     if as_json:
@@ -160,6 +177,17 @@ def diff(
     else:
         _show_difference(found, before, after)
     raise typer.Exit(0 if found.same else 1)
+
+
+def _show_matches(matches: Sequence[Match], *, as_json: bool) -> None:
+    counts = dict.fromkeys(("equal", "explained", "differs", "missing"), 0)
+    counts |= Counter(one.state for one in matches)
+    if as_json:
+        show_json({"counts": counts, "rows": [vars(one) | {"clash": one.why} for one in matches]})
+        return
+    for one in matches:
+        echo(f"{one.trial_id}  {one.state:<9}  {one.label}{one.why and f'  {one.why}'}")
+    echo(f"rows: {counted(counts)}")
 
 
 def _show_difference(found: Difference, before: str, after: str) -> None:
@@ -218,10 +246,28 @@ def export(
     )
 
 
+@app.command(epilog="Example: sweep publish experiments/quickstart.yaml -o published")
+def publish(
+    file: File,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="A folder.")],
+    report: Annotated[bool, typer.Option("--report", help="Also the HTML report.")] = False,
+    results: Results = "results",
+) -> None:
+    """Write a sweep that has ended into a folder for a repository: table, claims, figures, rows."""
+    from sweep.exchange.publication import publish as write
+    from sweep.ledger.ledger import Ledger
+    from sweep.sweepfile.expansion import load
+
+    written = write(load(file), Ledger.existing(results), output, report=report)
+    rows = count(written.trials, "row")
+    say(f"{output}: {rows}, {written.size / 1e3:,.0f} kB; sweep merge takes it for a ledger")
+
+
 @app.command(epilog="Example: sweep merge theirs.zip s3://bucket/results --into results")
 def merge(
     ledgers: Annotated[
-        list[str], typer.Argument(metavar="LEDGER...", help="Folders, buckets, or bundles.")
+        list[str],
+        typer.Argument(metavar="LEDGER...", help="Folders, buckets, bundles, or publications."),
     ],
     into: Into,
     prefer_first: Annotated[
@@ -258,7 +304,7 @@ def merge(
 
 @app.command(epilog="Example: sweep upgrade old-results --into results")
 def upgrade(
-    old: Annotated[str, typer.Argument(metavar="OLD", help="A ledger, or a bundle.")],
+    old: Annotated[str, typer.Argument(metavar="OLD", help="A ledger, bundle or publication.")],
     into: Into,
     as_json: AsJson = False,
 ) -> None:

@@ -36,6 +36,7 @@ from typing import Any
 from fpt import plugins
 from fpt.spec import JSON
 from sweep.analysis import tables
+from sweep.exchange.publication import is_publication, restore
 from sweep.ledger.errors import unwritable
 from sweep.ledger.ledger import KEPT, Kept, Ledger, LedgerError, is_object
 from sweep.planning.plan import plan
@@ -294,13 +295,19 @@ def _text(value: Any) -> bytes:
 
 @contextmanager
 def opened(source: str | Path) -> Iterator[Ledger]:
-    """The ledger at a path or URI, or in a bundle, for as long as the block lasts.
+    """The ledger at a path or URI, in a bundle or of a publication, while the block lasts.
 
     Raises:
         BundleError: If a bundle is damaged, or made to do harm.
-        LedgerError: If there is no ledger.
+        LedgerError: If there is no ledger, or a publication is damaged.
     """
     path = Path(source)
+    if is_publication(path):
+        with tempfile.TemporaryDirectory(prefix="fpt-sweep-published-") as folder:
+            ledger = Ledger(folder, write=True)
+            restore(path, ledger)
+            yield ledger
+        return
     if not path.is_file():
         ledger = Ledger.existing(source)
         yield ledger

@@ -9,7 +9,7 @@ from the other.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -104,6 +104,76 @@ def _plain(value: Any) -> Any:
 def rows(ledger: Ledger, ids: Collection[str] | None = None) -> dict[str, Row]:
     """Trial -> its row, of those that have ended."""
     return {row["trial_id"]: row for row in ledger.trials(ids).to_pylist()}
+
+
+# ------------------------------------------------------------------------------------- row by row
+
+
+@dataclass(frozen=True)
+class Match:
+    """A trial of one ledger beside the same trial, trained anew."""
+
+    trial_id: str
+    label: str
+    state: Literal["equal", "explained", "differs", "missing"]
+    """equal: all figures, to the bit. explained: another processor or library moved last bits, and
+    no further than seeds do. differs: else. missing: the other ledger has no such trial."""
+    clash: Clash | None = None
+
+    @property
+    def why(self) -> str:
+        """What differs, for people; empty where nothing does."""
+        return str(self.clash).partition(": ")[2] if self.clash else ""
+
+
+def row_by_row(sweep: Sweep, one: Ledger, other: Ledger) -> list[Match]:
+    """Say of each trial that a ledger has of a sweep whether another ledger has the same figures.
+
+    Last bits that another processor or library moved grow along a trajectory, so that a trial comes
+    out as another seed would: its test accuracy may lie as far off as the seeds of a cell of its
+    task do in `one`, at most.
+
+    Args:
+        sweep: The sweep.
+        one: What was published.
+        other: What was trained anew.
+
+    Raises:
+        LedgerError: If a ledger cannot be read.
+    """
+    labels = {point.trial_id: point.label for point in resolve(sweep, one).all}
+    before, after = rows(one, labels), rows(other, labels)
+    spans = _spans(before.values())
+    return [
+        Match(name, labels[name], *_match(row, after.get(name), spans))
+        for name in labels
+        if (row := before.get(name)) is not None
+    ]
+
+
+def _match(
+    row: Row, again: Row | None, spans: Mapping[str, float]
+) -> tuple[Literal["equal", "explained", "differs", "missing"], Clash | None]:
+    if again is None:
+        return "missing", None
+    found = clash(row, again)
+    if found is None:
+        return "equal", None
+    pair = [one["test_accuracy"] for one in (row, again)]
+    near = None not in pair and abs(pair[0] - pair[1]) <= spans.get(row["task"], 0.0)
+    return "explained" if found.excuse and near else "differs", found
+
+
+def _spans(own: Iterable[Row]) -> dict[str, float]:
+    # Task -> how far apart the test accuracies of the seeds of one cell lie, of its widest cell.
+    cells_of: dict[tuple[str, str], list[float]] = {}
+    for row in own:
+        if row["test_accuracy"] is not None:
+            cells_of.setdefault((row["task"], row["cell_id"]), []).append(row["test_accuracy"])
+    out: dict[str, float] = {}
+    for (task, _), values in cells_of.items():
+        out[task] = max(out.get(task, 0.0), max(values) - min(values))
+    return out
 
 
 # ------------------------------------------------------------------------------------------- diff

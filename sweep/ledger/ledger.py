@@ -605,8 +605,7 @@ class Ledger:
             name: Letters, digits, dots and dashes.
             note: JSON values.
         """
-        data = json.dumps(note, separators=(",", ":"), sort_keys=True).encode()
-        return self._storage.create(f"notes/{sweep}/{about}/{name}.json", data)
+        return self._storage.create(f"notes/{sweep}/{about}/{name}.json", written(note))
 
     def notes(self, sweep: str, about: Note) -> dict[str, dict[str, Any]]:
         """Name -> note on a sweep's claims, by name; one that cannot be read is left out."""
@@ -1063,6 +1062,11 @@ _BLOB = re.compile(
 _NOTE = re.compile(
     r"notes/[a-z0-9][a-z0-9._-]*/(?:families|readings|generations)/[\w.-]+\.json", re.ASCII
 )
+
+
+def written(note: Mapping[str, Any]) -> bytes:
+    """Return a note on a sweep's claims as it lies in a ledger."""
+    return json.dumps(note, separators=(",", ":"), sort_keys=True).encode()
 
 
 def is_object(name: str) -> bool:

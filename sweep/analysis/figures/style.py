@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -190,12 +190,13 @@ def clipped(text: str, most: int) -> str:
     return cut.replace("$", r"\$")  # A dollar sign would begin mathematics.
 
 
-def save(figure: Figure, stem: Path) -> list[Path]:
-    """Save a figure in every format of `FORMATS`.
+def save(figure: Figure, stem: Path, formats: Collection[str] = tuple(FORMATS)) -> list[Path]:
+    """Save a figure in every format of `FORMATS`, or in some of them.
 
     Args:
         figure: The figure.
         stem: The files' path without the suffix; its folder is made.
+        formats: Which of `FORMATS`.
 
     Returns:
         The files.
@@ -206,10 +207,10 @@ def save(figure: Figure, stem: Path) -> list[Path]:
     import matplotlib as mpl
 
     stem.parent.mkdir(parents=True, exist_ok=True)
-    files = [stem.with_name(f"{stem.name}.{suffix}") for suffix in FORMATS]
+    files = [stem.with_name(f"{stem.name}.{suffix}") for suffix in formats]
     with mpl.rc_context({**LOOKS, "svg.hashsalt": "fpt-sweep"}):
-        for file, metadata in zip(files, FORMATS.values(), strict=True):
-            figure.savefig(file, dpi=DPI, metadata=metadata)
+        for file, suffix in zip(files, formats, strict=True):
+            figure.savefig(file, dpi=DPI, metadata=FORMATS[suffix])
     return files
 
 

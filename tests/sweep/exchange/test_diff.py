@@ -16,7 +16,7 @@ import pytest
 
 from sweep import cli
 from sweep.analysis.tables import load_table
-from sweep.exchange.diff import FIGURES, Clash, clash, diff
+from sweep.exchange.diff import FIGURES, Clash, clash, diff, row_by_row
 from sweep.execution.driver import DRIVER
 from sweep.ledger.ledger import TRIALS, Ledger
 from sweep.sweepfile.expansion import load
@@ -200,6 +200,48 @@ def test_a_sweep_without_a_table_is_compared_by_trials(sweep: Sweep) -> None:
     found = diff(load("none.yaml"), one, other)
 
     assert (len(found.removed), found.cells, found.same) == (12, (), False)
+
+
+# --- row by row -----------------------------------------------------------------------------------
+
+
+def test_each_row_is_equal_explained_different_or_missing(sweep: Sweep, command: Command) -> None:
+    """Seeds of a cell lie 2/128 apart at most: so far may another processor move a trial."""
+    a, b, c, d, e, *_ = sweep.points
+    changes: dict[str, dict[str, Any] | None] = {
+        a.trial_id: {"test_loss": 0.5000001, "device_name": "another"},
+        b.trial_id: {"test_accuracy": accuracy(b) + 2 / 128, "device_name": "another"},
+        c.trial_id: {"test_accuracy": accuracy(c) + 3 / 128, "device_name": "another"},
+        d.trial_id: {"test_loss": 0.5000001},
+        e.trial_id: None,
+    }
+    one = fill(sweep, "one", usual)
+    other = fill(sweep, "other", lambda point: changes.get(point.trial_id, {}))
+
+    matches = {match.trial_id: match for match in row_by_row(sweep, one, other)}
+
+    states = [matches[point.trial_id].state for point in sweep.points]
+    assert states == ["explained"] * 2 + ["differs"] * 2 + ["missing"] + ["equal"] * 7
+    assert "device name" in matches[a.trial_id].why
+    code, out, _ = command("diff", "one", "other", "compared.yaml", "--rows")
+    assert code == 1
+    assert out.splitlines()[-1] == "rows: 7 equal, 2 explained, 2 differs, 1 missing"
+
+
+@pytest.mark.parametrize("device", ["the same", "another"])
+def test_rows_that_are_equal_or_explained_are_reproduced(
+    device: str, sweep: Sweep, command: Command
+) -> None:
+    fill(sweep, "one", usual)
+    moved = {"test_loss": 0.5000001, "device_name": device} if device == "another" else {}
+    fill(sweep, "other", lambda _: moved)
+
+    code, out, _ = command("diff", "one", "other", "compared.yaml", "--rows", "--json")
+
+    counts = json.loads(out)["counts"]
+    state = "explained" if moved else "equal"
+    assert code == 0
+    assert counts == {"equal": 0, "explained": 0, "differs": 0, "missing": 0, state: 12}
 
 
 # --- commands -------------------------------------------------------------------------------------
