@@ -149,7 +149,7 @@ def test_what_has_not_ended_is_not_published(sweep: Sweep, work: Path) -> None:
     ledger = Ledger(work / "unfinished", write=True)
     fill(sweep, ledger, but=1)
 
-    with pytest.raises(PublicationError, match=r"1 of 16 trials have no row.*sweep run .*\.yaml"):
+    with pytest.raises(PublicationError, match=r"1 of 20 trials have no row.*sweep run .*\.yaml"):
         publish(sweep, ledger, work / "too-early")
 
     assert not (work / "too-early").exists()
