@@ -30,6 +30,7 @@ quickstart: venv ## Run experiments/quickstart.yaml and print its table
 
 publish: venv ## Put a finished table into results/published (TABLE=t09-statistics)
 	$(BIN)/sweep publish $(FILE) -o $(PUBLISHED) $(if $(REPORT),--report)
+	$(BIN)/python experiments/findings.py
 
 reproduce: venv ## Train a published table anew and compare it row by row (TABLE=t09-statistics)
 	$(BIN)/sweep run $(FILE) --results $(AGAIN) --no-mirror

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,23 @@ def test_what_is_published_beside_the_quickstart_is_small() -> None:
     files = list((FOLDER / "laptop").rglob("*.parquet"))
 
     assert sum(file.stat().st_size for file in files) < 8e6
+
+
+def test_the_findings_are_what_the_published_tables_say() -> None:
+    path = ROOT / "experiments/findings.py"
+    spec = importlib.util.spec_from_file_location("findings", path)
+    assert spec is not None
+    assert spec.loader is not None
+    findings = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(findings)
+
+    page = findings.page()
+
+    assert page == (FOLDER / "README.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if "](laptop/" in line]
+    with_claims = [folder for folder in PUBLISHED if (folder / "claims.csv").is_file()]
+    for folder in with_claims:  # what was found is not left out
+        assert any(f"[{folder.name}](laptop/" in line for line in rows), folder
 
 
 def test_readme_shows_the_published_quickstart() -> None:

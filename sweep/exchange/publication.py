@@ -100,7 +100,7 @@ def _texts(sweep: Sweep, ledger: Ledger, *, report: bool) -> dict[str, str]:
     from sweep.analysis import claims, tables
     from sweep.analysis.report import render
 
-    out = {}
+    out: dict[str, str] = {}
     if sweep.table is not None:
         table = tables.build(sweep, ledger)
         out |= {"table.md": table.to_markdown(), "table.csv": table.to_csv()}
@@ -172,4 +172,4 @@ def _rows(file: Path) -> list[dict[str, Any]]:
     # What `load_trials` adds is of a sweep, not of a trial.
     rows: pa.Table = pq.read_table(file)
     own = [name for name in rows.column_names if not name.startswith("axis.")]
-    return rows.select(own).to_pylist()
+    return list(rows.select(own).to_pylist())
