@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,33 @@ def test_the_findings_are_what_the_published_tables_say() -> None:
     with_claims = [folder for folder in PUBLISHED if (folder / "claims.csv").is_file()]
     for folder in with_claims:  # what was found is not left out
         assert any(f"[{folder.name}](laptop/" in line for line in rows), folder
+
+
+def made(*words: str) -> subprocess.CompletedProcess[str]:
+    """What make would do, or say."""
+    command = ["make", "--dry-run", *words]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("table", "place"), [("quickstart", "quickstart"), ("t09-statistics", "laptop/t09-statistics")]
+)
+def test_make_publishes_and_reproduces_a_table_by_its_name(table: str, place: str) -> None:
+    file, folder = f"experiments/{place}.yaml", f"results/published/{place}"
+
+    publish, reproduce = (made(verb, f"TABLE={table}").stdout for verb in ("publish", "reproduce"))
+
+    assert f"sweep publish {file} -o {folder}" in publish
+    assert f"sweep run {file} --results build/reproduced/{table}" in reproduce
+    assert f"sweep diff {folder} build/reproduced/{table} {file} --rows" in reproduce
+
+
+@pytest.mark.parametrize("words", [(), ("TABLE=t99-nothing",)])
+def test_make_says_that_there_is_no_such_table(words: tuple[str, ...]) -> None:
+    done = made("publish", *words)
+
+    assert done.returncode != 0
+    assert "no such file in experiments/ or experiments/laptop/" in done.stderr
 
 
 def test_readme_shows_the_published_quickstart() -> None:
