@@ -7,9 +7,15 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import pytest
 from ruamel.yaml import YAML
+
+from tests.browser import barriers
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 ROOT = Path(__file__).parents[1]
 ARCHITECTURE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
@@ -64,22 +70,44 @@ def test_the_workflow_calls_targets_that_there_are() -> None:
         assert re.search(rf"^{target}: ", makefile, re.MULTILINE)
 
 
-@pytest.mark.slow
-def test_the_site_builds_strictly_and_its_reference_is_whole(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site, built strictly."""
     pytest.importorskip("mkdocs", reason="the site needs the extra docs")
+    folder = tmp_path_factory.mktemp("site")
     done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
+        [
+            sys.executable, "-m", "mkdocs", "build", "--strict", "--no-directory-urls",
+            "--site-dir", str(folder),
+        ],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    names = (tmp_path / "reference/python/index.html").read_text(encoding="utf-8")
+    return folder
+
+
+@pytest.mark.slow
+def test_the_sites_reference_is_whole_and_asks_the_network_for_nothing(site: Path) -> None:
+    names = (site / "reference/python.html").read_text(encoding="utf-8")
     assert 'id="sweep.load_trials"' in names
     assert 'id="fpt.train"' in names
-    fields = (tmp_path / "reference/sweep-file/index.html").read_text(encoding="utf-8")
+    fields = (site / "reference/sweep-file.html").read_text(encoding="utf-8")
     assert "paired_by" in fields
-    pages = " ".join(p.read_text(encoding="utf-8") for p in tmp_path.rglob("*.html"))
+    pages = " ".join(p.read_text(encoding="utf-8") for p in site.rglob("*.html"))
     assert re.findall(r'<(?:link|script|img)[^>]+(?:src|href)="https?://', pages) == []
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (768, "light"), (1280, "dark")])
+def test_everybody_can_read_the_site(
+    chromium: Browser, site: Path, width: int, scheme: Literal["light", "dark"]
+) -> None:
+    pages = [page for page in site.rglob("*.html") if page.name != "404.html"]
+    found = {
+        page.name: there
+        for page in pages
+        if (there := barriers(chromium, page.as_uri(), width, scheme))
+    }
+    assert len(pages) > 20
+    assert found == {}

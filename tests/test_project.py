@@ -12,6 +12,7 @@ import zipfile
 from importlib.metadata import version
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -279,6 +280,52 @@ def test_the_wheel_works_outside_a_clone(tmp_path: Path) -> None:
     assert {"fpt/py.typed", "sweep/py.typed"} <= inside
     assert any(name.startswith("fpt/shipped/") and name.endswith(".safetensors") for name in inside)
     assert "fpt/published.csv" in inside
+
+
+@pytest.mark.slow
+def test_what_would_be_uploaded_installs_anywhere_and_trains(tmp_path: Path) -> None:
+    """The release, as a stranger gets it: no clone, no constraints, an environment of its own."""
+    copy = shutil.copytree(
+        ROOT, tmp_path / "copy",
+        ignore=shutil.ignore_patterns(".*", "results", "__pycache__", "site"),
+    )  # fmt: skip
+    shutil.copytree(ROOT / "results/published", copy / "results/published")
+    dist = tmp_path / "dist"
+    module = [sys.executable, "-m"]
+    subprocess.run(
+        [*module, "build", "--no-isolation", "--outdir", str(dist)], cwd=copy, check=True
+    )
+    packed = sorted(str(path) for path in dist.iterdir())
+    subprocess.run([*module, "twine", "check", "--strict", *packed], check=True)
+    (wheel,) = dist.glob("*.whl")
+
+    home = tmp_path / "environment"
+    subprocess.run([*module, "venv", str(home)], check=True)
+    pip = [str(home / "bin/python"), "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    asked = subprocess.run(
+        [*pip, "install", str(wheel)], capture_output=True, text=True, check=False
+    )
+    if asked.returncode and "No matching distribution" in asked.stderr:
+        pytest.skip("no package index can be reached")
+    assert asked.returncode == 0, asked.stderr
+
+    def sweep(*argv: str) -> subprocess.CompletedProcess[str]:
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+        return subprocess.run(
+            [str(home / "bin/sweep"), *argv],
+            cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
+    assert sweep("init", "quickstart").returncode == 0
+    assert sweep("plan", "quickstart.yaml").stdout.count("missing") >= 49
+    light = sweep("run", "quickstart.yaml")
+    assert light.returncode == 2
+    assert "pip install 'fpt-sweep[train]'" in light.stderr
+    subprocess.run([*pip, "install", f"{wheel}[train]"], check=True)
+    done = sweep("run", "quickstart.yaml", "--quiet", "--only", "random/bit-xor/0")
+    assert done.returncode == 0, done.stderr
+    assert "1 done" in done.stderr
+    assert len(pd.read_parquet(tmp_path / "results/trials")) == 1
 
 
 def test_readme_fits_on_a_few_screens() -> None:

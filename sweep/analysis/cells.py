@@ -277,7 +277,7 @@ def grid(sweep: Sweep, spec: TableSpec, ledger: Ledger) -> Grid:
             places.setdefault(place, []).append(point)
     _check_places(sweep, axes, places)
 
-    metrics = [spec.value] if isinstance(spec.value, str) else spec.value
+    metrics = spec.metrics
     inside = [point for points in places.values() for point in points]
     found = Found.read(ledger, inside, metrics, spec.convergence)
     reference = references()[spec.reference] if spec.reference else None

@@ -145,7 +145,7 @@ def build(sweep: Sweep, ledger: Ledger) -> Table:
     """
     spec = declared(sweep)
     cells = grid(sweep, spec, ledger)
-    metrics = 1 if isinstance(spec.value, str) else len(spec.value)
+    metrics = len(spec.metrics)
     inside = sum(cell.expected for cell in cells.values()) // metrics
     return Table(
         sweep=sweep.name,

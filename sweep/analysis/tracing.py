@@ -221,7 +221,7 @@ def trace(
 
 def _cell(sweep: Sweep, ledger: Ledger, row: str, column: str, metric: str | None) -> Cell:
     spec = declared(sweep)
-    metrics = [spec.value] if isinstance(spec.value, str) else list(spec.value)
+    metrics = spec.metrics
     axes = (spec.rows,) if spec.columns is None else (spec.rows, spec.columns)
     inside = [point for point in sweep.points if all(axis in point.labels for axis in axes)]
     place = [_chosen(sweep, "row", row, [point.labels[spec.rows] for point in inside])]

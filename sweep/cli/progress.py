@@ -42,8 +42,11 @@ class Running:
 class View:
     """Shows the events of one run; use as a context manager, and call it with each event."""
 
-    def __init__(self, console: Console, steps: Mapping[str, int]) -> None:
-        """Take a console, and the optimizer steps of each trial that is to run."""
+    def __init__(self, console: Console, steps: Mapping[str, int], *, quiet: bool = False) -> None:
+        """Take a console, and the optimizer steps of each trial that is to run.
+
+        With `quiet` only messages and failures are shown.
+        """
         self.console = console
         self.steps = dict(steps)
         self.running: dict[str, Running] = {}
@@ -55,9 +58,10 @@ class View:
         self._resumed_steps = 0
         self._began = time.monotonic()
         self._last_line = float("-inf")
+        self.quiet = quiet
         self._live = (
             Live(console=console, get_renderable=self.render, refresh_per_second=4, transient=True)
-            if console.is_terminal
+            if console.is_terminal and not quiet
             else None
         )
 
@@ -79,7 +83,7 @@ class View:
     def __call__(self, event: Event) -> None:
         """Take in one event."""
         if event.kind == "message":
-            self._line(event.message or "")
+            self._line(event.message or "", always=True)
         elif event.kind == "waiting":
             if event.message != self.waiting and self._live is None:
                 self._line(f"waiting: {event.message}")
@@ -104,7 +108,8 @@ class View:
             self._ended_steps += self.steps.get(trial_id, trial.steps if trial else 0)
             if event.kind == "trial_failed":
                 self.failed += 1
-                self._line(f"{self._count()} failed  {label}: {event.message or 'no reason given'}")
+                reason = event.message or "no reason given"
+                self._line(f"{self._count()} failed  {label}: {reason}", always=True)
             else:
                 figures = _figures(event.split, event.loss, event.accuracy)
                 said = " ".join(x for x in (event.message, figures) if x)
@@ -124,7 +129,9 @@ class View:
             figures = _figures(event.split, event.loss, event.accuracy)
             self._line(f"{self._count()} step {trial.step}/{trial.steps}  {label}  {figures}")
 
-    def _line(self, text: str) -> None:
+    def _line(self, text: str, *, always: bool = False) -> None:
+        if self.quiet and not always:
+            return
         self._last_line = time.monotonic()
         with suppress(OSError):  # a terminal that was closed costs no trial
             self.console.print(escape(text), highlight=False, soft_wrap=True)

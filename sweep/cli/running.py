@@ -70,6 +70,9 @@ def run(
     no_mirror: Annotated[
         bool, typer.Option("--no-mirror", help="Leave MLflow out; `sweep mirror` catches up.")
     ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print warnings, failures and the counts alone.")
+    ] = False,
 ) -> None:
     """Train what is missing. The same command again goes on where this one stopped."""
     from sweep.ledger.ledger import Ledger
@@ -77,9 +80,10 @@ def run(
 
     planned = make_plan(file, results, stale=stale, only=only or ())
     sweep = planned.sweep
-    say(f"{sweep.name}: {size(sweep)}: {counted(planned.counts())}")
-    for left_out in sweep.left_out:
-        say(f"  left out: {left_out}")
+    if not quiet:
+        say(f"{sweep.name}: {size(sweep)}: {counted(planned.counts())}")
+        for left_out in sweep.left_out:
+            say(f"  left out: {left_out}")
     for warning in sweep.warnings:
         say(f"warning: {warning}")
 
@@ -91,7 +95,7 @@ def run(
 
     steps = {p.trial_id: p.config.steps for pack in planned.packs for p in pack.points}
     steps |= {p.trial_id: p.config.steps for p in sweep.undecided}
-    with View(SafeConsole(stderr=True), steps) as view:
+    with View(SafeConsole(stderr=True), steps, quiet=quiet) as view:
         summary = drive(
             sweep,
             results=results,
@@ -109,10 +113,11 @@ def run(
         "missing": summary.missing,
     }
     say(f"{sweep.name}: {counted(counts)}, in {span(summary.seconds)}")
-    if description := sweep.spec.description.strip():
-        say(f"\n{description}\n")
-    for line in _next_steps(planned, results, counts, interrupted=summary.interrupted):
-        say(line)
+    if not quiet:
+        if description := sweep.spec.description.strip():
+            say(f"\n{description}\n")
+        for line in _next_steps(planned, results, counts, interrupted=summary.interrupted):
+            say(line)
     raise typer.Exit(summary.exit_code)
 
 

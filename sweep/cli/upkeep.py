@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,6 +21,10 @@ from sweep.cli.common import (
 
 if TYPE_CHECKING:
     from sweep.ledger.ledger import Kind, Ledger
+
+
+PATIENCE = 5.0
+"""Seconds between two lines on how far the mirror is."""
 
 
 @app.command(epilog="Example: sweep gc experiments/quickstart.yaml")
@@ -96,7 +101,16 @@ def mirror(
 
     _require_mlflow()
     sweep, ledger = load(file), Ledger.existing(results)
-    number = (mlflow_runs.rebuild if rebuild else mlflow_runs.catch_up)(sweep, ledger)
+    told = time.monotonic()
+
+    def tell(number: int) -> None:
+        nonlocal told
+        if time.monotonic() - told >= PATIENCE:
+            told = time.monotonic()
+            say(f"  {count(number, 'trial')} mirrored so far")
+
+    make = mlflow_runs.rebuild if rebuild else mlflow_runs.catch_up
+    number = make(sweep, ledger, mirrored=tell)
     say(f"{mlflow_runs.where(ledger)}: {count(number, 'trial')} mirrored")
 
 

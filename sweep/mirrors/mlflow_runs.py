@@ -77,6 +77,11 @@ PARENT = "mlflow.parentRunId"
 KIND = {"mlflow.experimentKind": "custom_model_development"}
 """An experiment's tag: the UI shows runs and curves, not traces of a language-model application."""
 
+VIEW = "fpt-sweep"
+"""The key of the experiment's shared view, in which the columns are chosen."""
+VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
+"""The experiment's tag by which MLflow's UI finds that view."""
+
 NESTED = {"task_parameters": "task", "optimizer": "optimizer", "stop": "stop"}
 """Columns that hold JSON objects -> what the names of their params begin with."""
 
@@ -301,6 +306,7 @@ class Mirror:
         """
         client = self._client = _connect(self.ledger)
         self._experiment = _experiment(client, self.sweep.name, self.ledger)
+        client.set_experiment_tag(self._experiment, VIEW_TAG, self._view())
         self._tell_others()
         found: dict[str, list[Run]] = {}
         for run in _runs(client, self._experiment, self.sweep.name, self.ledger):
@@ -333,6 +339,14 @@ class Mirror:
         self._ended = {trial: run.info.end_time for trial, run in runs.items() if not _is_open(run)}
         tags = {trial: run.data.tags.get(FAILURE, "") for trial, run in self._open.items()}
         self._failed = {trial: told for trial, told in tags.items() if told}
+
+    def _view(self) -> str:
+        """Return the view that `sweep ui` opens: the sweep's axes and its figure as columns."""
+        shown = self.sweep.table.metrics if self.sweep.table is not None else ()
+        figures = [name for name in shown if name in in_mlflow("metric")] or ["test_accuracy"]
+        columns = [f"tags.`axis.{name}`" for name in self.sweep.axes]
+        columns += [f"metrics.`{name}`" for name in figures]
+        return json.dumps({"selectedColumns": columns})
 
     def _tell_others(self) -> None:
         """Warn, once, of runs of another ledger in the same experiment."""
@@ -570,27 +584,41 @@ def _whole(sweep: Sweep) -> Sweep:
     return whole if whole.text == sweep.text else sweep
 
 
-def catch_up(sweep: Sweep, ledger: Ledger) -> int:
+def catch_up(
+    sweep: Sweep, ledger: Ledger, *, mirrored: Callable[[int], None] = lambda number: None
+) -> int:
     """Mirror what is not mirrored yet, and tell of faults; returns how many trials.
 
+    Args:
+        sweep: The sweep.
+        ledger: Its ledger.
+        mirrored: Called after each trial, with the number so far.
+
     Raises:
         LedgerError: If the ledger cannot be read.
         MirrorError: If MLflow does not do it, or another process is at it.
     """
-    return _now(sweep, ledger, delete=False)
+    return _now(sweep, ledger, mirrored, delete=False)
 
 
-def rebuild(sweep: Sweep, ledger: Ledger) -> int:
+def rebuild(
+    sweep: Sweep, ledger: Ledger, *, mirrored: Callable[[int], None] = lambda number: None
+) -> int:
     """Delete the runs of a sweep and mirror all of it anew; returns how many trials.
 
+    Args:
+        sweep: The sweep.
+        ledger: Its ledger.
+        mirrored: Called after each trial, with the number so far.
+
     Raises:
         LedgerError: If the ledger cannot be read.
         MirrorError: If MLflow does not do it, or another process is at it.
     """
-    return _now(sweep, ledger, delete=True)
+    return _now(sweep, ledger, mirrored, delete=True)
 
 
-def _now(sweep: Sweep, ledger: Ledger, *, delete: bool) -> int:
+def _now(sweep: Sweep, ledger: Ledger, mirrored: Callable[[int], None], *, delete: bool) -> int:
     name = _lease_name(sweep)
     try:
         lease = ledger.lease(name)
@@ -613,7 +641,10 @@ def _now(sweep: Sweep, ledger: Ledger, *, delete: bool) -> int:
                         client.set_tag(run.info.run_id, STATE, "")
                         client.set_tag(run.info.run_id, ARTIFACTS, "")
             mirror = Mirror(sweep, ledger)
-            return sum(1 for _ in mirror._write(lease, mirror._finished(), complete=True))
+            number = 0
+            for number, _ in enumerate(mirror._write(lease, mirror._finished(), complete=True), 1):
+                mirrored(number)
+            return number
     except (LedgerError, MirrorError):
         raise
     except Exception as error:
@@ -857,14 +888,20 @@ def _interruptible() -> Iterator[None]:
 
 
 def _pages(address: str) -> dict[str, str]:
-    """The sweeps that an MLflow server has, by name, each with the address of its runs.
+    """Return the sweeps that an MLflow server has, the newest first: name -> address of its runs.
 
     Raises:
         OSError: If it does not answer.
     """
     request = urllib.request.Request(
         f"{address}/api/2.0/mlflow/experiments/search",
-        json.dumps({"filter": f"name LIKE '{PREFIX}%'", "max_results": 1000}).encode(),
+        json.dumps(
+            {
+                "filter": f"name LIKE '{PREFIX}%'",
+                "max_results": 1000,
+                "order_by": ["last_update_time DESC"],
+            }
+        ).encode(),
         {"Content-Type": "application/json"},
     )
     # Loopback is not reached through a proxy.
@@ -876,8 +913,14 @@ def _pages(address: str) -> dict[str, str]:
     return {
         experiment["name"].removeprefix(PREFIX): f"{address}/#/experiments/"
         f"{experiment['experiment_id']}/runs?workflowType=machine_learning"
+        f"{f'&viewStateShareKey={VIEW}' if _has_view(experiment) else ''}"
         for experiment in found
     }
+
+
+def _has_view(experiment: Mapping[str, Any]) -> bool:
+    # An experiment of an earlier version has none until it is mirrored again.
+    return any(tag["key"] == VIEW_TAG for tag in experiment.get("tags", ()))
 
 
 def _end(server: subprocess.Popen[bytes]) -> None:

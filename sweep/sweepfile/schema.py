@@ -146,6 +146,11 @@ class TableSpec(Spec):
     title: str | None = None
     """Printed above the table."""
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Return the metrics of `value`, one or several."""
+        return (self.value,) if isinstance(self.value, str) else tuple(self.value)
+
     @model_validator(mode="after")
     def _check(self) -> TableSpec:
         if self.columns is None and isinstance(self.value, str):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 from xml.etree.ElementTree import Element
 
 import html5lib
@@ -22,7 +23,11 @@ from sweep.planning import estimates
 from sweep.planning.plan import plan
 from sweep.sweepfile.expansion import load
 from sweep.sweepfile.trials import Point
+from tests.browser import barriers
 from tests.support import failure_row, trial_row
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 EVIL = "<script>alert('x')</script> & \"'"
 TEXT = """\
@@ -318,14 +323,6 @@ WIDE_TABLE = 12
 
 
 @pytest.fixture(scope="module")
-def chromium() -> str:
-    found = shutil.which("chromium") or shutil.which("google-chrome")
-    if found is None:
-        pytest.skip("no Chromium on this machine")
-    return found
-
-
-@pytest.fixture(scope="module")
 def wide_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A page with a wide table, long words and a long id."""
     folder = tmp_path_factory.mktemp("wide")
@@ -341,66 +338,55 @@ def wide_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "page.html"
 
 
-def browse(chromium: str, folder: Path, *arguments: str) -> str:
-    """What Chromium prints."""
-    done = subprocess.run(
-        [
-            chromium, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
-            "--disable-background-networking", "--disable-component-update", "--disable-sync",
-            "--hide-scrollbars",
-            f"--user-data-dir={folder / 'browser'}", "--virtual-time-budget=5000", *arguments,
-        ],
-        capture_output=True, text=True, timeout=600, check=True,
-    )  # fmt: skip
-    return done.stdout
-
-
 @pytest.mark.slow
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [320, 390, 768, 1280])
 def test_nothing_but_a_box_of_its_own_scrolls_sideways(
-    chromium: str, wide_page: Path, tmp_path: Path, width: int
+    chromium: Browser, wide_page: Path, width: int
 ) -> None:
-    # In a frame, since a window of a browser cannot be as narrow as a phone.
-    told = (
-        "<script>onload = () => parent.postMessage([document.documentElement.scrollWidth,"
-        " innerWidth, [...document.querySelectorAll('.scroll')].filter("
-        "e => e.scrollWidth > e.clientWidth).length].join(' '), '*')</script></body>"
-    )
-    page = wide_page.read_text(encoding="utf-8").replace("</body>", told)
-    (tmp_path / "page.html").write_text(page, encoding="utf-8")
-    (tmp_path / "frame.html").write_text(
-        "<!DOCTYPE html><title>none</title><script>onmessage = e => document.title = e.data"
-        f"</script><iframe src=page.html style='width:{width}px;height:900px;border:0'></iframe>"
-    )
-    shown = browse(
-        chromium, tmp_path, "--window-size=1400,1000", "--dump-dom", f"file://{tmp_path}/frame.html"
+    page = chromium.new_page(viewport={"width": width, "height": 900})
+    page.goto(wide_page.as_uri())
+
+    whole, inner, scrolled = page.evaluate(
+        "[document.documentElement.scrollWidth, innerWidth,"
+        " [...document.querySelectorAll('.scroll')].filter("
+        "e => e.scrollWidth > e.clientWidth).length]"
     )
 
-    found = re.search(r"<title>(\d+) (\d+) (\d+)</title>", shown)
-    assert found is not None, shown[:500]
-    whole, inner, scrolled = map(int, found.groups())
-    assert inner == width
-    assert whole == width
+    assert inner == whole == width
     assert scrolled or width > 1000, "the wide table was to scroll in its box"
+    page.close()
 
 
 @pytest.mark.slow
 @pytest.mark.browser
-def test_it_prints(chromium: str, wide_page: Path, tmp_path: Path) -> None:
-    browse(chromium, tmp_path, f"--print-to-pdf={tmp_path / 'page.pdf'}", f"file://{wide_page}")
-
-    assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_everybody_can_read_the_report(
+    chromium: Browser, wide_page: Path, width: int, scheme: Literal["light", "dark"]
+) -> None:
+    assert barriers(chromium, wide_page.as_uri(), width, scheme) == []
 
 
 @pytest.mark.slow
 @pytest.mark.browser
-def test_it_asks_the_network_for_nothing(chromium: str, wide_page: Path, tmp_path: Path) -> None:
-    log = tmp_path / "net.json"
-    browse(chromium, tmp_path, f"--log-net-log={log}", "--dump-dom", f"file://{wide_page}")
+def test_it_prints(chromium: Browser, wide_page: Path) -> None:
+    page = chromium.new_page()
+    page.goto(wide_page.as_uri())
 
-    asked = re.findall(r'"url":"(https?://[^"]*)"', log.read_text(errors="replace"))
-    assert [url for url in asked if "google" not in url] == []
+    assert page.pdf().startswith(b"%PDF")
+    page.close()
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+def test_it_asks_the_network_for_nothing(chromium: Browser, wide_page: Path) -> None:
+    page, asked = chromium.new_page(), []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(wide_page.as_uri(), wait_until="networkidle")
+
+    assert [url for url in asked if not url.startswith(("data:", "blob:"))] == [wide_page.as_uri()]
+    page.close()
 
 
 def test_code_in_a_note_is_code_on_the_page() -> None:

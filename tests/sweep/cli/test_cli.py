@@ -601,6 +601,39 @@ def test_without_a_terminal_the_view_is_plain_lines() -> None:
     assert not any("step 4/10" in line for line in lines)
 
 
+def test_a_quiet_view_has_failures_and_messages_alone() -> None:
+    out = io.StringIO()
+
+    with progress.View(Console(file=out), {"a": 10, "b": 10, "c": 10}, quiet=True) as view:
+        view(event("waiting", message="no free core"))
+        a_run(view)
+        view(event("message", message="paused"))
+
+    assert out.getvalue().splitlines() == ["[2/3] failed  [c]/0: no data", "paused"]
+
+
+def test_a_narrow_terminal_loses_no_digit_and_no_color_none(
+    file: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = Ledger("results", write=True)
+    for point in load(file).points:
+        ledger.commit(trial_row(point))
+    wide = command("table", file).out
+    monkeypatch.setenv("COLUMNS", "24")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("NO_COLOR", "1")
+
+    for argv in (["table", file], ["plan", file], ["status", file], ["--help"]):
+        result = command(*argv)
+        assert result.code == 0
+        colours = re.findall(r"\x1b\[[\d;]*m", result.out)
+        assert not [one for one in colours if re.search(r"(?<!\d)(3\d|4\d|9\d)(?!\d)", one)], argv
+    narrow = re.sub(r"\x1b\[[\d;]*m|\s", "", command("table", file).out)
+    figures = re.findall(r"\d+\.\d+", wide)
+    assert figures
+    assert all(figure in narrow for figure in figures)
+
+
 def test_records_are_told_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     out, now = io.StringIO(), [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])

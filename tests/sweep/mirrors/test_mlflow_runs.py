@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
-import re
 import shlex
 import shutil
 import signal
@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
@@ -42,6 +42,9 @@ from sweep.mirrors.mlflow_runs import (
 from sweep.sweepfile.expansion import load
 from sweep.sweepfile.trials import Point, Sweep
 from tests.support import failure_row, trial_row
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 # MLflow's own use of SQLAlchemy and alembic.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:(alembic|mlflow|sqlalchemy).*")
@@ -755,27 +758,32 @@ def test_the_ui_serves_until_it_is_interrupted_and_leaves_no_process(
 
 @pytest.mark.slow
 @pytest.mark.browser
-def test_a_browser_shows_the_sweep_folded_over_its_trials(place: Path, tmp_path: Path) -> None:
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no Chromium on this machine")
+def test_a_browser_shows_the_sweep_folded_over_its_trials(place: Path, chromium: Browser) -> None:
     sweep, ledger = opened(place)
     finish(ledger, sweep.points)
     Mirror(sweep, ledger).sync()
     with user_interface(place) as (_, page):
-        shown = subprocess.run(
-            [
-                chromium, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
-                "--disable-background-networking", "--disable-component-update", "--disable-sync",
-                f"--user-data-dir={tmp_path / 'browser'}", "--virtual-time-budget=25000",
-                "--window-size=1500,1100", "--dump-dom", page,
-            ],
-            capture_output=True, text=True, timeout=600,
-        ).stdout  # fmt: skip
+        tab = chromium.new_page(viewport={"width": 2400, "height": 1100})
+        tab.goto(page)
+        tab.get_by_text("9 matching runs").wait_for(timeout=120_000)
+        tab.get_by_text("rates", exact=True).first.wait_for()
+        shown = tab.content()
+        heads = {head.strip() for head in tab.get_by_role("columnheader").all_inner_texts()}
+        tab.close()
 
-    assert "9 matching runs" in re.sub("<[^>]*>", "", shown)
-    assert ">rates</" in shown
     assert sweep.points[0].label not in shown, "not folded"
+    assert {"axis.task", "axis.learning_rate", "axis.seed", "test_accuracy"} <= heads
+    assert "Dataset" not in heads, "MLflow's own choice of columns"
+
+
+def test_the_view_has_the_axes_and_the_tables_figures_as_columns(place: Path) -> None:
+    sweep, ledger = opened(place)
+    Mirror(sweep, ledger).prepare()
+    client = MlflowClient(f"sqlite:///{place}/results/mlflow.db")
+    (experiment,) = client.search_experiments(filter_string="name = 'fpt-sweep/rates'")
+    view = json.loads(experiment.tags["mlflow.sharedViewState.fpt-sweep"])
+    axes = [f"tags.`axis.{name}`" for name in ("task", "learning_rate", "seed")]
+    assert view == {"selectedColumns": [*axes, "metrics.`test_accuracy`"]}
 
 
 def snapshot(uri: str, ledger: Ledger) -> dict[str, Any]:
