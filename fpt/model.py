@@ -251,8 +251,11 @@ class Model(nn.Module):
                     raise ValueError(
                         f"weights: {name} is {tuple(tensor.shape)}, wanted {tuple(own[name].shape)}"
                     )
-                # A new tensor, not a write in place: the old one may be mapped from a file.
-                own[name].data = tensor.to(own[name]).clone()
+                if own[name].requires_grad:
+                    own[name].copy_(tensor)  # it may be part of a larger tensor
+                else:
+                    # Not a write in place: the old one may be mapped from a file.
+                    own[name].data = tensor.to(own[name]).clone()
         for module in self.backbone.modules():
             if isinstance(module, nn.RNNBase):
                 module.flatten_parameters()  # cuDNN wants them in one piece

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from transformers.masking_utils import sdpa_mask
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 from transformers.pytorch_utils import Conv1D
 
-from fpt import random_streams
+from fpt import device_draws, random_streams
 from fpt.backbones.huggingface import ATTENTION
 from fpt.precision import Numerics
 
@@ -65,8 +66,18 @@ class Members:
     """While this is a list, attention is computed eagerly and each layer's weights, (R, heads, T,
     T), are added to it."""
 
+    device_path: bool = False
+    """Whether random numbers are drawn where the tensors are, as they always are on a GPU."""
+    _masks: device_draws.Masks | None = field(default=None, init=False, repr=False)
+
     def __post_init__(self) -> None:
         self.steps = self.steps or [0] * len(self.seeds)
+
+    def masks_on(self, device: torch.device) -> device_draws.Masks:
+        """Return what draws masks on a device."""
+        if self._masks is None or self._masks.device != device:
+            self._masks = device_draws.Masks(self.seeds, self.dropout, device)
+        return self._masks
 
     @contextlib.contextmanager
     def batch(
@@ -281,8 +292,8 @@ class Dropout(nn.Module):
     """Dropout whose mask is a pure function of (member's seed, step, site, use, element); the use
     tells apart the calls of one module in one forward pass.
 
-    On a CPU the mask comes from numpy's Philox, 16 bits an element; on a GPU from the device's own
-    Philox, keyed alike: another mask, equally reproducible.
+    A mask comes from Philox, 16 bits an element: on a CPU from numpy's, on a device from the same
+    counters there, with the same bits.
     """
 
     def __init__(self, members: Members, site: int) -> None:
@@ -317,12 +328,8 @@ class Dropout(nn.Module):
         that drops nothing; p is rounded to a multiple of 2**-16.
         """
         rows = [self.members.rows[k] for k in members]
-        if device.type != "cpu":
-            masks = [
-                self._on_device(k, (own, *inside), device, use)
-                for k, own in zip(members, rows, strict=True)
-            ]
-            return masks[0] if len(masks) == 1 else torch.cat(masks)
+        if self.members.device_path or device.type != "cpu":
+            return self._on_device(members, inside, device, use)
         out = np.empty((sum(rows), *inside), np.float32)
         ends = itertools.accumulate(rows)
         for k, own, end in zip(members, rows, ends, strict=True):
@@ -353,17 +360,24 @@ class Dropout(nn.Module):
 
         return self.members.drawn(k, rows, draw)
 
-    def _on_device(self, k: int, shape: Sequence[int], device: torch.device, use: int) -> Tensor:
-        if not self.active(k):
-            return torch.ones(tuple(shape), device=device)
-        threshold, scale = self._threshold(k)
-
-        def draw(rows: int) -> Tensor:
-            key = int(self._stream(k, use).random_raw()) >> 1
-            draws = torch.Generator(device).manual_seed(key)
-            return torch.rand((rows, *shape[1:]), generator=draws, device=device)
-
-        return (self.members.drawn(k, shape[0], draw) >= threshold / 65536) * scale
+    def _on_device(
+        self, members: Sequence[int], inside: Sequence[int], device: torch.device, use: int
+    ) -> Tensor:
+        pack = self.members
+        whole = [pack.rows[k] if pack.part is None else pack.part[k][1] for k in members]
+        first = [0 if pack.part is None else pack.part[k][0] for k in members]
+        rows = [pack.rows[k] for k in members]
+        drawn = pack.masks_on(device).draw(
+            members,
+            [pack.steps[k] for k in members],
+            max(whole),
+            math.prod(inside),
+            self.site + (use << 16),
+        )
+        if rows != [max(whole)] * len(rows):
+            pieces = zip(drawn, first, rows, strict=True)
+            drawn = torch.cat([own[begin : begin + n] for own, begin, n in pieces])
+        return drawn.view(sum(rows), *inside)
 
 
 class SharedLinear(nn.Module):

@@ -33,6 +33,7 @@ from fpt.tasks.base import Batch, Splits, Stored
 from fpt.training.evaluation import Evaluator, note
 from fpt.training.features import FeatureCache
 from fpt.training.feeding import Feeding, inputs_of
+from fpt.training.grouped import GroupedUpdate, can_group
 from fpt.training.member import Member
 from fpt.training.stepping import Stepper
 
@@ -102,6 +103,8 @@ class Training(Iterator[Record]):
         batches: Sequence[Iterable[Any]] | None,
         log_every: Sequence[int | None],
         accumulation: int,
+        *,
+        device_path: bool,
     ) -> None:
         """See `train`."""
         self.model = model.to(device)
@@ -117,22 +120,26 @@ class Training(Iterator[Record]):
         self._began = time.perf_counter()
         own = [None if batches is None else iter(batches[k]) for k in range(len(model.trials))]
         self._members = [Member.of(self.model, k, own[k]) for k in range(len(own))]
+        grouped = device_path and can_group(model)
+        update = GroupedUpdate(self._members, device) if grouped else None
         for member, state in zip(self._members, states, strict=True):
             if state is not None:
                 member.restore(self.model, state)
         self._live = list(self._members)
         self._frozen = self._frozen_digest()
+        self._together = device_path
+        model.members.device_path = device_path
         self._feeding = Feeding(model, splits.train, device)
         self._features = FeatureCache(model)
-        self._stepper = Stepper(model, splits.train, self._features, device, accumulation)
-        self._evaluator = Evaluator(model, splits, self._features, device)
+        self._stepper = Stepper(model, splits.train, self._features, device, accumulation, update)
+        self._evaluator = Evaluator(model, splits, self._features, device, together=device_path)
         first = model.trials[0]
-        self._may_be_exact = device.type == "cpu" and first.numerics == "fp32" and packs(first)
+        self._may_be_exact = not device_path and first.numerics == "fp32" and packs(first)
         """Whether packs are to change no bit."""
         self._row_multiple = exactness.row_multiple(model) if self._may_be_exact else 0
-        for module in model.modules() if self._row_multiple else ():
+        for module in model.modules() if self._row_multiple or device_path else ():
             if isinstance(module, SharedLinear):
-                module.row_multiple = self._row_multiple
+                module.row_multiple = self._row_multiple or 1  # a device is exact in no padding
 
     @property
     def settled(self) -> bool:
@@ -230,26 +237,39 @@ class Training(Iterator[Record]):
         """Train one step, and whatever is due after it."""
         for member in list(self._live):
             if (why := member.stop_reason) is not None:
-                self._end(member, why)  # a state of a trial that had already ended
+                self._end([(member, why)])  # a state of a trial that had already ended
         batches = self._batches()
         if not self._live:
             return
         self._stepper.step(self._live, batches)
-        for member in list(self._live):
-            step = member.figures.step
-            evaluate = step % member.trial.evaluation.every == 0 or step == member.trial.steps
-            every = self.log_every[member.index]
-            log = every is not None and step % every == 0
-            if not (evaluate or log):
-                continue
-            if bool(member.non_finite):
+        due = [member for member in self._live if self._evaluates(member) or self._logs(member)]
+        for group in [due] if self._together and due else [[member] for member in due]:
+            self._report(group)
+
+    def _evaluates(self, member: Member) -> bool:
+        step = member.figures.step
+        return step % member.trial.evaluation.every == 0 or step == member.trial.steps
+
+    def _logs(self, member: Member) -> bool:
+        every = self.log_every[member.index]
+        return every is not None and member.figures.step % every == 0
+
+    def _report(self, group: Sequence[Member]) -> None:
+        """Do what is due after a step: records, evaluations, ends."""
+        # One wait for the device, for all that is read of it.
+        sums = torch.stack([torch.cat([m.recent, m.window, m.non_finite[None]]) for m in group])
+        healthy = []
+        for member, (*own, non_finite) in zip(group, sums.tolist(), strict=True):
+            if non_finite:
                 self._diverged(member)
                 continue
             self._tick()
-            self._record(member, "train", *member.take_recent())
-            if evaluate:
-                member.close_window()
-                self._evaluate(member)
+            self._record(member, "train", *member.take_recent(*own[:2]))
+            if self._evaluates(member):
+                member.close_window(*own[2:])
+                healthy.append(member)
+        if healthy:
+            self._evaluate(healthy)
 
     def _batches(self) -> list[Batch]:
         """Return the batches of the step at hand; a trial whose data raises leaves."""
@@ -277,21 +297,25 @@ class Training(Iterator[Record]):
             Record(member.index, figures.step, split, loss, accuracy, figures.seconds, examples)
         )
 
-    def _evaluate(self, member: Member) -> None:
-        """Measure a member, and keep its tensors where they are the best so far."""
-        metrics = self._evaluator.measure(member)
+    def _evaluate(self, members: Sequence[Member]) -> None:
+        """Measure members, and keep the tensors of each where they are the best so far."""
+        measured = self._evaluator.measure(members)
         self._tick()
-        self._record(member, self._evaluator.split, *metrics)
-        figures = member.figures
-        note(metrics, figures, member.trial.stop)
-        picked = figures.best_step == figures.step
-        if picked:
-            member.best = {}
-        if (why := member.stop_reason) is not None:
-            self._end(member, why)
-        elif picked:
-            # The tensors move on with the next step.
-            member.best = {n: p.detach().clone() for n, p in member.kept(self.model).items()}
+        ending: list[tuple[Member, Literal["steps", "plateau"]]] = []
+        for member, metrics in zip(members, measured, strict=True):
+            self._record(member, self._evaluator.split, *metrics)
+            figures = member.figures
+            note(metrics, figures, member.trial.stop)
+            picked = figures.best_step == figures.step
+            if picked:
+                member.best = {}
+            if (why := member.stop_reason) is not None:
+                ending.append((member, why))
+            elif picked:
+                # The tensors move on with the next step.
+                member.best = {n: p.detach().clone() for n, p in member.kept(self.model).items()}
+        if ending:
+            self._end(ending)
 
     def _frozen_digest(self) -> str:
         """SHA-256 of all that no member trains."""
@@ -301,33 +325,55 @@ class Training(Iterator[Record]):
     def _diverged(self, member: Member) -> None:
         """End a member at its last finite step; its figures are those of the last evaluation."""
         member.figures.step = int(member.optimizer.steps)
-        self._end(member, "diverged")
+        self._end([(member, "diverged")])
 
-    def _end(self, member: Member, why: Literal["steps", "plateau", "diverged"]) -> None:
-        """Read the test set once, with the picked checkpoint, and let the member leave."""
+    def _end(
+        self, ending: Sequence[tuple[Member, Literal["steps", "plateau", "diverged"]]]
+    ) -> None:
+        """Read the test set once, with the picked checkpoints, and let the members leave."""
         if self._frozen_digest() != self._frozen:
             raise RuntimeError(
                 "frozen weights changed while they were trained on: no figure of this pack can be "
                 "trusted; a module of the backbone writes into its weights"
             )
-        figures = member.figures
-        state = member.state(self.model)
-        validation: tuple[float | None, float | None] = (None, None)
-        test: tuple[float | None, float | None] = (figures.best_loss, figures.best_accuracy)
-        fitted: tuple[float | None, float | None] = (None, None)
-        wanted = member.trial.evaluation.training_set
-        if member.best:
-            self.model.load(member.index, member.best)
-        if self._splits.validation is not None:
-            validation, test = test, (None, None)
-            if figures.best_step is not None and isinstance(self._splits.test, Stored):
-                test = self._evaluator.measure_test(member)
-                self._record(member, "test", *test)
-        if wanted and figures.best_step is not None:
-            fitted = self._evaluator.measure_training(member, wanted)
+        states = {member.index: member.state(self.model) for member, _ in ending}
+        for member, _ in ending:
+            if member.best:
+                self.model.load(member.index, member.best)
+        picked = [member for member, _ in ending if member.figures.best_step is not None]
+        tested: dict[int, tuple[float, float]] = {}
+        if self._splits.validation is not None and isinstance(self._splits.test, Stored) and picked:
+            found = self._evaluator.measure_test(picked)
+            tested = {member.index: test for member, test in zip(picked, found, strict=True)}
+        fitted = {
+            member.index: self._evaluator.measure_training(member, wanted)
+            for member in picked
+            if (wanted := member.trial.evaluation.training_set)
+        }
+        for member in picked:
+            if member.index in tested:
+                self._record(member, "test", *tested[member.index])
         self._tick()
-        if member.best:
-            self.model.load(member.index, state.part("now"))
+        for member, why in ending:
+            if member.best:
+                self.model.load(member.index, states[member.index].part("now"))
+            self._leave(member, why, states[member.index], tested, fitted)
+
+    def _leave(
+        self,
+        member: Member,
+        why: Literal["steps", "plateau", "diverged"],
+        state: State,
+        tested: Mapping[int, tuple[float, float]],
+        fitted: Mapping[int, tuple[float, float]],
+    ) -> None:
+        """Note how a member ended, by what was measured of those that end with it."""
+        figures, nothing = member.figures, (None, None)
+        picked = (figures.best_loss, figures.best_accuracy)
+        sound = self._splits.validation is not None
+        validation = picked if sound else nothing
+        test = tested.get(member.index, nothing) if sound else picked
+        training_set = fitted.get(member.index, nothing)
         self.outcomes[member.index] = Outcome(
             outcome="diverged" if why == "diverged" else "done",
             stopped=why,
@@ -339,8 +385,8 @@ class Training(Iterator[Record]):
             validation_accuracy=validation[1],
             test_loss=test[0],
             test_accuracy=test[1],
-            training_set_loss=fitted[0],
-            training_set_accuracy=fitted[1],
+            training_set_loss=training_set[0],
+            training_set_accuracy=training_set[1],
             seconds=figures.seconds,
             examples=figures.step * member.trial.batch_size,
             groups=self.model.counts(),
@@ -361,6 +407,7 @@ def train(
     backbones: Mapping[str, Path] | None = None,
     log_every: int | Sequence[int] | None = None,
     accumulation: int = 1,
+    device_path: bool | None = None,
 ) -> Training:
     """Train trials that can be packed, side by side.
 
@@ -380,6 +427,9 @@ def train(
         accumulation: Parts in which the gradient of each batch is computed, one after another, for
             want of memory. Examples and dropout masks stay the same; sums are taken in another
             order, so that figures differ in their last digits.
+        device_path: Whether to compute as a GPU wants it: few operations whatever the number of
+            trials, random numbers where the tensors are, no row padded, all trials evaluated
+            together. Figures differ in their last digits. None: on a GPU.
 
     Returns:
         An iterator of records, with `outcomes` and `states()`.
@@ -424,4 +474,5 @@ def train(
         batches,
         every,
         accumulation,
+        device_path=cuda if device_path is None else device_path,
     )

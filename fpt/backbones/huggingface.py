@@ -295,8 +295,19 @@ class Longformer(LongformerModel):
         real = F.pad(real, (0, padding))
         # 0: attends locally; below: attends to nothing, and nothing to it.
         extended = (1.0 - real) * torch.finfo(hidden.dtype).min
-        out: Any = self.encoder(hidden, attention_mask=extended, padding_len=padding)
-        return out.last_hidden_state  # type: ignore[no-any-return]
+        # Layer by layer: the encoder waits for the device to say that no token is global.
+        below, above = extended < 0, extended > 0
+        layers: Any = self.encoder.layer
+        for layer in layers:
+            (hidden,) = layer(
+                hidden,
+                attention_mask=extended,
+                is_index_masked=below,
+                is_index_global_attn=above,
+                is_global_attn=False,
+            )
+        out: Tensor = hidden[:, :tokens]
+        return out
 
 
 class Vit(nn.Module):

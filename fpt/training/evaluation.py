@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -17,6 +18,10 @@ from fpt.tasks.base import FIXED_SET_SEED, Batch, Splits, Stored
 from fpt.training.features import FeatureCache, Features, chunk_size
 from fpt.training.feeding import inputs_of, send
 from fpt.training.member import Member
+
+DEVICE_TOKENS = 65536
+"""Tokens of one forward pass for members that are measured together, as far as one batch of each
+leaves a choice."""
 
 
 class Metrics(NamedTuple):
@@ -50,80 +55,145 @@ def note(metrics: Metrics, figures: Figures, stop: PlateauConfig | None) -> None
 
 
 class Evaluator:
-    """Measures members of a pack."""
+    """Measures members of a pack: each by itself, or all in one forward pass, as a device wants."""
 
     def __init__(
-        self, model: Model, splits: Splits, features: FeatureCache, device: torch.device
+        self,
+        model: Model,
+        splits: Splits,
+        features: FeatureCache,
+        device: torch.device,
+        *,
+        together: bool,
     ) -> None:
         self._model = model
         self._splits = splits
         self._features = features
         self._device = device
+        self._together = together
+        # Hidden states are drawn by the number of a batch.
+        self._merges = together and not getattr(model.backbone, "draws_hidden", False)
         self.split: Literal["validation", "test"] = (
             "test" if splits.validation is None else "validation"
         )
         """The split that picks checkpoints."""
 
-    def measure(self, member: Member) -> Metrics:
-        """Return a member's metrics on the split that picks checkpoints, at its step."""
+    def measure(self, members: Sequence[Member]) -> list[Metrics]:
+        """Return metrics on the split that picks checkpoints, each member's at its step."""
         if self._splits.validation is not None:
-            return self._on_set(member, self._splits.validation)
-        trial = member.trial
-        every, batches = trial.evaluation.every, trial.evaluation.batches
-        first = -(-member.figures.step // every) * batches
-        loss, accuracy = self._on(
-            member,
-            (
-                self._splits.test.batch(trial.seed, random_streams.EVALUATION, n, trial.batch_size)
-                for n in range(first, first + batches)
-            ),
-        )
-        return Metrics(loss, accuracy * self._splits.factor)
+            return self._on_set(members, self._splits.validation)
+        return [
+            Metrics(loss, accuracy * self._splits.factor)
+            for loss, accuracy in self._on(members, self._random_batches)
+        ]
 
-    def measure_test(self, member: Member) -> Metrics:
-        """Return a member's metrics on the whole test set (protocol sound)."""
+    def measure_test(self, members: Sequence[Member]) -> list[Metrics]:
+        """Return metrics on the whole test set (protocol sound)."""
         assert isinstance(self._splits.test, Stored)
-        return self._on_set(member, self._splits.test)
+        return self._on_set(members, self._splits.test)
 
     def measure_training(self, member: Member, size: int) -> Metrics:
         """Return a member's metrics on `size` training examples (or all, if they are fewer) as they
         are evaluated; of a task that is drawn anew at every step, on a fixed draw.
         """
         train, chunk = self._splits.train, chunk_size(self._model)
+        batches: Iterable[Batch]
         if isinstance(train, Stored):
-            return self._on(member, train.first(size).chunks(chunk))
-        sizes = [min(chunk, size - start) for start in range(0, size, chunk)]
-        return self._on(
-            member,
-            (
+            batches = train.first(size).chunks(chunk)
+        else:
+            sizes = [min(chunk, size - start) for start in range(0, size, chunk)]
+            batches = (
                 train.batch(FIXED_SET_SEED, random_streams.TRAINING, n, rows)
                 for n, rows in enumerate(sizes)
-            ),
-        )
+            )
+        return self._on([member], lambda member: batches)[0]
 
-    def _on_set(self, member: Member, examples: Stored) -> Metrics:
-        features = self._features.of(member, examples)
-        return self._on(member, examples.chunks(chunk_size(self._model)), features)
+    def _random_batches(self, member: Member) -> Iterator[Batch]:
+        """Yield the random batches of an evaluation under the protocol paper."""
+        trial = member.trial
+        every, batches = trial.evaluation.every, trial.evaluation.batches
+        first = -(-member.figures.step // every) * batches
+        for n in range(first, first + batches):
+            yield self._splits.test.batch(
+                trial.seed, random_streams.EVALUATION, n, trial.batch_size
+            )
+
+    def _on_set(self, members: Sequence[Member], examples: Stored) -> list[Metrics]:
+        chunk = chunk_size(self._model)
+        known = {m.index: self._features.of(m, examples) for m in members}
+        return self._on(members, lambda member: examples.chunks(chunk), known)
+
+    def _on(
+        self,
+        members: Sequence[Member],
+        batches: Callable[[Member], Iterable[Batch]],
+        features: Mapping[int, Features | None] | None = None,
+    ) -> list[Metrics]:
+        """Return each member's metrics on its batches, of which `features` may be known."""
+        groups = [members] if self._together else [[member] for member in members]
+        return [
+            metrics
+            for group in groups
+            for metrics in self._of_group(group, batches, features or {})
+        ]
 
     @torch.no_grad()
-    def _on(
-        self, member: Member, batches: Iterable[Batch], features: Features | None = None
-    ) -> Metrics:
-        """Return the metrics on batches, of which `features` may be known."""
+    def _of_group(
+        self,
+        group: Sequence[Member],
+        batches: Callable[[Member], Iterable[Batch]],
+        features: Mapping[int, Features | None],
+    ) -> list[Metrics]:
         self._model.eval()
-        sums = torch.zeros(2, dtype=torch.float64, device=self._device)
-        count = start = 0
-        for number, batch in enumerate(batches):
-            with self._model.members.batch({member.index: len(batch)}, chunk=number):
-                if features is None:
-                    logits = self._model(*inputs_of([batch], self._device))
+        pack = self._model.members
+        sums = torch.zeros(len(group), 2, dtype=torch.float64, device=self._device)
+        counts, starts = [0] * len(group), [0] * len(group)
+        rounds = itertools.zip_longest(*map(batches, group))
+        for number, held in enumerate(self._merged(rounds)):
+            present = [n for n, own in enumerate(held) if own]
+            rows = {group[n].index: sum(map(len, held[n])) for n in present}
+            with pack.batch(rows, chunk=number):
+                if any(features.get(group[n].index) is None for n in present):
+                    every = [batch for n in present for batch in held[n]]
+                    logits = self._model(*inputs_of(every, self._device))
                 else:
-                    read = features.take(np.arange(start, start + len(batch)))
-                    logits = self._model.head(read)
-                    start += len(batch)
-            logits = logits.flatten(0, 1)
-            target = send(batch.targets, self._device).flatten()
-            loss = F.cross_entropy(logits, target, reduction="none").double().sum()
-            sums += torch.stack([loss, (logits.argmax(-1) == target).double().sum()])
-            count += len(target)
-        return Metrics(*(sums / count).tolist())
+                    read = []
+                    for n in present:
+                        known = features[group[n].index]
+                        assert known is not None
+                        end = starts[n] + rows[group[n].index]
+                        read.append(known.take(np.arange(starts[n], end)))
+                        starts[n] = end
+                    logits = self._model.head(read[0] if len(read) == 1 else torch.cat(read))
+                pieces = [piece for _, piece in pack.pieces(logits)]
+            for n, own in zip(present, pieces, strict=True):
+                target = send(np.concatenate([b.targets for b in held[n]]), self._device).flatten()
+                flat = own.flatten(0, 1)
+                loss = F.cross_entropy(flat, target, reduction="none").double().sum()
+                sums[n] += torch.stack([loss, (flat.argmax(-1) == target).double().sum()])
+                counts[n] += len(target)
+        found = sums.tolist()
+        return [
+            Metrics(loss / n, right / n) for (loss, right), n in zip(found, counts, strict=True)
+        ]
+
+    def _merged(
+        self, rounds: Iterable[tuple[Batch | None, ...]]
+    ) -> Iterator[tuple[list[Batch], ...]]:
+        """Yield the batches of each member for a forward pass: of one round, or of as many as fill
+        one.
+        """
+        room = 0
+        held: tuple[list[Batch], ...] = ()
+        for given in rounds:
+            own = tuple([] if batch is None else [batch] for batch in given)
+            tokens = sum(len(batch) for batch in given if batch) * self._model.shape.tokens
+            if held and self._merges and tokens <= room:
+                held = tuple(before + more for before, more in zip(held, own, strict=True))
+                room -= tokens
+                continue
+            if held:
+                yield held
+            held, room = own, DEVICE_TOKENS - tokens
+        if held:
+            yield held

@@ -75,7 +75,8 @@ class Member:
     non_finite: Tensor = field(default_factory=lambda: torch.zeros(()))
     """1 from the first loss or gradient on that is not finite: Adam then skips the update."""
     window: Tensor = field(default_factory=lambda: torch.zeros(2, dtype=torch.float64))
-    """Sums of training loss and accuracy since the last evaluation."""
+    """Sums of training loss and accuracy since the last evaluation; written in place, as all these
+    are, since they may be parts of larger tensors."""
     recent: Tensor = field(default_factory=lambda: torch.zeros(2, dtype=torch.float64))
     """The same since the last training record."""
 
@@ -118,18 +119,19 @@ class Member:
             return rate * (0.1 + 0.45 * (1 + math.cos(math.pi * part)))
         return rate
 
-    def take_recent(self) -> tuple[float, float]:
-        """Return mean training loss and accuracy since the last call."""
-        loss, accuracy = (self.recent / self.figures.recent_steps).tolist()
-        self.recent = torch.zeros_like(self.recent)
+    def take_recent(self, loss: float, accuracy: float) -> tuple[float, float]:
+        """Return mean training loss and accuracy since the last call, of these sums."""
+        steps = self.figures.recent_steps
+        self.recent.zero_()
         self.figures.recent_steps = 0
-        return loss, accuracy
+        return loss / steps, accuracy / steps
 
-    def close_window(self) -> None:
-        """Note mean training loss and accuracy since the last evaluation, and begin anew."""
+    def close_window(self, loss: float, accuracy: float) -> None:
+        """Note mean training loss and accuracy since the last evaluation, of these sums."""
         figures = self.figures
-        figures.train_loss, figures.train_accuracy = (self.window / figures.window_steps).tolist()
-        self.window = torch.zeros_like(self.window)
+        figures.train_loss = loss / figures.window_steps
+        figures.train_accuracy = accuracy / figures.window_steps
+        self.window.zero_()
         figures.window_steps = 0
 
     def state(self, model: Model) -> State:
@@ -161,16 +163,15 @@ class Member:
         device = self.window.device
         for name in self.trained:
             if name in first:
-                self.optimizer.moments[name] = (
-                    first[name].to(device).clone(),
-                    second[name].to(device).clone(),
-                )
+                given = first[name].to(device), second[name].to(device)
+                own = self.optimizer.moments.setdefault(name, tuple(map(torch.zeros_like, given)))  # type: ignore[arg-type]
+                for tensor, value in zip(own, given, strict=True):
+                    tensor.copy_(value)
         self.optimizer.steps.fill_(state.step)
         self.figures = Figures(**asdict(state.figures))
         # A state whose current tensors are the picked ones holds them once.
         picked = now if state.figures.best_step == state.step else state.part("best")
         self.best = {name: tensor.clone() for name, tensor in picked.items()}
-        sums = [state.figures.window_loss, state.figures.window_accuracy]
-        self.window = torch.tensor(sums, dtype=torch.float64, device=device)
-        sums = [state.figures.recent_loss, state.figures.recent_accuracy]
-        self.recent = torch.tensor(sums, dtype=torch.float64, device=device)
+        for name in ("window", "recent"):
+            sums = [getattr(state.figures, f"{name}_{figure}") for figure in ("loss", "accuracy")]
+            getattr(self, name).copy_(torch.tensor(sums, dtype=torch.float64))

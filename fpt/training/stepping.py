@@ -1,9 +1,10 @@
-"""A training step of a pack: one forward and one backward pass for all, an update for each."""
+"""A training step of a pack: one forward and one backward pass for all, and the update."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 from torch import Tensor
@@ -13,6 +14,7 @@ from fpt.model import Model
 from fpt.tasks.base import Batch, Source, Stored
 from fpt.training.features import FeatureCache
 from fpt.training.feeding import inputs_of, send
+from fpt.training.grouped import GroupedUpdate
 from fpt.training.member import Member
 
 
@@ -26,30 +28,38 @@ class Stepper:
         features: FeatureCache,
         device: torch.device,
         accumulation: int,
+        grouped: GroupedUpdate | None,
     ) -> None:
         self._model = model
         self._source = source
         self._features = features
         self._device = device
         self._accumulation = accumulation
+        self._grouped = grouped
 
     def step(self, live: Sequence[Member], batches: Sequence[Batch]) -> None:
         """Train one step of these members on a batch each."""
         self._model.train()
         parts = min(self._accumulation, *map(len, batches)) if self._accumulation > 1 else 1
-        losses = [torch.zeros((), device=self._device) for _ in live]
+        losses = torch.zeros(len(live), device=self._device)
         for part in range(parts):
             cuts = [slice(part * len(b) // parts, (part + 1) * len(b) // parts) for b in batches]
-            for number, loss in enumerate(self._backward(live, batches, cuts)):
-                losses[number] += loss
-        for member, loss in zip(live, losses, strict=True):
-            _update(member, loss)
+            losses += self._backward(live, batches, cuts)
+        if self._grouped is not None:
+            self._grouped.step(live, losses)
+        else:
+            for member, loss in zip(live, losses.unbind(), strict=True):
+                _update(member, loss)
+        for member in live:
+            member.figures.step += 1
+            member.figures.window_steps += 1
+            member.figures.recent_steps += 1
 
     def _backward(
         self, live: Sequence[Member], batches: Sequence[Batch], cuts: Sequence[slice]
-    ) -> list[Tensor]:
+    ) -> Tensor:
         """Add the gradients of these rows of the batches, each row weighing the same in its batch;
-        returns the rows' part of each member's loss.
+        returns the rows' part of each member's loss, (live,).
         """
         pack = self._model.members
         with pack.batch(
@@ -60,20 +70,40 @@ class Stepper:
             },
         ):
             logits = self._logits(live, batches, cuts)
-            pieces = list(pack.pieces(logits))
+            pieces = [piece for _, piece in pack.pieces(logits)]
+        targets = [batch.targets[cut] for batch, cut in zip(batches, cuts, strict=True)]
+        shares = [len(own) / len(batch) for own, batch in zip(targets, batches, strict=True)]
+        if self._grouped is not None:
+            return self._of_all(self._grouped, live, logits, targets, shares)
         losses = []
-        for member, (_, own), batch, cut in zip(live, pieces, batches, cuts, strict=True):
-            target = send(batch.targets[cut], self._device)
-            share = len(target) / len(batch)
-            loss = F.cross_entropy(own.flatten(0, 1), target.flatten()) * share
+        for member, own, target, share in zip(live, pieces, targets, shares, strict=True):
+            wanted = send(target, self._device)
+            loss = F.cross_entropy(own.flatten(0, 1), wanted.flatten()) * share
             with torch.no_grad():
-                right = (own.argmax(-1) == target).double().mean() * share
+                right = (own.argmax(-1) == wanted).double().mean() * share
                 figures = torch.stack([loss.double(), right])
                 member.window += figures
                 member.recent += figures
             losses.append(loss)
         torch.autograd.backward(losses)
-        return [loss.detach() for loss in losses]
+        return torch.stack([loss.detach() for loss in losses])
+
+    def _of_all(
+        self,
+        grouped: GroupedUpdate,
+        live: Sequence[Member],
+        logits: Tensor,
+        targets: Sequence[np.ndarray],
+        shares: Sequence[float],
+    ) -> Tensor:
+        """Likewise, with one loss for all."""
+        wanted = send(np.concatenate(targets), self._device)
+        each = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none")
+        right = (logits.argmax(-1) == wanted).double().flatten()
+        losses, accuracies = (_means(x, targets, shares) for x in (each, right))
+        losses.sum().backward()  # type: ignore[no-untyped-call]
+        grouped.note(live, losses.detach(), accuracies)
+        return losses.detach()
 
     def _logits(
         self, live: Sequence[Member], batches: Sequence[Batch], cuts: Sequence[slice]
@@ -96,6 +126,15 @@ class Stepper:
         return self._model.head(torch.cat(read))
 
 
+def _means(values: Tensor, targets: Sequence[np.ndarray], shares: Sequence[float]) -> Tensor:
+    """Return the mean of each member's predictions times its share, (live,)."""
+    sizes = [own.size for own in targets]
+    if len({*zip(sizes, shares, strict=True)}) == 1:
+        return values.view(len(sizes), -1).mean(1) * shares[0]
+    pieces = torch.split(values, sizes)
+    return torch.stack([own.mean() * share for own, share in zip(pieces, shares, strict=True)])
+
+
 def _update(member: Member, loss: Tensor) -> None:
     """Clip and apply one member's gradient, without waiting for the device."""
     trained = {n: p for n, p in member.trained.items() if p.grad is not None}
@@ -109,6 +148,3 @@ def _update(member: Member, loss: Tensor) -> None:
     member.optimizer.step(trained, member.rate(), member.non_finite)
     for parameter in trained.values():
         parameter.grad = None
-    member.figures.step += 1
-    member.figures.window_steps += 1
-    member.figures.recent_steps += 1
