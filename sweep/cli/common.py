@@ -200,6 +200,17 @@ def last_causes(ledger: Ledger) -> dict[str, str]:
     return {trial: row["cause"] for trial, row in last.items() if trial not in done}
 
 
+def reading(results: str) -> Ledger:
+    """Open a ledger to read. A place that was named must be one; the default may yet come.
+
+    Raises:
+        sweep.ledger.ledger.LedgerError: If it is none.
+    """
+    from sweep.ledger.ledger import Ledger
+
+    return Ledger(results) if results == "results" else Ledger.existing(results)
+
+
 def whole_id(prefix: str, known: Iterable[str], where: str) -> str:
     """The one known id that begins so."""
     found = sorted(trial for trial in known if trial.startswith(prefix))

@@ -13,6 +13,7 @@ from sweep.cli.common import (
     Results,
     app,
     echo,
+    reading,
     say,
     writing,
 )
@@ -42,10 +43,9 @@ def report(
 ) -> None:
     """Write one page of everything: table, claims, figures, cost, failures, provenance."""
     from sweep.analysis.report import render
-    from sweep.ledger.ledger import Ledger
     from sweep.sweepfile.expansion import load
 
-    page = render(load(file), Ledger(results), results=results)
+    page = render(load(file), reading(results), results=results)
     with writing(output):
         output.write_text(page, encoding="utf-8")
     say(f"{output}: written")
@@ -64,10 +64,9 @@ def figures(
 ) -> None:
     """Draw what the sweep has figures for, as PDF, SVG and PNG, and say why not what it has not."""
     from sweep.analysis.figures import draw, gather, save
-    from sweep.ledger.ledger import Ledger
     from sweep.sweepfile.expansion import load
 
-    material = gather(load(file), Ledger(results).snapshot())
+    material = gather(load(file), reading(results).snapshot())
     drawn = 0
     for drawing in draw(material, [kind.value for kind in only or ()]):
         if drawing.chart is None:

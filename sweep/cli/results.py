@@ -23,6 +23,7 @@ from sweep.cli.common import (
     count,
     echo,
     in_json,
+    reading,
     say,
     whole_id,
     writing,
@@ -72,11 +73,10 @@ def table(
 ) -> None:
     """Print the sweep's table, with what there is so far."""
     from sweep.analysis.tables import build
-    from sweep.ledger.ledger import Ledger
     from sweep.sweepfile.expansion import load
 
     chosen = _chosen(form, output, Format, as_json=as_json)
-    built = build(load(file), Ledger(results))
+    built = build(load(file), reading(results))
     if chosen is None:
         _write(in_json(built.to_json()), output)
     elif chosen is Format.terminal and output is None:
@@ -105,12 +105,11 @@ def claims(
 ) -> None:
     """Judge the sweep's claims, with what there is so far, and say what more would decide them."""
     from sweep.analysis.claims import show
-    from sweep.ledger.ledger import Ledger
     from sweep.sweepfile.expansion import load
 
     chosen = _chosen(form, output, ClaimsFormat, as_json=as_json)
     sweep = load(file)
-    judged = show(sweep, Ledger(results))
+    judged = show(sweep, reading(results))
     for warning in sweep.warnings:
         say(f"warning: {warning}")
     if chosen is None:

@@ -25,6 +25,7 @@ from sweep.cli.common import (
     echo,
     in_hours,
     last_causes,
+    reading,
     say,
     show_json,
     size,
@@ -278,10 +279,9 @@ def status(
     """Say how far a sweep is, or, without a file, what the ledger holds."""
     from sweep.analysis.accounting import spent, spent_on
     from sweep.execution.driver import DRIVER
-    from sweep.ledger.ledger import Ledger
     from sweep.planning import estimates
 
-    ledger = Ledger(results)
+    ledger = reading(results)
     drivers = ledger.holders(DRIVER)
     said: dict[str, Any] = {
         "results": ledger.uri,

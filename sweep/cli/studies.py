@@ -18,6 +18,7 @@ from sweep.cli.common import (
     app,
     count,
     echo,
+    reading,
     say,
     show_json,
 )
@@ -37,12 +38,11 @@ def studies(
 ) -> None:
     """Say which setting each cell of a sweep with `tune:` takes, and by what figures."""
     from sweep.ledger.errors import without_password
-    from sweep.ledger.ledger import Ledger
     from sweep.mirrors import optuna_studies
     from sweep.planning import tuning
     from sweep.sweepfile.expansion import load
 
-    sweep, ledger = load(file), Ledger(results)
+    sweep, ledger = load(file), reading(results)
     if not sweep.studies:
         example = "tune: {learning_rate: {log: [1.0e-5, 1.0e-2], points: 8}}"
         raise UserError(f"{file}: tune: missing; its learning rates are given. Try `{example}`")

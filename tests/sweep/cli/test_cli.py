@@ -907,3 +907,15 @@ def test_representations_of_what_is_not_there_is_refused(trained: Path, command:
     assert few.code == none.code == 2
     assert "is not finished; sweep run maps.yaml" in none.err
     assert "no trial could be drawn" in none.err
+
+
+@pytest.mark.parametrize("words", ["table", "claims", "report", "figures -o figures", "status"])
+def test_a_mistyped_place_is_no_empty_sweep(words: str, file: Path, command: Command) -> None:
+    Ledger("results", write=True).commit(trial_row(load(file).points[0]))
+
+    name, *options = words.split()
+    result = command(name, file, *options, "--results", "resluts")
+
+    assert result.code == 2
+    assert result.err.startswith("resluts: no ledger")
+    assert not Path("resluts").exists()
