@@ -1,7 +1,8 @@
 """Pages that are made from the code at each build, so that they cannot fall behind it.
 
 The reference of the sweep file comes from the JSON Schema, the one of the command line from the
-commands, the one of the Python API from the public names.
+commands, the one of the Python API from the public names. The page of findings is that of
+results/published.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 import html
 import importlib
 import json
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -17,13 +20,24 @@ from mkdocs.structure.files import File, Files
 
 Schema = dict[str, Any]
 
+PUBLISHED = Path(__file__).parents[1] / "results/published"
+"""Where measured tables lie, and the page that sums them up."""
+
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that are made from the code."""
     pages = {"sweep-file": sweep_file(), "cli": command_line(), "python": python_names()}
     for name, text in pages.items():
         files.append(File.generated(config, f"reference/{name}.md", content=text))
+    files.append(File.generated(config, "findings.md", content=findings()))
     return files
+
+
+def findings() -> str:
+    """Return the page of what was measured, which lies beside the rows that it was made of."""
+    text = (PUBLISHED / "README.md").read_text(encoding="utf-8")
+    # What lies in the repository alone is named, not linked: the site does not have it.
+    return re.sub(r"\[([^]]+)\]\((?!https?:)[^)]+\)", r"\1", text)
 
 
 def command_line() -> str:
