@@ -11,9 +11,9 @@ differences between the numbers, which the bars are about.
 
 The second form asks how full many slots are kept. Tune and its workers are simulated: a pack takes
 a made-up time (lognormal, of a given sigma and mean) and ends. All else is the driver's own: plan,
-agenda, monitor, searcher, and reservations on a bucket of moto's, whose every request takes 40 ms
-more. Beside it stands list scheduling of the same times in the same order, which no driver without
-foresight beats. CPU and memory are those of the driver's process without Ray.
+scheduler, monitor, searcher, and reservations on a bucket of moto's, whose every request takes
+40 ms more. Beside it stands list scheduling of the same times in the same order, which no driver
+without foresight beats. CPU and memory are those of the driver's process without Ray.
 """
 
 from __future__ import annotations
@@ -217,11 +217,11 @@ def simulate(slots: int, packs: int, sigma: float, mean: float, url: str, folder
     """Run a sweep over simulated slots in this process, and print what was measured as JSON."""
     from sweep.execution.driver import AHEAD
     from sweep.execution.interrupts import Interrupts
+    from sweep.execution.job import Result
     from sweep.execution.monitor import Monitor, RunContext
     from sweep.execution.reservations import ReservationsAhead
-    from sweep.execution.scheduler import Agenda
+    from sweep.execution.scheduler import Scheduler
     from sweep.execution.tune_adapter import adapters
-    from sweep.execution.worker import Result
     from sweep.ledger.ledger import Ledger
     from sweep.planning.packing import Workers
     from sweep.planning.plan import plan
@@ -237,14 +237,14 @@ def simulate(slots: int, packs: int, sigma: float, mean: float, url: str, folder
     lease = ledger.lease("driver-here")
     assert lease is not None
     reserve: list[ReservationsAhead] = []
-    agenda = Agenda(planned, {}, lambda event: None, claim=lambda ids: reserve[0](ids))
+    scheduler = Scheduler(planned, {}, lambda event: None, claim=lambda ids: reserve[0](ids))
     claims, ahead = ledger.claims(lease), 1 + slots // AHEAD
-    reserve.append(ReservationsAhead(claims, agenda.upcoming, ahead, at_first=slots))
+    reserve.append(ReservationsAhead(claims, scheduler.upcoming, ahead, at_first=slots))
     train: Any = None
     context = RunContext(ledger, lease, Interrupts(), lambda event: None, train)
     silence = Silence()
     monitor = Monitor(
-        context, planned.sweep, agenda, slots=slots, channel=silence, connection=silence,
+        context, planned.sweep, scheduler, slots=slots, channel=silence, connection=silence,
         reservations=reserve[0],
     )  # fmt: skip
     feed, watch = adapters(monitor)

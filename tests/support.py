@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+from collections.abc import Callable
 from typing import Any
 
 from fpt.backbones import AUTO, BACKBONES
-from sweep.sweepfile.identity import IDENTITY_VERSION
+from sweep.execution.job import Halt, Job, Reporter
+from sweep.execution.rows import config_columns
+from sweep.ledger.ledger import new_attempt
 from sweep.sweepfile.trials import Point
 
 TABLE = [name for name in BACKBONES if name != AUTO]
@@ -25,41 +28,77 @@ def small(name: str) -> dict[str, Any]:
     return {"name": name, "layers": 2, "width": 32, "heads": min(2, heads)}
 
 
+def job(*points: Point, **options: Any) -> Job:
+    """The first attempt at a pack, on a core."""
+    fields = {"resources": {"CPU": 1}, "attempt": new_attempt()}
+    return Job(points, attempts={p.trial_id: 1 for p in points}, **fields | options)
+
+
+def signs(module: str, first: str = "") -> str:
+    """A module with a task of a user's own, `MODULE:Signs`; to draw a batch it runs `first`."""
+    return f"""
+from typing import Literal
+
+import numpy as np
+
+from fpt import Baseline, Batch, Shape, Splits, Stored, Task
+
+
+class Source:
+    def batch(self, seed, stream, step, size):
+        {first or "pass"}
+        draws = np.random.default_rng([seed, step])
+        inputs = draws.standard_normal((size, 4, 2), dtype=np.float32)
+        return Batch(inputs, (inputs.sum((1, 2)) > 0).astype(np.int64)[:, None])
+
+
+class Signs(Task):
+    name: Literal["{module}:Signs"] = "{module}:Signs"
+
+    def shape(self, protocol):
+        return Shape(tokens=4, inputs=2, embedded=False, classes=2)
+
+    def splits(self, protocol):
+        fixed = Stored(Source().batch(9, 0, 0, 50))
+        return Splits(train=Source(), validation=fixed, test=fixed)
+
+    def baseline(self, protocol):
+        return Baseline(0.5, "guess")
+"""
+
+
+class Watching(Reporter):
+    """Calls back with what an attempt reports."""
+
+    def __init__(
+        self,
+        on_record: Callable[..., object] = lambda point, record: None,
+        halted: Callable[[], Halt | None] = lambda: None,
+        on_start: Callable[..., object] = lambda point, step: None,
+    ) -> None:
+        super().__init__()
+        self._on_record, self._halted, self._on_start = on_record, halted, on_start
+
+    def start(self, point: Point, step: int) -> None:
+        self._on_start(point, step)
+
+    def record(self, point: Point, record: Any) -> None:
+        super().record(point, record)
+        self._on_record(point, record)
+
+    def halted(self) -> Halt | None:
+        return self._halted()
+
+
 def _text(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
 def trial_row(point: Point, **overrides: Any) -> dict[str, Any]:
     """A complete row of `trials` for a point that is done, but for `overrides`."""
-    config, identity = point.config, point.config.identity()
-    parameters = {k: v for k, v in identity["task"].items() if k not in ("name", "version")}
+    config = point.config
     row: dict[str, Any] = {
-        "trial_id": point.trial_id,
-        "cell_id": point.cell_id,
-        "identity_version": IDENTITY_VERSION,
-        "task_version": config.task.version,
-        "config": _text(identity),
-        "task": config.task.name,
-        "task_parameters": _text(parameters),
-        "backbone": config.backbone.name,
-        "layers": config.backbone.layers,
-        "width": config.backbone.width,
-        "heads": config.backbone.heads,
-        "weights": identity["backbone"]["weights"],
-        "initialiser": identity["backbone"]["initialiser"],
-        "pretraining": config.pretraining,
-        "backbone_seed": identity["backbone_seed"],
-        "train": "+".join(config.train),
-        "optimizer": _text(identity["optimizer"]),
-        "learning_rate": config.learning_rate,
-        "batch_size": config.batch_size,
-        "steps": config.steps,
-        "stop": None if config.stop is None else _text(identity["stop"]),
-        "dropout": config.dropout,
-        "numerics": config.numerics,
-        "protocol": config.protocol,
-        "evaluate_every": config.evaluation.every,
-        "seed": config.seed,
+        **config_columns(point),
         "outcome": "done",
         "stopped": "steps",
         "steps_trained": config.steps,

@@ -18,9 +18,9 @@ from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, cast
 
+from sweep.execution.job import Halt, Reporter
 from sweep.execution.liveness import Heartbeat
 from sweep.execution.scheduler import Event
-from sweep.execution.worker import Halt, Pulse
 from sweep.sweepfile.trials import Point
 
 if TYPE_CHECKING:
@@ -154,12 +154,11 @@ class Channel:
             self.actor.halt.remote(node)
 
 
-class HeartbeatSender:
+class HeartbeatSender(Reporter):
     """A worker's end, for one attempt; use as a context manager."""
 
-    def __init__(
-        self, actor: ActorHandle[ReportingActor], interval: float, attempt: str, pulse: Pulse
-    ) -> None:
+    def __init__(self, actor: ActorHandle[ReportingActor], interval: float, attempt: str) -> None:
+        super().__init__()
         import ray
 
         context = ray.get_runtime_context()
@@ -167,7 +166,6 @@ class HeartbeatSender:
         self._channel = actor
         self._interval = interval
         self._attempt = attempt
-        self._pulse = pulse
         self._actor = context.current_actor
         self._lock = threading.Lock()
         self._latest: dict[tuple[str, str], Event] = {}
@@ -191,12 +189,13 @@ class HeartbeatSender:
         self._end.set()
 
     def start(self, point: Point, step: int) -> None:
-        """Tell that a trial starts, or goes on from a step; at once."""
+        """Report that a trial starts, or goes on from a step; at once."""
         steps = point.config.steps
         self._send([Event("trial_started", point.trial_id, point.label, step=step, steps=steps)])
 
     def record(self, point: Point, record: Record) -> None:
-        """Tell a record with the next beat, unless a newer one has come by then."""
+        """Report a record with the next beat, unless a newer one has come by then."""
+        super().record(point, record)
         event = Event(
             "record",
             point.trial_id,
@@ -230,9 +229,9 @@ class HeartbeatSender:
             self._send(events)
 
     def _send(self, events: list[Event]) -> None:
-        pulse, now = self._pulse, time.monotonic()
+        now = time.monotonic()
         number = next(self._numbers)
-        beats = pulse.beats
+        beats = self.beats
         if beats != self._moved[0]:
             self._moved = (beats, now)
         stuck = now - self._moved[1] > STUCK_SECONDS
@@ -240,10 +239,10 @@ class HeartbeatSender:
             attempt=self._attempt,
             number=number,
             node=self.node,
-            phase=pulse.phase,
+            phase=self.phase,
             beats=beats,
-            steps=dict(pulse.steps),
-            unsaved=dict(pulse.unsaved),
+            steps=dict(self.steps),
+            unsaved=self.unsaved,
             where=_where(self._training) if stuck else None,
             actor=None if number % NAME_ACTOR_EVERY else self._actor,
         )
@@ -257,7 +256,7 @@ def _halted(actor: ActorHandle[ReportingActor], node: str) -> ObjectRef[Halt]:
 
 
 def _where(thread: int) -> str | None:
-    """What a thread of this process is doing: its innermost line of code."""
+    """Return what a thread of this process is doing: its innermost line of code."""
     frame = sys._current_frames().get(thread)
     if frame is None:
         return None

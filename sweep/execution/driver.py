@@ -1,8 +1,8 @@
 """A run: what is missing is trained until nothing is left to do.
 
 The ledger says what is missing, so that nothing of Ray is ever restored: a run is a new Tuner over
-the difference, and to go on after any accident is to run again. What is left to do is an `Agenda`,
-which knows dependencies and retries and nothing of Ray. A `Monitor` hands it out and hears what
+the difference, and to go on after any accident is to run again. What is left to do a `Scheduler`
+knows, with dependencies and retries and nothing of Ray. A `Monitor` hands it out and hears what
 becomes of it, `tune_adapter` lets Ray Tune run it, and workers write their results themselves.
 
 Ray is imported when there is something to run, and a second run of a finished sweep ends before.
@@ -37,8 +37,8 @@ from sweep.execution.following import following
 from sweep.execution.interrupts import Interrupts
 from sweep.execution.monitor import POLL_INTERVAL, Monitor, RunContext
 from sweep.execution.reservations import ReservationsAhead
-from sweep.execution.scheduler import Agenda, NoQuicker, OnEvent
 from sweep.execution.scheduler import Event as Event
+from sweep.execution.scheduler import NoQuicker, OnEvent, Scheduler
 from sweep.execution.worker import Train
 from sweep.ledger import provenance
 from sweep.ledger.ledger import MARKS, Lease, Ledger, LedgerError
@@ -46,7 +46,7 @@ from sweep.mirrors import optuna_studies
 from sweep.mirrors.mlflow_runs import Mirror
 from sweep.planning import estimates, packing, tuning
 from sweep.planning.packing import Workers
-from sweep.planning.plan import Plan, Unfolding, plan
+from sweep.planning.plan import IncrementalPlanner, Plan, plan
 from sweep.sweepfile import lock
 from sweep.sweepfile.document import SweepFileError
 from sweep.sweepfile.trials import Sweep
@@ -393,20 +393,20 @@ def run_on_ray(planned: Plan, context: RunContext) -> tuple[Mapping[str, str], b
         tuning.note_asked(planned.sweep, ledger)
         before, accumulation = _earlier(ledger, planned)
         reserve: list[ReservationsAhead] = []
-        agenda = Agenda(
+        scheduler = Scheduler(
             planned,
             before,
             emit,
             accumulation=accumulation,
             device=preflight.whole_device(planned.workers.resources, nodes, groups),
             claim=lambda ids: reserve[0](ids),
-            follow=Unfolding(planned, ledger, stale=context.stale),
+            follow=IncrementalPlanner(planned, ledger, stale=context.stale),
             no_quicker=_measured(planned, ledger),
         )
         reserve.append(
             ReservationsAhead(
                 ledger.claims(context.lease),
-                agenda.upcoming,
+                scheduler.upcoming,
                 1 + planned.workers.count // AHEAD,
                 at_first=planned.workers.count,
             )
@@ -415,7 +415,7 @@ def run_on_ray(planned: Plan, context: RunContext) -> tuple[Mapping[str, str], b
         monitor = Monitor(
             context,
             planned.sweep,
-            agenda,
+            scheduler,
             slots=planned.workers.count,
             channel=channel,
             connection=connection,
@@ -425,12 +425,12 @@ def run_on_ray(planned: Plan, context: RunContext) -> tuple[Mapping[str, str], b
             with reserve[0], monitor:
                 run_packs(monitor, channel.actor, ledger.uri, context.train, connection.scratch)
         except KeyboardInterrupt:
-            if agenda.running:
+            if scheduler.running:
                 text = "killed: running trials go on from their last states"
                 emit(Event("message", message=text))
         if connection.log is not None and connection.log.stat().st_size:
             emit(Event("message", message=f"what Ray itself said: {connection.log}"))
-        return agenda.failed, monitor.stopped
+        return scheduler.failed, monitor.stopped
 
 
 def _fitted(

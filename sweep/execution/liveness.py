@@ -41,7 +41,7 @@ class Heartbeat:
     """Ray's id of the node."""
     phase: str
     beats: int
-    """Rises with each step, see `sweep.execution.worker.Pulse`."""
+    """Rises with each step, see `sweep.execution.job.Reporter`."""
     steps: Mapping[str, int]
     """Trial id -> the last step that was recorded."""
     unsaved: Mapping[str, float]

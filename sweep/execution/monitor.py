@@ -20,11 +20,12 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from sweep.execution.interrupts import Interrupts
+from sweep.execution.job import Job, Result
 from sweep.execution.liveness import AttemptHealth, Heartbeat
 from sweep.execution.postmortem import results_of_lost_worker
 from sweep.execution.reservations import ReservationsAhead
-from sweep.execution.scheduler import Agenda, Event, OnEvent
-from sweep.execution.worker import Job, Result, Train
+from sweep.execution.scheduler import Event, OnEvent, Scheduler
+from sweep.execution.worker import Train
 from sweep.ledger.ledger import Lease, Ledger, LedgerError
 from sweep.sweepfile.trials import Sweep
 
@@ -51,10 +52,10 @@ LOOK_AGAIN_PACKS = 4
 """Packs that such a look asks for, a slot."""
 
 WAIT_MESSAGE_AFTER = 30.0
-"""Seconds with nothing running, after which people are told what is waited for."""
+"""Seconds with nothing running, after which a message says what is waited for."""
 
 SHOWN = 100
-"""Running trials that a driver tells `sweep status` of."""
+"""Running trials that a driver describes to `sweep status`."""
 
 REPORTS_A_SECOND = 50
 """Reports that the driver should get in a second, from all workers together."""
@@ -184,7 +185,7 @@ class Monitor:
         self,
         context: RunContext,
         sweep: Sweep,
-        agenda: Agenda,
+        scheduler: Scheduler,
         *,
         slots: int,
         channel: Messages,
@@ -198,7 +199,7 @@ class Monitor:
         Args:
             context: What all its parts share.
             sweep: What is run.
-            agenda: What is left of it to do.
+            scheduler: What is left of it to do.
             slots: Packs at once.
             channel: From and to the workers.
             connection: To Ray.
@@ -208,7 +209,7 @@ class Monitor:
         """
         self.context = context
         self.sweep = sweep
-        self.agenda = agenda
+        self.scheduler = scheduler
         self.slots = slots
         self.interval = max(1.0, slots / REPORTS_A_SECOND)
         """Seconds between two heartbeats of a worker."""
@@ -297,7 +298,7 @@ class Monitor:
         now = self._clock()
         running: dict[str, Any] = {}
         waiting = 0
-        for attempt, job in list(self.agenda.running.items()):
+        for attempt, job in list(self.scheduler.running.items()):
             health = self.health.get(attempt)
             if health is None:
                 waiting += len(job.points)
@@ -312,8 +313,8 @@ class Monitor:
             "sweep": self.sweep.name,
             "running": running,
             "waiting": waiting,
-            "elsewhere": list(self.agenda.elsewhere[:SHOWN]),
-            "tries": self.agenda.tries(SHOWN),
+            "elsewhere": list(self.scheduler.claimed_elsewhere[:SHOWN]),
+            "tries": self.scheduler.tries(SHOWN),
         }
 
     # ---------------------------------------------------------------------------- in Tune's thread
@@ -321,29 +322,29 @@ class Monitor:
     @property
     def finished(self) -> bool:
         """Whether nothing more will be handed out."""
-        return self.agenda.finished or self.context.interrupts.count > 0
+        return self.scheduler.finished or self.context.interrupts.count > 0
 
     def next(self) -> Job | None:
         """Return the next job, if there is one and it may be handed out now."""
         now = self._clock()
         if now - self._looked >= LOOK_AGAIN_SECONDS:
             self._looked = now
-            self.agenda.look_again(LOOK_AGAIN_PACKS * self.slots)
-        if not self.context.lease.held or len(self.agenda.running) >= self.slots:
+            self.scheduler.retry_deferred(LOOK_AGAIN_PACKS * self.slots)
+        if not self.context.lease.held or len(self.scheduler.running) >= self.slots:
             return None
-        return self.agenda.next()
+        return self.scheduler.next()
 
     def ended(self, attempt: str, results: Sequence[Result]) -> None:
         """Take in what came of a job."""
-        job = self.agenda.running[attempt]
+        job = self.scheduler.running[attempt]
         health = self.health.pop(attempt, None)
         self.being_killed.pop(attempt, None)
-        self.agenda.ended(attempt, results, health.beat.node if health else None)
+        self.scheduler.ended(attempt, results, health.beat.node if health else None)
         self._reservations.release(point.trial_id for point in job.points)
 
     def lost(self, attempt: str, error: BaseException | None) -> None:
         """Take in that the worker of a job did not return."""
-        job = self.agenda.running[attempt]
+        job = self.scheduler.running[attempt]
         health, why = self.health.get(attempt), self.being_killed.get(attempt)
         self.ended(attempt, results_of_lost_worker(job, self.context.ledger, error, health, why))
 
@@ -394,15 +395,15 @@ class Monitor:
         for beat in beats:
             if beat.attempt in self.health:
                 self.health[beat.attempt].take(beat, now)
-            elif beat.attempt in self.agenda.running:
+            elif beat.attempt in self.scheduler.running:
                 self.health[beat.attempt] = AttemptHealth.first(beat, now)
         if not events:
             return
-        running = {p.trial_id for job in self.agenda.running.values() for p in job.points}
+        running = {p.trial_id for job in self.scheduler.running.values() for p in job.points}
         for event in events:
             # What a worker said of a trial may come later than the trial's end.
             if event.trial_id in running:
-                self.agenda.emit(event)
+                self.scheduler.emit(event)
 
     def _drain_if_due(self, now: float) -> None:
         lease, deadline = self.context.lease, self.context.deadline
@@ -420,10 +421,10 @@ class Monitor:
         )
         if stop is not None:
             self.stopped = True
-            self.agenda.stop(stop.why)
+            self.scheduler.stop(stop.why)
             end = now + stop.patience
             self._kill_at = end if self._kill_at is None else min(self._kill_at, end)
-        if self.agenda.stopped is not None and self.phase is Phase.RUNNING:
+        if self.scheduler.stopped is not None and self.phase is Phase.RUNNING:
             self.phase = Phase.DRAINING
             self.channel.halt()
             # The last heartbeat may be as old as the interval, and the next one needs its way.
@@ -436,20 +437,20 @@ class Monitor:
         """Return whether nothing that runs has made a step that could be saved: workers may be
         importing for long. A step is known by its heartbeat, since records are few.
         """
-        if not self.agenda.running:
+        if not self.scheduler.running:
             return True
         if self._quiet_at is None or now <= self._quiet_at:
             return False
         return not any(health.beat.beats for health in self.health.values())
 
     def _end_the_hung(self, now: float) -> None:
-        if self.health or not self.agenda.running:
+        if self.health or not self.scheduler.running:
             self._busy = now
         elif now - self._busy > WAIT_MESSAGE_AFTER:
-            wanted = next(iter(self.agenda.running.values())).resources
+            wanted = next(iter(self.scheduler.running.values())).resources
             what = ", ".join(f"{number:g} {name}" for name, number in wanted.items())
             text = f"no worker has begun yet: each asks the cluster for {what}"
-            self.agenda.emit(Event("waiting", message=text))
+            self.scheduler.emit(Event("waiting", message=text))
             self._busy = now
         for attempt, health in self.health.items():
             why = health.hung(self.sweep.spec.limits, now, self.interval)

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 from sweep.execution import worker
 from sweep.execution.causes import cause_of
+from sweep.execution.job import EndWorkerError, Job, Result
 from sweep.execution.liveness import AttemptHealth
-from sweep.execution.worker import Job, Result
 from sweep.ledger.ledger import Cause, Ledger, LedgerError
 
 
@@ -34,7 +34,7 @@ def results_of_lost_worker(
     if isinstance(error, RayTaskError):
         # A pack raises after running out of memory; anything else that comes is a fault of ours.
         raised: BaseException = error.cause or error
-        if isinstance(raised, worker.EndWorkerError):
+        if isinstance(raised, EndWorkerError):
             return raised.results
         cause = cause_of(raised)
     else:

@@ -1,6 +1,6 @@
 """What a run still has to do, and what comes next: dependencies, retries, when to give up.
 
-Nothing of Ray is here. The driver asks for the next job and tells what came of each; whatever a
+Nothing of Ray is here. The driver asks for the next job and reports what came of each; whatever a
 person may want to know of that is emitted as an event.
 
 Where a pack fails as a whole, nobody knows which of its trials is to blame. It is cut in halves,
@@ -22,16 +22,16 @@ from __future__ import annotations
 import heapq
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Mapping, Sequence, Set
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from sweep.execution.worker import Job, Result
+from sweep.execution.job import Job, Result
 from sweep.ledger.ledger import WAITS, new_attempt
 from sweep.planning.packing import ENOUGH, kind_of
 from sweep.sweepfile.trials import Point
 
 if TYPE_CHECKING:
-    from sweep.planning.plan import Plan
+    from sweep.planning.plan import Pack, Plan
     from sweep.sweepfile.schema import RetrySpec
 
 SAME_FAILURE = 5
@@ -72,24 +72,6 @@ NoQuicker = Callable[[], Set[tuple[object, ...]]]
 """Gives the kinds of trials that are by now measured to be no quicker in packs."""
 
 
-@dataclass(frozen=True)
-class _Todo:
-    """A pack, and what is known of earlier attempts at it in this run."""
-
-    points: tuple[Point, ...]
-    resources: Mapping[str, float]
-    extends: Mapping[str, str]
-    deaths: int = 0
-    """Workers that died of it, or of the larger pack that it is a part of."""
-    died_at: Mapping[str, int] = field(default_factory=dict)
-    """Trial id -> the step last heard of when the worker died."""
-    accumulation: int = 1
-    alone: bool = False
-    """To be tried when nothing else is left to hand out, with a device to itself."""
-    avoid: frozenset[str] = frozenset()
-    """Nodes whose device, or which themselves, failed it."""
-
-
 Decision = Literal["finish", "leave", "chance", "requeue", "split", "alone", "fail"]
 """What becomes of a trial whose attempt has ended.
 
@@ -100,7 +82,7 @@ tried again."""
 
 
 def decide(
-    result: Result, pack: _Todo, failed: Mapping[str, Result], retry: RetrySpec, tries: int
+    result: Result, pack: Job, failed: Mapping[str, Result], retry: RetrySpec, tries: int
 ) -> Decision:
     """Return what becomes of a trial whose attempt has ended.
 
@@ -131,7 +113,7 @@ def decide(
     return "requeue"
 
 
-def _may_be_chance(pack: _Todo, failed: Mapping[str, Result], budget: int | None) -> bool:
+def _may_be_chance(pack: Job, failed: Mapping[str, Result], budget: int | None) -> bool:
     """Return whether the death of a worker may have nothing to do with what it trained."""
     if not pack.deaths:
         return True
@@ -149,7 +131,7 @@ def _died_at(failed: Mapping[str, Result]) -> dict[str, int]:
     return {name: one.step or 0 for name, one in failed.items() if one.cause == "worker"}
 
 
-class Agenda:
+class Scheduler:
     """The packs of a plan, in the plan's order, each one once what it needs has ended well."""
 
     def __init__(
@@ -202,7 +184,7 @@ class Agenda:
         """Kind of trial -> how many of them have ended in packs."""
         self._tries: Counter[tuple[str, str]] = Counter()
         """Trial id, cause -> failures in this run that are held against the trial."""
-        self._packs = [_Todo(p.points, p.resources, p.extends) for p in planned.packs]
+        self._packs = [self._job(pack) for pack in planned.packs]
         cells = {point.cell_id for pack in self._packs for point in pack.points}
         self._few = len(cells) < SAME_FAILURE
         self._pack_of: dict[str, int] = {}
@@ -227,6 +209,11 @@ class Agenda:
                 self._packs[index] = self._alone(pack, parts)
             self._enqueue(index)
 
+    def _job(self, pack: Pack) -> Job:
+        """Return a pack of a plan as a job that nobody has tried."""
+        keep, limits = self._keep_states, self._limits
+        return Job(pack.points, pack.resources, pack.extends, keep_states=keep, limits=limits)
+
     def _enqueue(self, index: int) -> None:
         needs = self._needs(index)
         for parent in needs:
@@ -248,8 +235,8 @@ class Agenda:
         return self.stopped is not None or not left
 
     @property
-    def elsewhere(self) -> tuple[str, ...]:
-        """The trials that other drivers train; `look_again` makes them be asked for anew."""
+    def claimed_elsewhere(self) -> tuple[str, ...]:
+        """The trials that other drivers train; `retry_deferred` makes them be asked for anew."""
         # Other threads ask too, while this deque changes: `list` copies it in one go.
         return tuple(p.trial_id for i in list(self._elsewhere) for p in self._packs[i].points)
 
@@ -261,7 +248,7 @@ class Agenda:
                 found.setdefault(name, {})[cause] = number
         return found
 
-    def look_again(self, most: int) -> None:
+    def retry_deferred(self, most: int) -> None:
         """Take so many packs that other drivers had for ours, until the claim says otherwise.
 
         Not all of them: each one costs a request or two. For each that turns out to be ours `next`
@@ -284,7 +271,9 @@ class Agenda:
             self.emit(Event("message", message=why))
 
     def next(self) -> Job | None:
-        """The next job; None where nothing is left, or all that is left waits for a running one."""
+        """Return the next job; None where nothing is left, or all that is left waits for a running
+        one.
+        """
         while (index := self._pop()) is not None:
             pack = self._packs[index] = self._no_larger_than_known(self._packs[index])
             claimed = set(self._claim([point.trial_id for point in pack.points]))
@@ -296,7 +285,7 @@ class Agenda:
                 self._elsewhere.append(index)
                 continue
             if asked:
-                self.look_again(1)
+                self.retry_deferred(1)
             if theirs:
                 pack = self._packs[index] = replace(pack, points=ours)
                 self._packs.append(replace(pack, points=theirs))
@@ -311,13 +300,13 @@ class Agenda:
             return heapq.heappop(self._ready)
         return self._last.pop(0) if self._last else None
 
-    def _alone(self, pack: _Todo, parts: int) -> _Todo:
-        """The pack, to be tried at the end, by itself on a device."""
+    def _alone(self, pack: Job, parts: int) -> Job:
+        """Return the pack, to be tried at the end, by itself on a device."""
         device = self._device or pack.resources
         return replace(pack, resources=device, accumulation=parts, alone=True)
 
-    def _no_larger_than_known(self, pack: _Todo) -> _Todo:
-        """The first part of a pack that another one like it has shown to be too large."""
+    def _no_larger_than_known(self, pack: Job) -> Job:
+        """Return the first part of a pack that another one like it has shown to be too large."""
         if not self._most or len(pack.points) == 1:
             return pack
         kinds = {kind_of(point.config) for point in pack.points}
@@ -345,21 +334,15 @@ class Agenda:
         if any(self._packed[kind] >= ENOUGH for kind in new):
             self._most |= dict.fromkeys(kinds.keys() & self._no_quicker(), 1)
 
-    def _start(self, index: int, pack: _Todo) -> Job:
+    def _start(self, index: int, pack: Job) -> Job:
         ids = [point.trial_id for point in pack.points]
         self._attempts.update(ids)
-        job = Job(
-            points=pack.points,
-            resources=pack.resources,
+        job = replace(
+            pack,
             attempt=new_attempt(),
             attempts={i: self._attempts[i] for i in ids},
             keep_backbones=tuple(self._keep_backbones.intersection(ids)),
-            keep_states=self._keep_states,
-            extends=pack.extends,
             code={p.trial_id: p.config.own_code for p in pack.points if p.like.own_classes},
-            accumulation=pack.accumulation,
-            limits=self._limits,
-            avoid=pack.avoid,
         )
         self.running[job.attempt] = job
         self._pack_of[job.attempt] = index
@@ -409,14 +392,14 @@ class Agenda:
             how = "tried in a smaller pack" if len(part) > 1 else "tried alone"
             self._append(replace(pack, points=tuple(part)), failed, how)
 
-    def _try_alone(self, pack: _Todo, point: Point, result: Result) -> None:
+    def _try_alone(self, pack: Job, point: Point, result: Result) -> None:
         """Queue a trial that had its worker to itself for later, in smaller parts."""
         parts = 2 * pack.accumulation
         how = f"tried at the end, alone, each batch in {parts} parts"
         todo = self._alone(replace(pack, points=(point,)), parts)
         self._append(todo, {point.trial_id: result}, how)
 
-    def _append(self, pack: _Todo, failed: Mapping[str, Result], how: str) -> None:
+    def _append(self, pack: Job, failed: Mapping[str, Result], how: str) -> None:
         """Take in what is left of a pack, and say why."""
         first = pack.points[0]
         more = f" (and {len(pack.points) - 1:,} more trials)" if pack.points[1:] else ""
@@ -458,7 +441,7 @@ class Agenda:
                 self.emit(Event("trial_done", point.trial_id, point.label, message=there))
         for pack in planned.packs:
             self._open.update(point.trial_id for point in pack.points)
-            self._packs.append(_Todo(pack.points, pack.resources, pack.extends))
+            self._packs.append(self._job(pack))
             self._enqueue(len(self._packs) - 1)
 
     def _failed(self, point: Point, result: Result) -> None:

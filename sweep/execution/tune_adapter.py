@@ -20,8 +20,9 @@ from sweep.cluster import preflight
 from sweep.cluster.connection import environment
 from sweep.execution import worker
 from sweep.execution.channel import HeartbeatSender, ReportingActor
+from sweep.execution.job import EndWorkerError, Job
 from sweep.execution.monitor import Monitor
-from sweep.execution.worker import Job, Train
+from sweep.execution.worker import Train
 from sweep.ledger.ledger import Ledger
 
 if TYPE_CHECKING:
@@ -94,21 +95,17 @@ def _trainable(
     def pack(config: dict[str, Any]) -> dict[str, Any]:
         import ray
 
-        job, pulse = config["job"], worker.Pulse()
-        ledger = _ledger(uri, channel)
-        with HeartbeatSender(channel, interval, job.attempt, pulse) as reports:
+        job, ledger = config["job"], _ledger(uri, channel)
+        with HeartbeatSender(channel, interval, job.attempt) as reporter:
             address = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
             results = worker.run_pack(
-                replace(job, node=f"{address}/{reports.node[:8]}"),
+                replace(job, node=f"{address}/{reporter.node[:8]}"),
                 ledger,
                 train=train,
-                on_start=reports.start,
-                on_record=reports.record,
-                halted=reports.halted,
-                pulse=pulse,
+                reporter=reporter,
             )
         if any(result.cause == "preempted" for result in results):
-            raise worker.EndWorkerError(results)  # nothing more is to begin on this node
+            raise EndWorkerError(results)  # nothing more is to begin on this node
         # With `done` in its result a trial takes one round trip to the driver; without, two.
         return {"results": results, "done": True}
 

@@ -112,7 +112,7 @@ class Plan:
         return replace(self, packs=packs, workers=workers, apart=apart, inexact=inexact)
 
     def to_json(self) -> JSON:
-        """The plan as JSON values."""
+        """Return the plan as JSON values."""
         return {
             "sweep": self.sweep.name,
             "file": str(self.sweep.file),
@@ -190,7 +190,7 @@ def plan(
     return Plan(sweep, status, why, packs, workers, apart, inexact, stages)
 
 
-class Unfolding:
+class IncrementalPlanner:
     """Plans what becomes known of a sweep while it runs: a cell's own trials, once it is tuned.
 
     So that nothing waits for anything but the trials that tune it.
@@ -331,17 +331,18 @@ def _judge(
     # A backbone is needed by what will train. From the last to the first, since to train a
     # pretraining again may need another one's.
     needed: set[str] = set()
+    again: set[str] = set()  # trained, and their backbones are gone
     for name, point in reversed(points.items()):
+        if outcomes.get(name) == "done" and name in needed and name not in backbones:
+            again.add(name)
         trains = name not in outcomes and name not in failed and (stale or name not in older)
-        again = outcomes.get(name) == "done" and name in needed and name not in backbones
-        if (trains or again) and point.parent is not None:
+        if (trains or name in again) and point.parent is not None:
             needed.add(point.parent)
 
     status: dict[str, Status] = {}
     why: dict[str, str] = {}
     for name, point in points.items():
-        gone = outcomes.get(name) == "done" and name in needed and name not in backbones
-        if name in outcomes and not gone:
+        if name in outcomes and name not in again:
             status[name] = outcomes[name]
         elif name in failed:
             status[name], why[name] = "failed", failed[name]
@@ -350,7 +351,7 @@ def _judge(
         else:
             reason = _blocked_by(point, points, status, done & backbones)
             status[name] = "blocked" if reason else "missing"
-            if reason or gone:
+            if reason or name in again:
                 why[name] = reason or "trained, but its backbone is gone: to be trained again"
     return status, why
 

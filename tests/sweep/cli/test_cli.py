@@ -26,7 +26,7 @@ from sweep.execution import driver
 from sweep.ledger.ledger import Ledger, new_attempt
 from sweep.planning.packing import Workers
 from sweep.sweepfile.expansion import load
-from tests.support import failure_row, trial_row
+from tests.support import failure_row, job, trial_row
 
 TINY = """\
 sweep: tiny
@@ -702,16 +702,14 @@ axes:
 @pytest.fixture
 def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A sweep file of which the bit-xor trials are trained, in its own process and without Ray."""
-    from sweep.execution.worker import Job, run_pack
+    from sweep.execution.worker import run_pack
 
     monkeypatch.chdir(tmp_path)
     path = Path("maps.yaml")
     path.write_text(MAPS)
     for point in load(path).points:
         if point.labels["task"] == "bit-xor":
-            attempts = {point.trial_id: 1}
-            job = Job((point,), {"CPU": 1}, new_attempt(), attempts)
-            assert run_pack(job, Ledger("results"))[0].status == "done"
+            assert run_pack(job(point), Ledger("results"))[0].status == "done"
     return path
 
 

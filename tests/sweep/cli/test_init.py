@@ -13,11 +13,11 @@ from typer.testing import CliRunner
 from sweep.cli import PANELS, app, main
 from sweep.cli.common import UserError
 from sweep.execution import worker
-from sweep.execution.worker import Job
-from sweep.ledger.ledger import Ledger, new_attempt
+from sweep.ledger.ledger import Ledger
 from sweep.planning.plan import plan
 from sweep.sweepfile.expansion import load
 from sweep.sweepfile.templates import QUESTIONS, text
+from tests.support import job
 
 ROOT = Path(__file__).parents[3]
 RUNNER = CliRunner()
@@ -49,11 +49,8 @@ def test_the_first_pack_of_each_template_trains(template: str, tmp_path: Path) -
     file.write_text(short.replace("every: 200", "every: 2").replace("every: 100", "every: 2"))
     ledger = Ledger(tmp_path / "results", write=True)
     pack = plan(file, ledger).packs[0]
-    names = [point.trial_id for point in pack.points]
 
-    results = worker.run_pack(
-        Job(pack.points, {"CPU": 1}, new_attempt(), dict.fromkeys(names, 1)), ledger
-    )
+    results = worker.run_pack(job(*pack.points), ledger)
 
     assert {one.status for one in results} == {"done"}
 

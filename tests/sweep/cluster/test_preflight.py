@@ -31,6 +31,7 @@ from sweep.planning.plan import plan
 from sweep.sweepfile.expansion import load
 from sweep.sweepfile.identity import trial_id
 from tests.servers import free_port
+from tests.support import signs
 
 TINY = """\
 sweep: tiny
@@ -438,37 +439,7 @@ def test_a_node_that_cannot_write_stops_a_run_and_one_that_can_makes_it_a_job(
     assert Ledger(results).trials().column("attempts").to_pylist() == [2]
 
 
-MINE = """
-from typing import Literal
-
-import numpy as np
-
-import sweep
-from fpt import Baseline, Batch, Shape, Splits, Stored, Task
-
-print("a sweep of", sweep.__file__)
-
-
-class Source:
-    def batch(self, seed, stream, step, size):
-        draws = np.random.default_rng([seed, step])
-        inputs = draws.standard_normal((size, 4, 2), dtype=np.float32)
-        return Batch(inputs, (inputs.sum((1, 2)) > 0).astype(np.int64)[:, None])
-
-
-class Signs(Task):
-    name: Literal["mine:Signs"] = "mine:Signs"
-
-    def shape(self, protocol):
-        return Shape(tokens=4, inputs=2, embedded=False, classes=2)
-
-    def splits(self, protocol):
-        fixed = Stored(Source().batch(9, 0, 0, 50))
-        return Splits(train=Source(), validation=fixed, test=fixed)
-
-    def baseline(self, protocol):
-        return Baseline(0.5, "guess")
-"""
+MINE = "import sweep\n" + signs("mine") + 'print("a sweep of", sweep.__file__)\n'
 
 
 @pytest.mark.ray

@@ -20,7 +20,6 @@ from sweep.execution.liveness import (
     Heartbeat,
 )
 from sweep.execution.scheduler import Event
-from sweep.execution.worker import Pulse
 from sweep.sweepfile.schema import LimitsSpec
 
 NUMBERS = itertools.count()
@@ -193,7 +192,7 @@ def test_who_it_is_a_worker_says_again_since_the_line_may_be_lost(
     sent: list[Heartbeat] = []
     report = SimpleNamespace(remote=lambda events, beat: sent.append(beat))
     line: Any = SimpleNamespace(report=report)
-    reports = HeartbeatSender(line, 1000.0, "a1", Pulse())
+    reports = HeartbeatSender(line, 1000.0, "a1")
     with reports:
         for _ in range(NAME_ACTOR_EVERY):
             reports._send([])

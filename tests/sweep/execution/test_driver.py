@@ -38,7 +38,7 @@ from sweep.planning.plan import plan
 from sweep.sweepfile.expansion import load
 from sweep.sweepfile.trials import Sweep
 from tests.servers import free_port
-from tests.support import trial_row
+from tests.support import signs, trial_row
 
 pytestmark = pytest.mark.ray
 
@@ -676,37 +676,7 @@ def figures(ledger: Ledger) -> dict[str, Any]:
     return {row["trial_id"]: [row[name] for name in FIGURES] for row in rows}
 
 
-POISON = """
-import os
-from typing import Literal
-
-import numpy as np
-
-from fpt import Baseline, Batch, Shape, Splits, Stored, Task
-
-
-class Source:
-    def batch(self, seed, stream, step, size):
-        if seed == 2 and step == 7:
-            os._exit(1)
-        draws = np.random.default_rng([seed, step])
-        inputs = draws.standard_normal((size, 4, 2), dtype=np.float32)
-        return Batch(inputs, (inputs.sum((1, 2)) > 0).astype(np.int64)[:, None])
-
-
-class Poisoned(Task):
-    name: Literal["poison:Poisoned"] = "poison:Poisoned"
-
-    def shape(self, protocol):
-        return Shape(tokens=4, inputs=2, embedded=False, classes=2)
-
-    def splits(self, protocol):
-        fixed = Stored(Source().batch(9, 0, 0, 50))
-        return Splits(train=Source(), validation=fixed, test=fixed)
-
-    def baseline(self, protocol):
-        return Baseline(0.5, "guess")
-"""
+POISON = signs("poison", "if seed == 2 and step == 7: __import__('os')._exit(1)")
 
 
 @pytest.mark.slow
@@ -714,7 +684,7 @@ def test_who_kills_the_worker_of_a_pack_is_found_and_the_others_end_as_alone(
     tmp_path: Path, cluster: str
 ) -> None:
     (tmp_path / "poison.py").write_text(POISON)
-    text = "retry: {worker: 0}\n" + PACKED + "  task: poison:Poisoned\n"
+    text = "retry: {worker: 0}\n" + PACKED + "  task: poison:Signs\n"
     file, healthy = tmp_path / "packed.yaml", tmp_path / "healthy.yaml"
     file.write_text(text + "axes: {seed: [0, 1, 2, 3]}\n")
     healthy.write_text(text + "axes: {seed: [0, 1, 3]}\npack: off\n")

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from sweep.execution import worker
-from sweep.execution.worker import Job
-from sweep.ledger.ledger import Ledger, new_attempt
+from sweep.ledger.ledger import Ledger
 from sweep.planning.plan import plan
 from sweep.sweepfile.expansion import load
+from tests.support import job
 
 FILE = """\
 sweep: longer
@@ -29,11 +29,8 @@ FIGURES = ("train_loss", "validation_loss", "validation_accuracy", "test_loss", 
 
 def train_all(file: Path, ledger: Ledger) -> None:
     for pack in plan(file, ledger).packs:
-        names = [point.trial_id for point in pack.points]
-        job = Job(
-            pack.points, {"CPU": 1}, new_attempt(), dict.fromkeys(names, 1), extends=pack.extends
-        )
-        assert [r.status for r in worker.run_pack(job, ledger)] == ["done"]
+        attempt = job(*pack.points, extends=pack.extends)
+        assert [r.status for r in worker.run_pack(attempt, ledger)] == ["done"]
 
 
 @pytest.mark.parametrize("protocol", ["sound", "paper"])

@@ -128,11 +128,11 @@ class Turns:
         self.killed: list[Any] = []
         self.asked_to_pause = False
         job = SimpleNamespace(points=(), resources={"CPU": 1.0})
-        agenda: Any = SimpleNamespace(
+        scheduler: Any = SimpleNamespace(
             stopped=None, running={"a": job}, emit=self.events.append, ended=self._ended,
-            elsewhere=(), tries=lambda most: {}, finished=False, look_again=lambda most: None,
+            elsewhere=(), tries=lambda most: {}, finished=False, retry_deferred=lambda most: None,
         )  # fmt: skip
-        agenda.stop = lambda why: setattr(agenda, "stopped", agenda.stopped or why)
+        scheduler.stop = lambda why: setattr(scheduler, "stopped", scheduler.stopped or why)
         lease: Any = SimpleNamespace(held=True, lost=False, note={})
         limits = LimitsSpec(storage_seconds=600.0)
         sweep: Any = SimpleNamespace(name="small", spec=SimpleNamespace(limits=limits))
@@ -142,7 +142,7 @@ class Turns:
         self.run = Monitor(
             RunContext(ledger, lease, self.interrupts, self.events.append, train),
             sweep,
-            agenda,
+            scheduler,
             slots=slots,
             channel=self.channel,
             connection=self.connection,
@@ -152,7 +152,7 @@ class Turns:
         )
 
     def _ended(self, attempt: str, results: Any, node: str | None) -> None:
-        del self.run.agenda.running[attempt]
+        del self.run.scheduler.running[attempt]
 
     def until_killed(self, most: float) -> float:
         """Turn for so many seconds, and say after how many it was killed."""
@@ -227,7 +227,7 @@ def test_who_sends_sigterm_waits_longer_than_who_presses_ctrl_c(
         signal.raise_signal(number)
 
     assert turns.until_killed(200) == pytest.approx(seconds, abs=0.5)
-    assert ("Ctrl-C again kills them" in (turns.run.agenda.stopped or "")) == again
+    assert ("Ctrl-C again kills them" in (turns.run.scheduler.stopped or "")) == again
 
 
 def test_a_run_is_running_then_draining_then_killed(turns: Turns) -> None:
@@ -256,7 +256,7 @@ def test_a_note_that_cannot_be_made_costs_no_pause(turns: Turns) -> None:
     def fail(most: int) -> Any:
         raise RuntimeError("deque mutated during iteration")
 
-    turns.run.agenda.tries = fail  # type: ignore[method-assign]
+    turns.run.scheduler.tries = fail  # type: ignore[method-assign]
     turns.asked_to_pause = True
     turns.run.check_from_outside()
 
@@ -308,7 +308,7 @@ def test_a_fault_while_a_trial_ends_is_not_hidden_by_tune(turns: Turns) -> None:
     def ended(attempt: str, results: Any, node: Any) -> None:
         raise ZeroDivisionError("of on_event")
 
-    turns.run.agenda.ended = ended  # type: ignore[method-assign]
+    turns.run.scheduler.ended = ended  # type: ignore[method-assign]
     trial: Any = SimpleNamespace(trial_id="tune's", pickled_error_file=None)
     controller: Any = None
 

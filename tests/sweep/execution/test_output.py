@@ -16,7 +16,8 @@ from sweep.execution import output
 from sweep.execution.output import BreakpointError, recorded
 from sweep.execution.worker import run_pack
 from sweep.ledger.ledger import Ledger
-from tests.sweep.execution.test_worker import StandIn, job, point
+from tests.support import Watching, job
+from tests.sweep.execution.test_worker import StandIn, point
 
 
 def test_prints_and_logging_are_kept_whoever_makes_them() -> None:
@@ -92,7 +93,7 @@ def test_a_trials_log_is_in_the_ledger_in_show_and_in_its_failure(
             raise ZeroDivisionError
 
     attempt = job(trial)
-    (result,) = run_pack(attempt, ledger, train=train, on_record=raises)
+    (result,) = run_pack(attempt, ledger, train=train, reporter=Watching(raises))
     run_pack(job(quiet), ledger, train=StandIn)
 
     assert result.cause == "code"

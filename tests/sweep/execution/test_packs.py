@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,13 @@ import torch
 
 from fpt.checkpoints import State
 from sweep.execution import worker
-from sweep.execution.worker import Job, run_pack
-from sweep.ledger.ledger import Ledger, new_attempt
+from sweep.execution.worker import run_pack
+from sweep.ledger.ledger import Ledger
 from sweep.planning.packing import Workers
 from sweep.planning.plan import plan
 from sweep.sweepfile.expansion import load
 from sweep.sweepfile.trials import Point
+from tests.support import Watching, job
 
 FILE = """\
 sweep: packs
@@ -60,10 +61,8 @@ def points(tmp_path: Path) -> tuple[Point, ...]:
 
 
 def run(ledger: Ledger, points: Sequence[Point], **options: Any) -> list[str]:
-    names = [point.trial_id for point in points]
-    extends = options.pop("extends", {})
-    job = Job(points, {"CPU": 1}, new_attempt(), dict.fromkeys(names, 1), extends=extends)  # type: ignore[arg-type]
-    return [result.cause or result.status for result in run_pack(job, ledger, **options)]
+    attempt = job(*points, extends=options.pop("extends", {}))
+    return [result.cause or result.status for result in run_pack(attempt, ledger, **options)]
 
 
 def assert_same(one: Ledger, other: Ledger) -> None:
@@ -94,12 +93,14 @@ def alone(tmp_path: Path, points: tuple[Point, ...]) -> Ledger:
     return ledger
 
 
-def after(steps: int) -> dict[str, Callable[..., Any]]:
+def after(steps: int) -> dict[str, Any]:
     """Options of `run_pack` that stop it once each trial has come so far."""
     seen: set[bool] = set()
     return {
-        "on_record": lambda point, record: seen.add(record.step >= steps),
-        "halted": lambda: "interrupted" if True in seen else None,
+        "reporter": Watching(
+            lambda point, record: seen.add(record.step >= steps),
+            lambda: "interrupted" if True in seen else None,
+        )
     }
 
 

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from sweep.execution import worker
 from sweep.execution.postmortem import results_of_lost_worker
-from sweep.ledger.ledger import Ledger, new_attempt
+from sweep.ledger.ledger import Ledger
 from sweep.sweepfile.expansion import load
-from tests.support import trial_row
+from tests.support import job, trial_row
 
 FILE = """
 sweep: small
@@ -43,10 +42,9 @@ def test_a_lost_worker_loses_those_who_had_not_ended(
     done, *open_ = load(sweep_file(tmp_path, f"axes: {{seed: {seeds}}}\n")).points
     ledger.commit(trial_row(done))
     points = (done, *open_) if members > 1 else tuple(open_)
-    job = worker.Job(points, {"CPU": 1}, new_attempt(), {p.trial_id: 1 for p in points})
 
     results = results_of_lost_worker(
-        job, ledger, OutOfMemoryError("full") if out_of_memory else RayActorError()
+        job(*points), ledger, OutOfMemoryError("full") if out_of_memory else RayActorError()
     )
 
     assert [r.trial_id for r in results] == [p.trial_id for p in points]

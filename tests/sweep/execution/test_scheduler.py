@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sweep.execution.scheduler import SAME_FAILURE, Agenda, Event, _Todo, decide
-from sweep.execution.worker import Job, Result
+from sweep.execution.job import Job, Result
+from sweep.execution.scheduler import SAME_FAILURE, Event, Scheduler, decide
 from sweep.sweepfile.schema import LimitsSpec, RetrySpec
 
 
 class Stub:
-    """A point: all that an agenda looks at."""
+    """A point: all that a scheduler looks at."""
 
     def __init__(self, name: str, parent: str | None = None) -> None:
         self.trial_id = self.label = self.cell_id = name
@@ -33,14 +33,17 @@ def kinds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sweep.execution.scheduler.kind_of", lambda config: (config.kind,))
 
 
-def agenda_of(
+TYPE_ERROR: dict[str, Any] = {"status": "failed", "cause": "code", "exception": "TypeError"}
+
+
+def scheduler_of(
     *points: Stub | tuple[Stub, ...],
     failures: dict[str, int] | None = None,
     keep: bool | None = None,
     retry: RetrySpec | None = None,
     **options: Any,
-) -> tuple[Agenda, list[Event]]:
-    """The agenda of a pack for each point, or tuple of points."""
+) -> tuple[Scheduler, list[Event]]:
+    """The scheduler of a pack for each point, or tuple of points."""
     events: list[Event] = []
     pack = replace_pack()
     packs = [point if isinstance(point, tuple) else (point,) for point in points]
@@ -52,7 +55,7 @@ def agenda_of(
         ),
         packs=tuple(replace(pack, points=members) for members in packs),
     )
-    return Agenda(plan, failures or {}, events.append, **options), events
+    return Scheduler(plan, failures or {}, events.append, **options), events
 
 
 def replace_pack() -> Any:
@@ -65,140 +68,156 @@ def name(job: Job | None) -> str | None:
     return None if job is None else job.points[0].trial_id
 
 
-def end(agenda: Agenda, job: Job | None, status: Any = "done", **why: Any) -> None:
+def end(scheduler: Scheduler, job: Job | None, status: Any = "done", **why: Any) -> None:
     assert job is not None
-    agenda.ended(job.attempt, [Result(point.trial_id, status, **why) for point in job.points])
+    scheduler.ended(job.attempt, [Result(point.trial_id, status, **why) for point in job.points])
 
 
 def test_packs_come_in_the_plans_order() -> None:
-    agenda, _ = agenda_of(Stub("a"), Stub("b"), Stub("c"))
+    scheduler, _ = scheduler_of(Stub("a"), Stub("b"), Stub("c"))
 
-    assert [name(agenda.next()) for _ in range(4)] == ["a", "b", "c", None]
-    assert not agenda.finished
+    assert [name(scheduler.next()) for _ in range(4)] == ["a", "b", "c", None]
+    assert not scheduler.finished
 
 
 def test_a_user_waits_for_its_pretraining_and_then_comes_in_its_place() -> None:
-    agenda, _ = agenda_of(Stub("p"), Stub("u", parent="p"), Stub("v"), Stub("w"))
+    scheduler, _ = scheduler_of(Stub("p"), Stub("u", parent="p"), Stub("v"), Stub("w"))
 
-    pretraining = agenda.next()
+    pretraining = scheduler.next()
     assert name(pretraining) == "p"
     assert pretraining is not None
     assert pretraining.keep_backbones == ("p",)
-    assert name(agenda.next()) == "v"
-    end(agenda, pretraining)
-    assert name(agenda.next()) == "u"
-    assert name(agenda.next()) == "w"
+    assert name(scheduler.next()) == "v"
+    end(scheduler, pretraining)
+    assert name(scheduler.next()) == "u"
+    assert name(scheduler.next()) == "w"
 
 
 def test_a_pretraining_that_is_done_already_holds_nobody_up() -> None:
-    agenda, _ = agenda_of(Stub("u", parent="not in the plan"))
+    scheduler, _ = scheduler_of(Stub("u", parent="not in the plan"))
 
-    assert name(agenda.next()) == "u"
+    assert name(scheduler.next()) == "u"
 
 
 def test_a_failed_pretraining_fails_all_that_need_it_directly_or_not() -> None:
-    agenda, events = agenda_of(Stub("p"), Stub("q", parent="p"), Stub("u", parent="q"), Stub("v"))
+    scheduler, events = scheduler_of(
+        Stub("p"), Stub("q", parent="p"), Stub("u", parent="q"), Stub("v")
+    )
 
-    end(agenda, agenda.next(), "failed", cause="code", exception="KeyError", message="'x'")
+    end(scheduler, scheduler.next(), "failed", cause="code", exception="KeyError", message="'x'")
 
-    assert agenda.failed["p"] == "KeyError: 'x'"
-    assert agenda.failed.keys() == {"p", "q", "u"}
-    assert agenda.failed["q"] == "p, whose backbone it takes, failed"
+    assert scheduler.failed["p"] == "KeyError: 'x'"
+    assert scheduler.failed.keys() == {"p", "q", "u"}
+    assert scheduler.failed["q"] == "p, whose backbone it takes, failed"
     assert [e.trial_id for e in events if e.kind == "trial_failed"] == ["p", "q", "u"]
-    end(agenda, agenda.next())
-    assert agenda.finished
+    end(scheduler, scheduler.next())
+    assert scheduler.finished
 
 
 def test_a_diverged_pretraining_is_an_outcome_and_gives_nobody_a_backbone() -> None:
-    agenda, events = agenda_of(Stub("p"), Stub("u", parent="p"))
+    scheduler, events = scheduler_of(Stub("p"), Stub("u", parent="p"))
 
-    end(agenda, agenda.next(), "diverged")
+    end(scheduler, scheduler.next(), "diverged")
 
-    assert agenda.finished
-    assert agenda.failed == {"u": "p, whose backbone it takes, diverged"}
+    assert scheduler.finished
+    assert scheduler.failed == {"u": "p, whose backbone it takes, diverged"}
     assert [(e.kind, e.trial_id) for e in events] == [("trial_done", "p"), ("trial_failed", "u")]
 
 
 @pytest.mark.parametrize("cause", ["worker", "device", "storage", "node", "hung", "preempted"])
 def test_what_the_environment_caused_is_tried_again_a_few_times(cause: Any) -> None:
-    agenda, events = agenda_of(Stub("a"), failures={"a": 4}, retry=RetrySpec(**{cause: 2}))
+    scheduler, events = scheduler_of(Stub("a"), failures={"a": 4}, retry=RetrySpec(**{cause: 2}))
 
     attempts = []
-    while (job := agenda.next()) is not None:
+    while (job := scheduler.next()) is not None:
         attempts.append(job.attempts["a"])
-        end(agenda, job, "failed", cause=cause, exception="E", message="lost")
+        end(scheduler, job, "failed", cause=cause, exception="E", message="lost")
 
     assert attempts == [5, 6, 7]
-    assert agenda.finished
-    assert agenda.failed.keys() == {"a"}
+    assert scheduler.finished
+    assert scheduler.failed.keys() == {"a"}
     assert [e.kind for e in events] == ["message", "message", "trial_failed"]
 
 
 @pytest.mark.parametrize("cause", ["code", "data"])
 def test_other_failures_are_not_tried_again(cause: Any) -> None:
-    agenda, _ = agenda_of(Stub("a"))
+    scheduler, _ = scheduler_of(Stub("a"))
 
-    end(agenda, agenda.next(), "failed", cause=cause, exception="E", message="m")
+    end(scheduler, scheduler.next(), "failed", cause=cause, exception="E", message="m")
 
-    assert agenda.finished
-    assert agenda.next() is None
+    assert scheduler.finished
+    assert scheduler.next() is None
 
 
 def test_an_interrupted_trial_is_neither_failed_nor_done_and_its_users_do_not_run() -> None:
-    agenda, _ = agenda_of(Stub("p"), Stub("u", parent="p"))
+    scheduler, _ = scheduler_of(Stub("p"), Stub("u", parent="p"))
 
-    end(agenda, agenda.next(), "failed", cause="interrupted", exception="E", message="m")
+    end(scheduler, scheduler.next(), "failed", cause="interrupted", exception="E", message="m")
 
-    assert agenda.finished
-    assert agenda.next() is None
-    assert not agenda.failed
+    assert scheduler.finished
+    assert scheduler.next() is None
+    assert not scheduler.failed
 
 
 def test_the_same_failure_again_and_again_stops_the_sweep() -> None:
-    agenda, events = agenda_of(*(Stub(f"t{i}") for i in range(20)))
+    scheduler, events = scheduler_of(*(Stub(f"t{i}") for i in range(20)))
 
     count = 0
-    while (job := agenda.next()) is not None:
+    while (job := scheduler.next()) is not None:
         count += 1
-        end(agenda, job, "failed", cause="code", exception="TypeError", message="no")
+        end(scheduler, job, "failed", cause="code", exception="TypeError", message="no")
 
     assert count == SAME_FAILURE
-    assert agenda.finished
-    assert "TypeError: no" in (agenda.stopped or "")
+    assert scheduler.finished
+    assert "TypeError: no" in (scheduler.stopped or "")
     assert events[-1].kind == "message"
 
 
 def test_a_success_in_between_shows_that_the_sweep_is_worth_going_on() -> None:
-    agenda, _ = agenda_of(*(Stub(f"t{i}") for i in range(20)))
+    scheduler, _ = scheduler_of(*(Stub(f"t{i}") for i in range(20)))
 
     for i in range(20):
         if i % SAME_FAILURE == SAME_FAILURE - 1:
-            end(agenda, agenda.next())
+            end(scheduler, scheduler.next())
         else:
-            end(agenda, agenda.next(), "failed", cause="code", exception="TypeError", message="no")
+            end(
+                scheduler,
+                scheduler.next(),
+                "failed",
+                cause="code",
+                exception="TypeError",
+                message="no",
+            )
 
-    assert agenda.stopped is None
+    assert scheduler.stopped is None
 
 
 def test_different_failures_do_not_stop_the_sweep() -> None:
-    agenda, _ = agenda_of(*(Stub(f"t{i}") for i in range(20)))
+    scheduler, _ = scheduler_of(*(Stub(f"t{i}") for i in range(20)))
 
     for i in range(20):
-        end(agenda, agenda.next(), "failed", cause="code", exception="TypeError", message=str(i))
+        end(
+            scheduler,
+            scheduler.next(),
+            "failed",
+            cause="code",
+            exception="TypeError",
+            message=str(i),
+        )
 
-    assert agenda.stopped is None
+    assert scheduler.stopped is None
 
 
 def test_stop_hands_out_nothing_more_and_says_so_once() -> None:
-    agenda, events = agenda_of(Stub("a"), Stub("b"))
+    scheduler, events = scheduler_of(Stub("a"), Stub("b"))
 
-    job = agenda.next()
-    agenda.stop("because")
-    agenda.stop("again")
+    job = scheduler.next()
+    scheduler.stop("because")
+    scheduler.stop("again")
 
-    assert agenda.next() is None
-    assert agenda.finished
-    end(agenda, job)
+    assert scheduler.next() is None
+    assert scheduler.finished
+    end(scheduler, job)
     assert [e.message for e in events] == ["because", None]
 
 
@@ -213,13 +232,13 @@ def names(job: Job) -> str:
     return " ".join(point.trial_id for point in job.points)
 
 
-def run_out(agenda: Agenda, fails: Any) -> list[str]:
-    """Run an agenda to its end; `fails` says of a job how its trials end: Result's fields."""
+def run_out(scheduler: Scheduler, fails: Any) -> list[str]:
+    """Run a scheduler to its end; `fails` says of a job how its trials end: Result's fields."""
     jobs = []
-    while (job := agenda.next()) is not None:
+    while (job := scheduler.next()) is not None:
         jobs.append(names(job))
         how = fails(job) or {"status": "done"}
-        agenda.ended(job.attempt, [Result(point.trial_id, **how) for point in job.points])
+        scheduler.ended(job.attempt, [Result(point.trial_id, **how) for point in job.points])
     return jobs
 
 
@@ -233,52 +252,52 @@ def killed_by(bad: str) -> Any:
 
 
 def test_a_pack_whose_worker_died_is_tried_again_as_it_is() -> None:
-    agenda, events = agenda_of(pack_of(4))
+    scheduler, events = scheduler_of(pack_of(4))
     died: list[int] = []
 
-    jobs = run_out(agenda, lambda job: None if died else died.append(1) or DIED)
+    jobs = run_out(scheduler, lambda job: None if died else died.append(1) or DIED)
 
     assert jobs == ["m0 m1 m2 m3"] * 2
-    assert not agenda.failed
+    assert not scheduler.failed
     assert events[0].message == (
         "m0 (and 3 more trials): the worker died; it is tried again from its last state"
     )
 
 
 def test_one_that_kills_its_workers_is_found_and_the_rest_finish() -> None:
-    agenda, events = agenda_of(pack_of(4))
+    scheduler, events = scheduler_of(pack_of(4))
 
-    jobs = run_out(agenda, killed_by("m2"))
+    jobs = run_out(scheduler, killed_by("m2"))
 
     assert jobs == ["m0 m1 m2 m3"] * 2 + ["m0 m1", "m2 m3", "m2", "m3", "m2", "m2", "m2"]
-    assert agenda.failed == {"m2": "E: the worker died"}
+    assert scheduler.failed == {"m2": "E: the worker died"}
     assert sorted(e.trial_id or "" for e in events if e.kind == "trial_done") == ["m0", "m1", "m3"]
 
 
 @pytest.mark.parametrize("how", [FULL, RAISED])
 def test_what_a_pack_cannot_do_at_all_is_tried_in_halves_at_once(how: Any) -> None:
-    agenda, events = agenda_of(pack_of(3))
+    scheduler, events = scheduler_of(pack_of(3))
 
-    jobs = run_out(agenda, lambda job: how if len(job.points) > 1 else None)
+    jobs = run_out(scheduler, lambda job: how if len(job.points) > 1 else None)
 
     assert jobs == ["m0 m1 m2", "m0 m1", "m2", "m0", "m1"]
-    assert not agenda.failed
+    assert not scheduler.failed
     assert (events[0].message or "").endswith("it is tried in a smaller pack")
     assert (events[1].message or "").endswith("it is tried alone")
 
 
 def test_one_that_needs_too_much_memory_by_itself_is_tried_last_in_ever_smaller_parts() -> None:
-    agenda, events = agenda_of(pack_of(2), Stub("a"), Stub("b"))
+    scheduler, events = scheduler_of(pack_of(2), Stub("a"), Stub("b"))
     parts: list[tuple[str, int]] = []
 
     def fails(job: Job) -> Any:
         parts.append((names(job), job.accumulation))
         return FULL if "m1" in names(job) and job.accumulation < 4 else None
 
-    run_out(agenda, fails)
+    run_out(scheduler, fails)
 
     assert parts == [("m0 m1", 1), ("a", 1), ("b", 1), ("m0", 1), ("m1", 1), ("m1", 2), ("m1", 4)]
-    assert not agenda.failed
+    assert not scheduler.failed
     messages = [event.message or "" for event in events if event.kind == "message"]
     assert messages[-1].endswith("it is tried at the end, alone, each batch in 4 parts")
 
@@ -287,44 +306,44 @@ def test_one_that_needs_too_much_memory_by_itself_is_tried_last_in_ever_smaller_
 def test_out_of_memory_ends_with_its_budget_or_with_parts_of_one_example(
     budget: int | None, tried: list[int]
 ) -> None:
-    agenda, _ = agenda_of(Stub("a"), retry=RetrySpec(memory=budget))
+    scheduler, _ = scheduler_of(Stub("a"), retry=RetrySpec(memory=budget))
     parts: list[int] = []
 
-    run_out(agenda, lambda job: parts.append(job.accumulation) or FULL)
+    run_out(scheduler, lambda job: parts.append(job.accumulation) or FULL)
 
     assert parts == tried
-    assert agenda.failed == {"a": "E: too large"}
+    assert scheduler.failed == {"a": "E: too large"}
 
 
 @pytest.mark.parametrize("device", [{"CPU": 1, "GPU": 1}, {"CPU": 8}])
 def test_what_was_out_of_memory_has_its_device_to_itself_and_others_go_on(device: Any) -> None:
     points = [Stub("big"), Stub("huge"), Stub("p"), Stub("a"), Stub("u", parent="p")]
-    agenda, _ = agenda_of(*points, device=device)
-    big, huge, p = agenda.next(), agenda.next(), agenda.next()
-    end(agenda, big, **FULL)
-    end(agenda, huge, **FULL)
+    scheduler, _ = scheduler_of(*points, device=device)
+    big, huge, p = scheduler.next(), scheduler.next(), scheduler.next()
+    end(scheduler, big, **FULL)
+    end(scheduler, huge, **FULL)
 
-    a = agenda.next()
+    a = scheduler.next()
     assert name(a) == "a"  # what has not failed comes first
-    again, other = agenda.next(), agenda.next()  # beside p and a, on devices of their own
+    again, other = scheduler.next(), scheduler.next()  # beside p and a, on devices of their own
     assert again is not None
     assert other is not None
     assert (name(again), again.accumulation, again.resources) == ("big", 2, device)
     assert (name(other), other.accumulation, other.resources) == ("huge", 2, device)
-    end(agenda, p)
-    u = agenda.next()  # while what is alone still runs
+    end(scheduler, p)
+    u = scheduler.next()  # while what is alone still runs
     assert u is not None
     assert (name(u), u.resources) == ("u", {"CPU": 1})
     for job in (a, again, other, u):
-        assert not agenda.finished
-        end(agenda, job)
-    assert agenda.finished
+        assert not scheduler.finished
+        end(scheduler, job)
+    assert scheduler.finished
 
 
 def test_what_an_earlier_run_found_too_large_has_its_device_to_itself_too() -> None:
-    agenda, _ = agenda_of(Stub("big"), accumulation={"big": 4}, device={"CPU": 8})
+    scheduler, _ = scheduler_of(Stub("big"), accumulation={"big": 4}, device={"CPU": 8})
 
-    job = agenda.next()
+    job = scheduler.next()
 
     assert job is not None
     assert (job.accumulation, job.resources) == (4, {"CPU": 8})
@@ -332,74 +351,76 @@ def test_what_an_earlier_run_found_too_large_has_its_device_to_itself_too() -> N
 
 @pytest.mark.parametrize(("cause", "avoided"), [("device", True), ("node", True), ("hung", False)])
 def test_what_a_device_or_a_node_failed_is_tried_elsewhere(cause: Any, avoided: bool) -> None:
-    agenda, _ = agenda_of(pack_of(2), Stub("other"))
+    scheduler, _ = scheduler_of(pack_of(2), Stub("other"))
     why = {"cause": cause, "exception": "E", "message": "ECC"}
 
     for node in ("n1", "n2"):
-        job = agenda.next()
+        job = scheduler.next()
         assert job is not None
-        agenda.ended(job.attempt, [Result(p.trial_id, "failed", **why) for p in job.points], node)
+        scheduler.ended(
+            job.attempt, [Result(p.trial_id, "failed", **why) for p in job.points], node
+        )
         if node == "n1":
-            end(agenda, agenda.next())  # other: of itself it knows nothing bad
+            end(scheduler, scheduler.next())  # other: of itself it knows nothing bad
 
-    last = agenda.next()
+    last = scheduler.next()
     assert last is not None
     assert names(last) == "m0 m1"
     assert set(last.avoid) == ({"n1", "n2"} if avoided else set())
-    assert not agenda.failed
+    assert not scheduler.failed
 
 
 def test_what_an_earlier_run_learnt_of_memory_is_not_learnt_again() -> None:
-    agenda, _ = agenda_of(Stub("big"), Stub("a"), accumulation={"big": 4})
+    scheduler, _ = scheduler_of(Stub("big"), Stub("a"), accumulation={"big": 4})
 
     jobs: list[tuple[str, int]] = []
-    run_out(agenda, lambda job: jobs.append((names(job), job.accumulation)))
+    run_out(scheduler, lambda job: jobs.append((names(job), job.accumulation)))
 
     assert jobs == [("a", 1), ("big", 4)]
 
 
 def test_a_worker_that_dies_elsewhere_each_time_does_not_cut_its_pack() -> None:
-    agenda, _ = agenda_of(pack_of(2), retry=RetrySpec(worker=3))
+    scheduler, _ = scheduler_of(pack_of(2), retry=RetrySpec(worker=3))
     steps = iter([100, 700, 400])
 
     def fails(job: Job) -> Any:
         step = next(steps, None)
         return None if step is None else {**DIED, "step": step}
 
-    assert run_out(agenda, fails) == ["m0 m1"] * 4
-    assert not agenda.failed
+    assert run_out(scheduler, fails) == ["m0 m1"] * 4
+    assert not scheduler.failed
 
 
 def test_a_worker_that_dies_elsewhere_each_time_cuts_its_pack_in_the_end() -> None:
-    agenda, _ = agenda_of(pack_of(2), retry=RetrySpec(worker=2))
+    scheduler, _ = scheduler_of(pack_of(2), retry=RetrySpec(worker=2))
     steps = iter([100, 700, 400])
 
     def fails(job: Job) -> Any:
         step = next(steps, None)
         return None if step is None else {**DIED, "step": step}
 
-    assert run_out(agenda, fails) == ["m0 m1"] * 3 + ["m0", "m1"]
+    assert run_out(scheduler, fails) == ["m0 m1"] * 3 + ["m0", "m1"]
 
 
 def test_what_another_driver_trains_is_left_to_it_and_asked_for_again() -> None:
     theirs = {"m1", "b"}
-    agenda, _ = agenda_of(
+    scheduler, _ = scheduler_of(
         pack_of(2), Stub("b"), claim=lambda ids: [i for i in ids if i not in theirs]
     )
 
-    job = agenda.next()
+    job = scheduler.next()
     assert job is not None
     assert names(job) == "m0"
-    assert agenda.next() is None
-    assert agenda.elsewhere == ("m1", "b")
-    end(agenda, job)
-    assert not agenda.finished
-    agenda.look_again(9)
-    assert agenda.next() is None
+    assert scheduler.next() is None
+    assert scheduler.claimed_elsewhere == ("m1", "b")
+    end(scheduler, job)
+    assert not scheduler.finished
+    scheduler.retry_deferred(9)
+    assert scheduler.next() is None
     theirs.clear()
-    agenda.look_again(9)
-    assert run_out(agenda, lambda job: None) == ["b", "m1"]
-    assert agenda.finished
+    scheduler.retry_deferred(9)
+    assert run_out(scheduler, lambda job: None) == ["b", "m1"]
+    assert scheduler.finished
 
 
 def test_what_others_train_is_asked_for_a_few_at_a_time_and_on_as_long_as_it_is_free() -> None:
@@ -410,39 +431,39 @@ def test_what_others_train_is_asked_for_a_few_at_a_time_and_on_as_long_as_it_is_
         asked.extend(ids)
         return [i for i in ids if i not in theirs]
 
-    agenda, _ = agenda_of(*map(Stub, sorted(theirs)), Stub("mine"), claim=claim)
-    assert name(agenda.next()) == "mine"
-    assert agenda.next() is None
+    scheduler, _ = scheduler_of(*map(Stub, sorted(theirs)), Stub("mine"), claim=claim)
+    assert name(scheduler.next()) == "mine"
+    assert scheduler.next() is None
     assert asked == [*sorted(theirs), "mine"]
 
     asked.clear()
-    agenda.look_again(3)
-    assert agenda.next() is None
+    scheduler.retry_deferred(3)
+    assert scheduler.next() is None
     assert asked == ["0", "1", "2"]
     # The next ones, not the same again.
     asked.clear()
-    agenda.look_again(1)
-    assert agenda.next() is None
+    scheduler.retry_deferred(1)
+    assert scheduler.next() is None
     assert asked == ["3"]
     # Their driver is gone: one look is enough for all of them.
     theirs.clear()
-    agenda.look_again(1)
-    assert [name(agenda.next()) for _ in range(11)] == [*"4567890123", None]
+    scheduler.retry_deferred(1)
+    assert [name(scheduler.next()) for _ in range(11)] == [*"4567890123", None]
 
 
 def test_what_others_train_is_told_while_it_changes() -> None:
-    agenda, _ = agenda_of(Stub("a"), Stub("b"), Stub("c"), claim=lambda ids: ())
-    assert agenda.next() is None
+    scheduler, _ = scheduler_of(Stub("a"), Stub("b"), Stub("c"), claim=lambda ids: ())
+    assert scheduler.next() is None
 
     class Changing(list[Any]):
         def __getitem__(self, index: Any) -> Any:
             # As the main thread does, between two looks of the one that asks.
-            agenda._elsewhere.rotate()
+            scheduler._elsewhere.rotate()
             return super().__getitem__(index)
 
-    agenda._packs = Changing(agenda._packs)
+    scheduler._packs = Changing(scheduler._packs)
 
-    assert agenda.elsewhere == ("a", "b", "c")
+    assert scheduler.claimed_elsewhere == ("a", "b", "c")
 
 
 def test_what_is_no_quicker_in_packs_is_no_longer_packed() -> None:
@@ -456,17 +477,17 @@ def test_what_is_no_quicker_in_packs_is_no_longer_packed() -> None:
 
     a = [tuple(Stub(f"a{3 * i + j}") for j in range(3)) for i in range(3)]
     b = [tuple(Stub(f"b{2 * i + j}") for j in range(2)) for i in range(3)]
-    agenda, events = agenda_of(a[0], b[0], a[1], b[1], a[2], b[2], no_quicker=no_quicker)
+    scheduler, events = scheduler_of(a[0], b[0], a[1], b[1], a[2], b[2], no_quicker=no_quicker)
 
-    first, second = agenda.next(), agenda.next()
+    first, second = scheduler.next(), scheduler.next()
     assert first is not None
     assert second is not None
-    end(agenda, second)
+    end(scheduler, second)
     assert not looks  # two are too few to tell
     measured.add(("a",))
-    end(agenda, first)
+    end(scheduler, first)
     assert looks == 1
-    trained = run_out(agenda, lambda job: None)
+    trained = run_out(scheduler, lambda job: None)
     assert trained == ["a3", "b2 b3", "a6", "b4 b5", "a4", "a5", "a7", "a8"]
     assert looks == 2
     assert not [event for event in events if event.kind == "message"]
@@ -480,22 +501,22 @@ def test_who_failed_does_not_tell_whether_packs_help() -> None:
         return set()
 
     a = [tuple(Stub(f"a{3 * i + j}") for j in range(3)) for i in range(2)]
-    agenda, _ = agenda_of(*a, no_quicker=no_quicker)
-    first = agenda.next()
+    scheduler, _ = scheduler_of(*a, no_quicker=no_quicker)
+    first = scheduler.next()
     assert first is not None
 
     one, *others = (Result(point.trial_id, "done") for point in first.points)
-    agenda.ended(first.attempt, [replace(one, status="failed", cause="data"), *others])
+    scheduler.ended(first.attempt, [replace(one, status="failed", cause="data"), *others])
     assert not looks
-    end(agenda, agenda.next())
+    end(scheduler, scheduler.next())
     assert len(looks) == 1
 
 
 def test_what_was_too_much_for_the_memory_is_cut_before_it_is_tried_again() -> None:
     packs = [tuple(Stub(f"m{4 * i + j}") for j in range(4)) for i in range(2)]
-    agenda, _ = agenda_of(*packs, Stub("other"))
+    scheduler, _ = scheduler_of(*packs, Stub("other"))
 
-    trained = run_out(agenda, lambda job: FULL if len(job.points) > 2 else None)
+    trained = run_out(scheduler, lambda job: FULL if len(job.points) > 2 else None)
 
     assert trained == ["m0 m1 m2 m3", "m4 m5", "other", "m0 m1", "m2 m3", "m6 m7"]
 
@@ -512,9 +533,9 @@ def test_what_becomes_known_is_taken_in_and_what_of_it_was_there_is_told() -> No
             packs=(replace(replace_pack(), points=(new,)),),
         )
 
-    agenda, events = agenda_of(Stub("rate"), follow=follow)
+    scheduler, events = scheduler_of(Stub("rate"), follow=follow)
 
-    assert run_out(agenda, lambda job: None) == ["rate", "new"]
+    assert run_out(scheduler, lambda job: None) == ["rate", "new"]
     told = [(event.trial_id, event.message) for event in events if event.kind == "trial_done"]
     assert told == [("rate", None), ("there", "was there already"), ("new", None)]
 
@@ -523,20 +544,20 @@ def test_the_seeds_of_one_config_are_no_many_configs() -> None:
     points = [Stub(f"t{i}") for i in range(SAME_FAILURE * 2)]
     for i, point in enumerate(points):
         point.cell_id = "one" if i < SAME_FAILURE + 1 else f"c{i}"
-    agenda, _ = agenda_of(*points, Stub("x"), Stub("y"))
+    scheduler, _ = scheduler_of(*points, Stub("x"), Stub("y"))
 
-    jobs = run_out(agenda, lambda job: {**DIED, "cause": "code"})
+    jobs = run_out(scheduler, lambda job: {**DIED, "cause": "code"})
 
     assert len(jobs) == SAME_FAILURE + 1 + SAME_FAILURE - 1
-    assert "5 configs in a row" in (agenda.stopped or "")
+    assert "5 configs in a row" in (scheduler.stopped or "")
 
 
 def test_what_is_known_of_one_member_is_held_against_it_alone() -> None:
-    agenda, _ = agenda_of(pack_of(3))
-    job = agenda.next()
+    scheduler, _ = scheduler_of(pack_of(3))
+    job = scheduler.next()
     assert job is not None
 
-    agenda.ended(
+    scheduler.ended(
         job.attempt,
         [
             Result("m0", "done"),
@@ -545,39 +566,39 @@ def test_what_is_known_of_one_member_is_held_against_it_alone() -> None:
         ],
     )
 
-    assert agenda.failed == {"m1": "DataError: gone"}
-    assert agenda.finished
+    assert scheduler.failed == {"m1": "DataError: gone"}
+    assert scheduler.finished
 
 
 def test_members_that_ended_before_their_worker_died_are_not_tried_again() -> None:
-    agenda, _ = agenda_of(pack_of(2))
-    job = agenda.next()
+    scheduler, _ = scheduler_of(pack_of(2))
+    job = scheduler.next()
     assert job is not None
 
-    agenda.ended(job.attempt, [Result("m0", "done"), Result("m1", **DIED)])  # type: ignore[arg-type]
+    scheduler.ended(job.attempt, [Result("m0", "done"), Result("m1", **DIED)])  # type: ignore[arg-type]
 
-    assert run_out(agenda, lambda job: DIED) == ["m1"] * 3
-    assert agenda.failed.keys() == {"m1"}
+    assert run_out(scheduler, lambda job: DIED) == ["m1"] * 3
+    assert scheduler.failed.keys() == {"m1"}
 
 
 def test_storage_that_is_gone_is_no_members_fault() -> None:
-    agenda, _ = agenda_of(pack_of(2))
+    scheduler, _ = scheduler_of(pack_of(2))
 
-    jobs = run_out(agenda, lambda job: {**DIED, "cause": "storage"})
+    jobs = run_out(scheduler, lambda job: {**DIED, "cause": "storage"})
 
     assert jobs == ["m0 m1"] * 6
-    assert agenda.failed.keys() == {"m0", "m1"}
+    assert scheduler.failed.keys() == {"m0", "m1"}
 
 
 def test_an_interrupted_pack_stays_open() -> None:
-    agenda, _ = agenda_of(pack_of(2))
+    scheduler, _ = scheduler_of(pack_of(2))
 
-    assert run_out(agenda, lambda job: {**DIED, "cause": "interrupted"}) == ["m0 m1"]
-    assert not agenda.failed
+    assert run_out(scheduler, lambda job: {**DIED, "cause": "interrupted"}) == ["m0 m1"]
+    assert not scheduler.failed
 
 
 def pack_that_ended(size: int, accumulation: int = 1, **more: Any) -> Any:
-    return _Todo(pack_of(size), {"CPU": 1}, {}, accumulation=accumulation, **more)  # type: ignore[arg-type]
+    return Job(pack_of(size), {"CPU": 1}, {}, accumulation=accumulation, **more)  # type: ignore[arg-type]
 
 
 def failure(cause: Any, *, undecided: bool = False, step: int | None = None) -> Result:
@@ -627,7 +648,7 @@ def test_what_becomes_of_a_trial_is_decided_by_what_is_given(
 
 @given(st.integers(1, 16), st.sets(st.integers(0, 15), max_size=3), st.sampled_from([DIED, RAISED]))
 def test_whoever_is_bad_is_found_and_nobody_else(size: int, bad: set[int], how: Any) -> None:
-    agenda, events = agenda_of(pack_of(size))
+    scheduler, events = scheduler_of(pack_of(size))
     guilty = {f"m{i}" for i in bad if i < size}
 
     def fails(job: Job) -> Any:
@@ -635,9 +656,9 @@ def test_whoever_is_bad_is_found_and_nobody_else(size: int, bad: set[int], how: 
             return None
         return {**how, "undecided": how is RAISED and len(job.points) > 1}
 
-    jobs = run_out(agenda, fails)
+    jobs = run_out(scheduler, fails)
 
-    assert agenda.failed.keys() == guilty
+    assert scheduler.failed.keys() == guilty
     done = [e.trial_id for e in events if e.kind == "trial_done"]
     assert sorted(map(str, done)) == sorted({f"m{i}" for i in range(size)} - guilty)
     # A bad one costs its pack a second attempt, two halves at each level, and its own attempts.
@@ -656,16 +677,16 @@ def test_any_forest_is_trained_once_each_and_never_before_its_parents(
         Stub(f"t{i}", parent=f"t{i - step}" if 0 < step <= i else None)
         for i, step in enumerate(back)
     ]
-    agenda, _ = agenda_of(*points)
+    scheduler, _ = scheduler_of(*points)
 
     done: list[str] = []
     running: list[Job] = []
-    while not agenda.finished:
-        while len(running) < slots and (job := agenda.next()) is not None:
+    while not scheduler.finished:
+        while len(running) < slots and (job := scheduler.next()) is not None:
             assert job.points[0].parent is None or job.points[0].parent in done
             running.append(job)
         job = running.pop(choice.randrange(len(running)))
         done.append(job.points[0].trial_id)
-        end(agenda, job)
+        end(scheduler, job)
 
     assert sorted(done) == sorted(point.trial_id for point in points)

@@ -8,6 +8,7 @@ import gc
 import itertools
 import json
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,16 +19,19 @@ from typing import Any
 
 import pytest
 
+from fpt.checkpoints import Figures, State
 from fpt.config import TrialConfig
 from fpt.files import DataError
 from fpt.spec import JSON
-from sweep.execution import worker
-from sweep.execution.worker import EndWorkerError, Job, Pulse, Result, run_pack
-from sweep.ledger.ledger import Committed, Ledger, LedgerError, new_attempt
+from sweep.execution import rows, worker, writing
+from sweep.execution.job import EndWorkerError, Job, Result
+from sweep.execution.worker import run_pack
+from sweep.ledger.ledger import Committed, Ledger, LedgerError
 from sweep.ledger.storage import StorageError
 from sweep.sweepfile.identity import cell_id, trial_id
 from sweep.sweepfile.schema import LimitsSpec
 from sweep.sweepfile.trials import Point
+from tests.support import Watching, job
 
 
 def point(seed: int = 0, **fields: Any) -> Point:
@@ -42,16 +46,6 @@ def point(seed: int = 0, **fields: Any) -> Point:
         }
     )
     return Point(trial_id(config), cell_id(config), config, {"seed": str(seed)}, "file.yaml:1")
-
-
-def job(*points: Point, **options: Any) -> Job:
-    return Job(
-        points=points,
-        resources={"CPU": 1},
-        attempt=new_attempt(),
-        attempts={p.trial_id: 1 for p in points},
-        **options,
-    )
 
 
 ALWAYS = LimitsSpec(save_seconds=1e-9)
@@ -134,7 +128,7 @@ def test_a_model_is_gone_when_its_job_has_ended(ledger: Ledger, fails: bool) -> 
 
     gc.disable()
     try:
-        result = run(ledger, job(point()), train, on_record=on_record)
+        result = run(ledger, job(point()), train, reporter=Watching(on_record))
         assert [model() for model in models] == [None]
     finally:
         gc.enable()
@@ -160,7 +154,7 @@ def test_a_trial_leaves_a_row_a_curve_and_a_state(ledger: Ledger) -> None:
     assert row["started_at"] <= row["finished_at"]
     assert all(row[name] is not None for name in ("host", "device_name", "version", "versions"))
     assert ledger.curves([trial.trial_id]).column("step").to_pylist() == [10, 20, 30]
-    assert ledger.get_state(trial.trial_id) == b"state at 30"
+    assert next(ledger.saved_states(trial.trial_id)) == b"state at 30"
     assert ledger.failures().num_rows == 0
 
 
@@ -178,6 +172,7 @@ def test_a_clock_that_is_set_back_makes_no_negative_duration(
             return datetime(2026, 11, 29, 12, tzinfo=tz) - timedelta(hours=2 * cls.looks)
 
     monkeypatch.setattr(worker, "datetime", SetBack)
+    monkeypatch.setattr(rows, "datetime", SetBack)
 
     assert run(ledger, job(point())).status == "done"
     monkeypatch.undo()
@@ -208,13 +203,11 @@ def test_states_are_kept_unless_large_or_unwanted(
     ledger: Ledger, train: list[str], trained: bool | None, kept: bool
 ) -> None:
     trial = point(train=train)
-    ledger.put_state(trial.trial_id, b"of an earlier attempt")
+    ledger.put_state(trial.trial_id, b"of an earlier attempt, and not to be read")
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker._Attempt, "_saved", lambda self, point: None)
-        run(ledger, job(trial, keep_states=trained))
+    run(ledger, job(trial, keep_states=trained))
 
-    assert (ledger.get_state(trial.trial_id) is not None) == kept
+    assert bool(list(ledger.saved_states(trial.trial_id))) == kept
 
 
 def test_a_pretraining_keeps_its_backbone_and_its_user_gets_it(ledger: Ledger) -> None:
@@ -283,7 +276,7 @@ def test_a_failure_is_written_with_its_cause_and_how_far_it_got(
 
     trial = point()
     attempt = job(trial)
-    result = run(ledger, attempt, on_record=on_record)
+    result = run(ledger, attempt, reporter=Watching(on_record))
 
     assert (result.status, result.cause) == ("failed", cause)
     assert ledger.done() == set()
@@ -382,8 +375,10 @@ def stopped(ledger: Ledger, trial: Point, *, after: int) -> tuple[Result, list[i
     result = run(
         ledger,
         job(trial),
-        on_record=lambda point, record: steps.append(record.step),
-        halted=lambda: "interrupted" if len(steps) == after else None,
+        reporter=Watching(
+            lambda point, record: steps.append(record.step),
+            lambda: "interrupted" if len(steps) == after else None,
+        ),
     )
     return result, steps
 
@@ -407,9 +402,32 @@ def test_stopping_saves_the_curve_before_the_state(
     assert (result.status, result.cause) == ("failed", "interrupted")
     assert steps == [10, 20]
     assert order == ["curve", "state"]
-    assert ledger.get_state(trial.trial_id) == b"state at 20"
+    assert next(ledger.saved_states(trial.trial_id)) == b"state at 20"
     assert ledger.curves([trial.trial_id]).column("step").to_pylist() == [10, 20]
     assert ledger.failures().column("cause").to_pylist() == ["interrupted"]
+
+
+class InStep(Watching):
+    """Lets training wait, for a moment, until what it has handed over is saved."""
+
+    def __init__(self, on_record: Callable[..., object] = lambda point, record: None) -> None:
+        super().__init__(on_record)
+        self.dead = threading.Event()
+        """Set where nothing more will be saved."""
+        self._last = (0, 0.0)
+
+    def record(self, point: Point, record: Any) -> None:
+        step, seconds = self._last
+        until = time.monotonic() + 0.5
+        while (
+            record.step > step
+            and self.saved.get(point.trial_id, 0.0) < seconds
+            and not self.dead.is_set()
+            and time.monotonic() < until
+        ):
+            time.sleep(0.001)
+        self._last = record.step, record.seconds
+        super().record(point, record)
 
 
 class Killed(BaseException):
@@ -429,22 +447,23 @@ def test_wherever_it_is_killed_a_trial_has_the_same_figures_and_its_whole_curve(
 ) -> None:
     trial = point(2, steps=80, batch_size=8, evaluation={"every": 20}, **fields)
     whole, ledger = Ledger(tmp_path / "whole"), Ledger(tmp_path / "killed")
-    write, calls = getattr(Ledger, method), itertools.count(1)
+    write, calls, reporter = getattr(Ledger, method), itertools.count(1), InStep()
 
     def killed_after_the_nth(self: Ledger, *arguments: Any, **options: Any) -> None:
         write(self, *arguments, **options)
         if next(calls) == nth:
+            reporter.dead.set()
             raise Killed
 
-    def attempt(ledger: Ledger) -> None:
-        run(ledger, job(trial, limits=ALWAYS), worker.train_on_this_core)
+    def attempt(ledger: Ledger, reporter: InStep) -> None:
+        run(ledger, job(trial, limits=ALWAYS), worker.train_on_this_core, reporter=reporter)
 
-    attempt(whole)
+    attempt(whole, InStep())
     with monkeypatch.context() as patch:
         patch.setattr(Ledger, method, killed_after_the_nth)
         with pytest.raises(Killed):
-            attempt(ledger)
-    attempt(ledger)
+            attempt(ledger, reporter)
+    attempt(ledger, InStep())
 
     figures = ["trial_id", "stopped", "steps_trained", "best_step", "test_loss", "test_accuracy"]
     curve = ["step", "split", "loss", "accuracy", "examples"]
@@ -476,30 +495,32 @@ def test_a_running_trial_is_saved_every_so_often(ledger: Ledger) -> None:
     trial = point()
     saved: list[Any] = []
 
-    run(
-        ledger,
-        job(trial, limits=ALWAYS),
-        on_record=lambda point, record: saved.append(ledger.get_state(point.trial_id)),
-    )
+    def on_record(point: Point, record: Any) -> None:
+        saved.append(next(ledger.saved_states(point.trial_id), None))
 
-    assert saved == [None, b"state at 10", b"state at 20"]
-    assert len(list((Path(ledger.uri) / "curves" / trial.trial_id).iterdir())) == 3
+    run(ledger, job(trial, limits=ALWAYS), reporter=InStep(on_record))
+
+    assert saved[0] is None
+    assert saved[-1] in (b"state at 10", b"state at 20")
+    assert len(list((Path(ledger.uri) / "curves" / trial.trial_id).iterdir())) >= 2
     assert ledger.curves([trial.trial_id]).column("step").to_pylist() == [10, 20, 30]
 
 
 def test_a_stop_that_comes_with_the_last_record_loses_no_result(ledger: Ledger) -> None:
-    result = run(ledger, job(point()), halted=lambda: "interrupted" if ledger.done() else None)
+    reporter = Watching(halted=lambda: "interrupted" if ledger.done() else None)
+
+    result = run(ledger, job(point()), reporter=reporter)
 
     assert result.status == "done"
     assert ledger.failures().num_rows == 0
 
 
 def test_a_saved_state_is_handed_to_the_trainer_and_told_to_those_who_watch(
-    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    ledger: Ledger,
 ) -> None:
     trial = point()
-    saved = SimpleNamespace(step=20, figures=SimpleNamespace(seconds=2.0))
-    monkeypatch.setattr(worker._Attempt, "_saved", lambda self, point: saved)
+    saved = State(trial.config.model_dump(mode="json"), Figures(step=20, seconds=2.0), {})
+    ledger.save_state(trial.trial_id, saved.to_bytes(), step=20, attempt="a1")
     started: list[tuple[str, int]] = []
     given = []
 
@@ -507,7 +528,8 @@ def test_a_saved_state_is_handed_to_the_trainer_and_told_to_those_who_watch(
         given.extend(state)
         return StandIn(*trials, state=state, **options)
 
-    run(ledger, job(trial), train, on_start=lambda p, step: started.append((p.trial_id, step)))
+    reporter = Watching(on_start=lambda p, step: started.append((p.trial_id, step)))
+    run(ledger, job(trial), train, reporter=reporter)
 
     assert given == [saved]
     assert started == [(trial.trial_id, 20)]
@@ -629,9 +651,8 @@ def test_a_pack_that_is_not_exact_here_trains_one_at_a_time(
         sizes.append(len(configs))
         return Inexact(configs, **options)
 
-    results = run_pack(
-        job(*trials), ledger, train=train, on_start=lambda p, step: started.append(p.trial_id)
-    )
+    reporter = Watching(on_start=lambda p, step: started.append(p.trial_id))
+    results = run_pack(job(*trials), ledger, train=train, reporter=reporter)
 
     assert sizes == [3, 1, 1, 1]
     assert started == [p.trial_id for p in trials]
@@ -653,9 +674,8 @@ def test_a_stop_ends_what_trains_one_at_a_time(ledger: Ledger) -> None:
         sizes.append(len(configs))
         return Inexact(configs, **options)
 
-    results = run_pack(
-        job(*trials), ledger, train=train, halted=lambda: "interrupted" if sizes[1:] else None
-    )
+    reporter = Watching(halted=lambda: "interrupted" if sizes[1:] else None)
+    results = run_pack(job(*trials), ledger, train=train, reporter=reporter)
 
     assert sizes == [3, 1]
     assert [r.cause for r in results] == ["interrupted"] * 3
@@ -700,7 +720,7 @@ def test_somebody_elses_commit_stands(ledger: Ledger) -> None:
 
 def failing(monkeypatch: pytest.MonkeyPatch, method: str, times: int) -> list[int]:
     """Let a method of the ledger fail so many times, and count its calls."""
-    monkeypatch.setattr(worker, "PAUSES", (0.01, 0.02))
+    monkeypatch.setattr(writing, "PAUSES", (0.01, 0.02))
     calls: list[int] = []
     real = getattr(Ledger, method)
 
@@ -714,7 +734,9 @@ def failing(monkeypatch: pytest.MonkeyPatch, method: str, times: int) -> list[in
     return calls
 
 
-@pytest.mark.parametrize("method", ["commit", "put_state", "append_curve", "get_state", "trials"])
+@pytest.mark.parametrize(
+    "method", ["commit", "put_state", "append_curve", "saved_states", "trials"]
+)
 def test_a_trial_waits_for_storage_and_loses_nothing(
     method: str, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -724,7 +746,7 @@ def test_a_trial_waits_for_storage_and_loses_nothing(
     assert run(ledger, job(trial)).status == "done"
 
     monkeypatch.undo()
-    assert len(calls) > 3 or method == "get_state"
+    assert len(calls) > 3 or method == "saved_states"
     assert ledger.done() == {trial.trial_id}
     assert ledger.curves([trial.trial_id]).column("step").to_pylist() == [10, 20, 30]
     assert ledger.failures().num_rows == 0
@@ -736,14 +758,14 @@ def test_a_state_that_cannot_be_saved_does_not_stop_the_training(
     calls = failing(monkeypatch, "save_state", times=10**9)
     steps: list[int] = []
 
-    result = run(
-        ledger,
-        job(point(), limits=ALWAYS),
-        on_record=lambda point, record: steps.append(record.step),
-    )
+    def on_record(point: Point, record: Any) -> None:
+        steps.append(record.step)
+        while record.step == 20 and not calls:
+            time.sleep(0.001)  # the state at step 10 is being saved
+
+    result = run(ledger, job(point(), limits=ALWAYS), reporter=Watching(on_record))
 
     assert (result.status, steps) == ("done", [10, 20, 30])
-    assert 1 <= len(calls) <= 2
 
 
 def test_storage_that_stays_away_fails_the_attempt_and_its_cause_is_storage(
@@ -761,7 +783,7 @@ def test_storage_that_stays_away_fails_the_attempt_and_its_cause_is_storage(
 def test_a_full_disk_is_waited_for(
     small_disk: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker, "PAUSES", (0.05, 0.05))
+    monkeypatch.setattr(writing, "PAUSES", (0.05, 0.05))
     disk = small_disk("size=256k")
     ledger = Ledger(disk / "results")
     ballast = disk / "ballast"
@@ -779,7 +801,7 @@ def test_a_full_disk_is_waited_for(
 def test_a_row_whose_writing_was_told_to_have_failed_is_ours_all_the_same(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker, "PAUSES", (0.01, 0.02))
+    monkeypatch.setattr(writing, "PAUSES", (0.01, 0.02))
     commit = Ledger.commit
 
     def lost_answer(self: Ledger, row: Any) -> None:
@@ -816,7 +838,8 @@ def test_what_an_attempt_lost_is_what_no_state_holds(ledger: Ledger) -> None:
             raise ZeroDivisionError
 
     for limits in (LimitsSpec(), ALWAYS):
-        run(ledger, job(point(), limits=limits, node="10.0.0.7/abc"), on_record=on_record)
+        attempt = job(point(), limits=limits, node="10.0.0.7/abc")
+        run(ledger, attempt, reporter=Watching(on_record))
 
     notes = ledger.failures().to_pylist()
     assert [note["lost"] for note in notes] == [2.0, 1.0]
@@ -856,44 +879,33 @@ def test_of_a_gpus_memory_a_worker_takes_its_share(
 def test_a_notice_of_preemption_saves_and_is_a_cause_of_its_own(ledger: Ledger) -> None:
     trial = point()
 
-    result = run(ledger, job(trial), halted=lambda: "preempted")
+    result = run(ledger, job(trial), reporter=Watching(halted=lambda: "preempted"))
 
     assert (result.status, result.cause) == ("failed", "preempted")
-    assert ledger.get_state(trial.trial_id) == b"state at 10"
+    assert next(ledger.saved_states(trial.trial_id)) == b"state at 10"
     (note,) = ledger.failures().to_pylist()
     assert (note["cause"], note["lost"]) == ("preempted", 0.0)
 
 
 def test_signs_of_life_rise_and_say_what_is_not_saved(ledger: Ledger) -> None:
-    pulse = Pulse()
     seen: list[tuple[int, dict[str, float]]] = []
     trial = point()
 
-    run(
-        ledger,
-        job(trial),
-        on_record=lambda *_: seen.append((pulse.beats, dict(pulse.unsaved))),
-        pulse=pulse,
-    )
+    reporter = Watching(lambda *_: seen.append((reporter.beats, reporter.unsaved)))
+    run(ledger, job(trial), reporter=reporter)
 
     assert [beats for beats, _ in seen] == [1, 2, 3]
     assert [unsaved[trial.trial_id] for _, unsaved in seen] == [1.0, 2.0, 3.0]
-    assert pulse.steps == {trial.trial_id: 30}
+    assert reporter.steps == {trial.trial_id: 30}
 
 
 def test_a_long_evaluation_beats(ledger: Ledger) -> None:
     """Between two records lie ten steps here, and after the last one an evaluation."""
     trial = point(steps=20, evaluation={"every": 20}, task={"name": "digits"})
-    pulse = Pulse()
     seen: list[int] = []
 
-    result = run(
-        ledger,
-        job(trial),
-        worker.train_on_this_core,
-        on_record=lambda *_: seen.append(pulse.beats),
-        pulse=pulse,
-    )
+    reporter = Watching(lambda *_: seen.append(reporter.beats))
+    result = run(ledger, job(trial), worker.train_on_this_core, reporter=reporter)
 
     assert result.status == "done"
     assert seen[0] == 10
@@ -914,18 +926,14 @@ def test_a_stop_is_seen_between_two_records(
     """Of so long a trial the first record comes after a hundred steps."""
     monkeypatch.setattr(worker, "HALT_SECONDS", 0.0)
     trial = point(steps=50_000, evaluation={"every": 1000})
-    pulse = Pulse()
     seen: list[Any] = []
 
-    result = run(
-        ledger,
-        job(trial),
-        worker.train_on_this_core,
-        on_record=lambda _, record: seen.append(record),
-        halted=lambda: "interrupted" if pulse.beats >= 3 else None,
-        pulse=pulse,
+    reporter = Watching(
+        lambda _, record: seen.append(record),
+        lambda: "interrupted" if reporter.beats >= 3 else None,
     )
+    result = run(ledger, job(trial), worker.train_on_this_core, reporter=reporter)
 
-    assert (result.cause, seen, pulse.beats) == ("interrupted", [], 3)
+    assert (result.cause, seen, reporter.beats) == ("interrupted", [], 3)
     (name,) = (Path(ledger.uri) / "states" / trial.trial_id).iterdir()
     assert name.name.startswith("000000000003-")

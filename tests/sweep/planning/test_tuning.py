@@ -29,13 +29,13 @@ from sweep.analysis.claims import judge
 from sweep.analysis.frames import load_trials
 from sweep.analysis.tables import build
 from sweep.cli import UserError, app
-from sweep.execution.scheduler import Agenda
-from sweep.execution.worker import Result
+from sweep.execution.job import Result
+from sweep.execution.scheduler import Scheduler
 from sweep.ledger.ledger import Ledger
 from sweep.mirrors import optuna_studies
 from sweep.planning import tuning
 from sweep.planning.packing import Workers
-from sweep.planning.plan import Unfolding, plan
+from sweep.planning.plan import IncrementalPlanner, plan
 from sweep.sweepfile.expansion import load
 from sweep.sweepfile.identity import cell_id, trial_id
 from sweep.sweepfile.schema import SweepFileError
@@ -671,19 +671,21 @@ def test_only_some_trials_come_with_those_that_tune_them(tmp_path: Path) -> None
 def worked_off(sweep: Sweep, ledger: Ledger, order: random.Random) -> list[str]:
     """The labels of a sweep's trials in the order that two workers train them."""
     planned = plan(sweep, ledger, workers=Workers(2))
-    agenda = Agenda(planned, {}, lambda event: None, follow=Unfolding(planned, ledger))
+    scheduler = Scheduler(
+        planned, {}, lambda event: None, follow=IncrementalPlanner(planned, ledger)
+    )
     labels: list[str] = []
-    while not agenda.finished:
-        while len(agenda.running) < 2 and (job := agenda.next()) is not None:
+    while not scheduler.finished:
+        while len(scheduler.running) < 2 and (job := scheduler.next()) is not None:
             labels += [point.label for point in job.points]
-        attempt = order.choice(sorted(agenda.running))
-        points = agenda.running[attempt].points
+        attempt = order.choice(sorted(scheduler.running))
+        points = scheduler.running[attempt].points
         for point in points:
             better = point.labels["train"] == "all"
             rate = point.config.learning_rate
             accuracy = rate if better else 1 - rate
             commit(ledger, [point], validation_accuracy=accuracy)
-        agenda.ended(attempt, [Result(point.trial_id, "done") for point in points])
+        scheduler.ended(attempt, [Result(point.trial_id, "done") for point in points])
     return labels
 
 
@@ -718,15 +720,17 @@ def test_no_worker_waits_for_the_last_cell_to_be_tuned(tmp_path: Path) -> None:
     sweep = tuned(tmp_path)
     ledger = Ledger(tmp_path / "results")
     planned = plan(sweep, ledger, workers=Workers(2))
-    agenda = Agenda(planned, {}, lambda event: None, follow=Unfolding(planned, ledger))
-    jobs = [agenda.next(), agenda.next(), agenda.next()]
+    scheduler = Scheduler(
+        planned, {}, lambda event: None, follow=IncrementalPlanner(planned, ledger)
+    )
+    jobs = [scheduler.next(), scheduler.next(), scheduler.next()]
     (fpt,) = [job for job in jobs if job and job.points[0].labels["train"] == "fpt"]
 
     commit(ledger, fpt.points)
-    agenda.ended(fpt.attempt, [Result(point.trial_id, "done") for point in fpt.points])
+    scheduler.ended(fpt.attempt, [Result(point.trial_id, "done") for point in fpt.points])
 
     started = []
-    while (job := agenda.next()) is not None:
+    while (job := scheduler.next()) is not None:
         started += [point.label for point in job.points]
     assert {"random/fpt/0", "random/fpt/1"} < set(started)
 
@@ -735,12 +739,14 @@ def test_a_backbone_of_a_tuned_trial_is_kept_where_the_file_says_so(tmp_path: Pa
     sweep = tuned(tmp_path, f"{{learning_rate: {FOUR}}}\nkeep: {{backbones: true}}")
     ledger = Ledger(tmp_path / "results")
     planned = plan(sweep, ledger)
-    agenda = Agenda(planned, {}, lambda event: None, follow=Unfolding(planned, ledger))
+    scheduler = Scheduler(
+        planned, {}, lambda event: None, follow=IncrementalPlanner(planned, ledger)
+    )
     kept: set[str] = set()
-    while (job := agenda.next()) is not None:
+    while (job := scheduler.next()) is not None:
         kept.update(job.keep_backbones)
         commit(ledger, job.points)
-        agenda.ended(job.attempt, [Result(point.trial_id, "done") for point in job.points])
+        scheduler.ended(job.attempt, [Result(point.trial_id, "done") for point in job.points])
 
     assert kept == {point.trial_id for point in tuning.resolve(sweep, ledger).all}
 
@@ -1045,8 +1051,8 @@ def test_what_others_ended_between_a_plan_and_its_run_is_no_loss(tmp_path: Path)
     for point in sweep.tunings:
         commit(ledger, [point], validation_accuracy=point.config.learning_rate)
 
-    unfolding = Unfolding(planned, ledger)
-    told = [unfolding(point.trial_id) for point in sweep.tunings]
+    planner = IncrementalPlanner(planned, ledger)
+    told = [planner(point.trial_id) for point in sweep.tunings]
 
     packs = [pack for one in told if one is not None for pack in one.packs]
     own = [point for pack in packs for point in pack.points]

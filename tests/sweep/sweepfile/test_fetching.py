@@ -32,6 +32,7 @@ from sweep.ledger.ledger import Ledger
 from sweep.sweepfile import fetching, lock
 from sweep.sweepfile.expansion import load
 from tests.hub import FakeHub, Files, serving
+from tests.support import job
 
 CONFIG = json.dumps({"n_layer": 1, "n_embd": 16, "n_head": 2}).encode()
 WEIGHTS = bytes(range(256)) * 40
@@ -270,9 +271,8 @@ def test_the_row_of_a_trial_says_which_commit_it_was_trained_on(
     no_network()
     (point,) = load(file).points
     ledger = Ledger(tmp_path / "results", write=True)
-    job = worker.Job((point,), {"CPU": 1}, "a1", {point.trial_id: 1})
 
-    (result,) = worker.run_pack(job, ledger)
+    (result,) = worker.run_pack(job(point), ledger)
 
     assert result.status == "done", result.message
     (row,) = ledger.trials([point.trial_id]).to_pylist()
