@@ -67,9 +67,9 @@ SWEEP, TRIAL = "fpt_sweep.sweep", "fpt_sweep.trial_id"
 LEDGER = "fpt_sweep.ledger"
 """Likewise: which ledger a run is of."""
 FAILURE = "fpt_sweep.failure"
-"""The tag of a run FAILED: the attempt that it tells of."""
+"""The tag of a run FAILED: the attempt that it describes."""
 STATE = "fpt_sweep.state"
-"""The parent's tag that tells whether its description is of today."""
+"""The parent's tag by which an outdated description is known."""
 ARTIFACTS = "fpt_sweep.artifacts"
 """Likewise of its claims, figures and report, which take seconds to make."""
 PARENT = "mlflow.parentRunId"
@@ -118,7 +118,7 @@ class MirrorError(Exception):
 
 
 def tracking_uri(ledger: Ledger) -> str:
-    """Where MLflow keeps the runs: MLFLOW_TRACKING_URI, or an SQLite file of ours.
+    """Return where MLflow keeps the runs: MLFLOW_TRACKING_URI, or an SQLite file of ours.
 
     The file is `mlflow.db` in the ledger's folder. SQLite needs a disk, so that for a ledger on
     object storage it lies in this machine's cache.
@@ -134,7 +134,7 @@ def _sqlite(database: Path) -> str:
 
 
 def where(ledger: Ledger) -> str:
-    """Where the runs lie, for people: a path or a URI, without a password."""
+    """Return where the runs lie, for people: a path or a URI, without a password."""
     uri = tracking_uri(ledger)
     return str(_home(ledger) / "mlflow.db") if _is_ours() else without_password(uri)
 
@@ -148,7 +148,7 @@ def _is_server(uri: str) -> bool:
 
 
 def _home(ledger: Ledger) -> Path:
-    """The local folder for MLflow's files."""
+    """Return the local folder for MLflow's files."""
     if ledger.local is not None:
         return ledger.local.absolute()
     return cache_folder() / "mlflow" / re.sub(r"[^A-Za-z0-9._-]+", "-", ledger.uri)
@@ -166,7 +166,22 @@ class Mirror:
     try again later. They may be called from any thread.
     """
 
-    def __init__(self, sweep: Sweep, ledger: Ledger) -> None:
+    def __init__(
+        self,
+        sweep: Sweep,
+        ledger: Ledger,
+        *,
+        makers: Mapping[str, Maker] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Take a sweep.
+
+        Args:
+            sweep: It, or a part of it.
+            ledger: Where its rows are.
+            makers: What makes artifacts of the parent run at the end, by name. Default: `MAKERS`.
+            clock: Gives the time, in seconds.
+        """
         # A run may be of a part of the file; its parent run stands for all of it.
         sweep = _whole(sweep)
         self.sweep = sweep
@@ -177,14 +192,16 @@ class Mirror:
             for point in sweep.pretrainings
         }
         self._busy = threading.Lock()
-        self._wait_until, self._backoff = 0.0, 0.0
+        self._makers = MAKERS if makers is None else makers
+        self._clock = clock
+        self._wait_until = self._backoff = 0.0
         # What MLflow held when the lease was last ours; of no use once somebody else had it.
         self._epoch: int | None = None
         self._told_others = False
         self._client: MlflowClient
         self._experiment = self._parent = self._described = self._attached = ""
         self._failed: dict[str, str] = {}
-        """Trial -> the failed attempt that its run tells of."""
+        """Trial -> the failed attempt that its run describes."""
         self._open: dict[str, Run] = {}
         self._ended: dict[str, int] = {}
 
@@ -219,7 +236,7 @@ class Mirror:
     def _guarded(self, work: Iterator[str]) -> int | None:
         # How many trials `work` mirrored; None if it met a fault before the first.
         with self._busy:
-            if time.monotonic() < self._wait_until:
+            if self._clock() < self._wait_until:
                 return None
             count = 0
             try:
@@ -228,7 +245,7 @@ class Mirror:
             except Exception as error:
                 # Of any kind: MLflow lets through what requests, SQLAlchemy and the system raise.
                 self._backoff = min(max(BACKOFF, 2 * self._backoff), LONGEST_BACKOFF)
-                self._wait_until = time.monotonic() + self._backoff
+                self._wait_until = self._clock() + self._backoff
                 self._epoch = None
                 log.warning(
                     "MLflow mirror (%s): %s; no result is lost, the next try is in %.0f s or later"
@@ -438,7 +455,7 @@ class Mirror:
         return _written(values)
 
     def _common_tags(self, trial: str) -> dict[str, str]:
-        """What the run of a trial bears, however the trial ended."""
+        """Return what the run of a trial bears, however the trial ended."""
         labels = {} if trial in self._pretrainings else self._points[trial].labels
         return _written(
             {f"axis.{axis}": label for axis, label in labels.items()}
@@ -462,7 +479,7 @@ class Mirror:
         return self._common_tags(row["trial_id"]) | _written(own)
 
     def _state(self) -> str:
-        """A digest of what the parent's description is made of."""
+        """Return a digest of what the parent's description is made of."""
         done = sorted(self._ended.keys() & self._points.keys())
         failed = [f"{trial} {at}" for trial, at in sorted(self._failed.items())]
         parts = "\n".join([*self._points, "", *done, "", *failed, "", self.sweep.text])
@@ -504,12 +521,11 @@ class Mirror:
         """Give the parent the sweep's claims, figures and report, as far as they can be made."""
         state, still = self._state(), self.ledger.snapshot()
         with tempfile.TemporaryDirectory(prefix="fpt-sweep-") as folder, _fonts():
-            for make in (_claims, _figures, _report):
+            for what, make in self._makers.items():
                 try:
                     make(self.sweep, still, Path(folder))
                 except Exception as error:
                     # Whatever it is, the runs matter more; the command of its own tells all of it.
-                    what = make.__name__.removeprefix("_")
                     log.warning("MLflow mirror: no %s: %s", what, in_one_line(error))
                     log.debug("MLflow mirror", exc_info=True)
             self._client.log_artifacts(self._parent, folder)
@@ -575,8 +591,15 @@ def _report(sweep: Sweep, ledger: Ledger, folder: Path) -> None:
     (folder / "report.html").write_text(render(sweep, ledger), encoding="utf-8")
 
 
+Maker = Callable[[Sweep, Ledger, Path], None]
+"""Writes files about a sweep into a folder."""
+
+MAKERS: Mapping[str, Maker] = {"claims": _claims, "figures": _figures, "report": _report}
+"""What the parent run carries at the end of a run, and what makes it."""
+
+
 def _whole(sweep: Sweep) -> Sweep:
-    """The sweep with all the trials of its file, unless the file has changed meanwhile."""
+    """Return the sweep with all the trials of its file, unless the file has changed meanwhile."""
     try:
         whole = load(sweep.file)
     except SweepFileError:
@@ -659,7 +682,7 @@ def _lease_name(sweep: Sweep) -> str:
 
 
 def _connect(ledger: Ledger) -> MlflowClient:
-    """A client of the store, which answers, and whose tables are there."""
+    """Return a client of the store, which answers, and whose tables are there."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
@@ -706,7 +729,7 @@ def _make_tables(database: Path) -> None:
 
 
 def _experiment(client: MlflowClient, sweep: str, ledger: Ledger) -> str:
-    """The id of a sweep's experiment, created unless it is there."""
+    """Return the id of a sweep's experiment, created unless it is there."""
     from mlflow.exceptions import MlflowException
 
     name = f"{PREFIX}{sweep}"
@@ -725,7 +748,7 @@ def _experiment(client: MlflowClient, sweep: str, ledger: Ledger) -> str:
 
 
 def _runs(client: MlflowClient, experiment: str, sweep: str, ledger: Ledger) -> Iterator[Run]:
-    """All runs of a sweep of a ledger, the parent too."""
+    """Yield all runs of a sweep of a ledger, the parent too."""
     wanted = f"tags.`{SWEEP}` = '{sweep}' AND tags.`{LEDGER}` = '{ledger.identity()}'"
     token = None
     while True:
@@ -741,7 +764,7 @@ def _is_open(run: Run) -> bool:
 
 
 def _metrics(row: Row, curve: Iterable[Row]) -> Iterator[Metric]:
-    """A trial's figures, at its last step, and its curve.
+    """Yield a trial's figures, at its last step, and its curve.
 
     What is not finite is left out: a database of MLflow's turns infinity into 1.8e308, which no
     chart survives. The tag `outcome` tells that a trial diverged.
@@ -808,7 +831,9 @@ def runs_of(ledger: Ledger, sweep: str, ids: Sequence[str]) -> dict[str, str]:
 
 
 def ui_command(ledger: Ledger, port: int = 5000) -> list[str]:
-    """The command that serves MLflow's UI on a ledger's runs, on loopback: it has no password."""
+    """Return the command that serves MLflow's UI on a ledger's runs, on loopback: it has no
+    password.
+    """
     return [
         sys.executable, "-m", "mlflow", "server",
         "--host", "127.0.0.1", "--port", str(port), "--workers", "1",

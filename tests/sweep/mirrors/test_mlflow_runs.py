@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
@@ -276,11 +277,9 @@ def test_the_mirror_follows_a_sweep_and_then_rests(
     assert mirror.sync() == 5
     assert parent_of(uri).info.status == "FINISHED"
     before = content(uri)
-    monkeypatch.setattr(
-        mlflow_runs.Mirror, "_leased", lambda *_, **__: pytest.fail("it wrote again")
-    )
-    assert mirror.sync() == 0
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "lease", lambda *_, **__: pytest.fail("it wrote again"))
+        assert mirror.sync() == 0
     assert Mirror(sweep, ledger).sync() == 0
     assert content(uri) == before
     assert caplog.records == []
@@ -314,7 +313,7 @@ def test_the_parent_carries_the_sweep_file_and_its_table(place: Path) -> None:
 
 
 def test_at_the_end_the_parent_carries_claims_figures_and_report(
-    place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    place: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (place / "rates.yaml").write_text(
         TEXT.replace("[0.001, 0.01]", "[0.001]")
@@ -339,9 +338,8 @@ def test_at_the_end_the_parent_carries_claims_figures_and_report(
 
     # What cannot be made costs the rest nothing.
     client.set_tag(parent, mlflow_runs.ARTIFACTS, "older")
-    monkeypatch.setattr(mlflow_runs, "_report", lambda *_: 1 // 0)
-    monkeypatch.setattr(mlflow_runs._report, "__name__", "_report")
-    assert Mirror(sweep, ledger).sync(complete=True) == 0
+    makers = {**mlflow_runs.MAKERS, "report": lambda *_: 1 // 0}
+    assert Mirror(sweep, ledger, makers=makers).sync(complete=True) == 0
     assert "no report: ZeroDivisionError" in caplog.text
     assert parent_of(uri).data.tags[mlflow_runs.ARTIFACTS] != "older"
 
@@ -508,7 +506,8 @@ def test_without_mlflow_nothing_is_lost_but_a_line_of_warning(
 ) -> None:
     sweep, ledger = opened(place)
     finish(ledger, sweep.points)
-    mirror = Mirror(sweep, ledger)
+    now = [0.0]
+    mirror = Mirror(sweep, ledger, clock=lambda: now[0])
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{scheme}127.0.0.1:{free_port()}/x")
 
     assert not mirror.prepare()
@@ -522,7 +521,7 @@ def test_without_mlflow_nothing_is_lost_but_a_line_of_warning(
         with pytest.raises(MirrorError, match=r"127\.0\.0\.1"):
             command(sweep, ledger)
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    monkeypatch.setattr(mirror, "_wait_until", 0.0)
+    now[0] += mlflow_runs.BACKOFF
     assert mirror.sync() == 8
 
 
@@ -543,7 +542,8 @@ def test_a_fault_half_way_costs_no_trial_and_doubles_none(
 ) -> None:
     sweep, ledger = opened(place)
     finish(ledger, sweep.points)
-    mirror = Mirror(sweep, ledger)
+    now = [0.0]
+    mirror = Mirror(sweep, ledger, clock=lambda: now[0])
     log_batch, calls = MlflowClient.log_batch, []
 
     def unreliable(*arguments: Any, **options: Any) -> None:
@@ -554,7 +554,7 @@ def test_a_fault_half_way_costs_no_trial_and_doubles_none(
 
     monkeypatch.setattr(MlflowClient, "log_batch", unreliable)
     assert mirror.sync() == 3
-    monkeypatch.setattr(mirror, "_wait_until", 0.0)
+    now[0] += mlflow_runs.BACKOFF
     assert mirror.sync() == 5
     assert len(children(mlflow_runs.tracking_uri(ledger))) == 8
     assert len(caplog.records) == 1
@@ -563,18 +563,20 @@ def test_a_fault_half_way_costs_no_trial_and_doubles_none(
 def test_pauses_after_faults_grow_to_a_limit(
     place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    mirror = Mirror(*opened(place))
-    now = [0.0]
-    monkeypatch.setattr(mlflow_runs.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(Mirror, "_catch_up", lambda _, **__: (1 // 0 for _ in "x"))
-    pauses = []
-    for _ in range(9):
-        now[0] = max(now[0], mirror._wait_until)
-        mirror.sync()
-        pauses.append(mirror._wait_until - now[0])
+    now, tries = [0], []
+    mirror = Mirror(*opened(place), clock=lambda: now[0])
 
+    def broken(*_: object, **__: object) -> None:
+        tries.append(now[0])
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Ledger, "done", broken)
+    for now[0] in range(1216):
+        mirror.sync()
+
+    pauses = [later - earlier for earlier, later in itertools.pairwise(tries)]
     assert pauses == [5, 10, 20, 40, 80, 160, 300, 300, 300]
-    assert len(caplog.records) == 9
+    assert len(caplog.records) == 10
 
 
 def test_another_holder_of_the_lease_is_left_to_it(place: Path) -> None:
@@ -700,7 +702,8 @@ def test_a_tracking_server_holds_the_runs_and_the_artifacts(
     port = free_port()
     uri = f"http://127.0.0.1:{port}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    mirror = Mirror(sweep, ledger)
+    now = [0.0]
+    mirror = Mirror(sweep, ledger, clock=lambda: now[0])
     with server(place, port):
         assert mirror.sync() == 4
         assert content(uri) == content(local)
@@ -712,7 +715,7 @@ def test_a_tracking_server_holds_the_runs_and_the_artifacts(
     assert mirror.sync() == 0
     assert len(caplog.records) == 1
     with server(place, port):
-        monkeypatch.setattr(mirror, "_wait_until", 0.0)
+        now[0] += mlflow_runs.BACKOFF
         assert mirror.sync() == 4
         assert children(uri).keys() == {point.trial_id for point in sweep.points}
     assert os.listdir() == []
