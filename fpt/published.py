@@ -11,8 +11,8 @@ from __future__ import annotations
 import csv
 import functools
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,7 @@ class Reference:
 
 @functools.cache
 def references() -> Mapping[str, Reference]:
-    """Every published table, by name (T1, T2 ..., R1)."""
+    """Return every published table, by name (T1, T2 ..., R1)."""
     with Path(__file__).with_name("published.csv").open(encoding="utf-8", newline="") as file:
         figures = [Figure(**row) for row in csv.DictReader(file)]
     tables: dict[str, dict[tuple[str, str], Figure]] = {}
@@ -170,7 +170,7 @@ _COUNTED = {
 
 
 def setting(figure: Figure) -> Setting:
-    """What a figure was measured with, from its table, row and column."""
+    """Return what a figure was measured with, by its table, row and column."""
     fields: dict[str, Any] = {}
     if figure.column in TASKS:
         fields["task"] = figure.column
@@ -190,75 +190,141 @@ def setting(figure: Figure) -> Setting:
 
 
 def differences(figure: Figure, config: TrialConfig, *, rate_known: bool = True) -> tuple[str, ...]:
-    """All that keeps a trial of `config` from being a re-run of what the figure was measured on.
+    """Return all that keeps a trial from being a re-run of what a figure was measured on.
 
     A few words each, so that a table can name a difference once for all cells that have it; empty
-    where the two may be compared. `rate_known`: whether the config's learning rate is the trial's,
-    or is still to be chosen.
+    where the two may be compared.
+
+    Args:
+        figure: The published figure.
+        config: A trial's config.
+        rate_known: Whether its learning rate is the trial's; else it is still to be chosen.
     """
     if figure.note.startswith("quoted") or figure.row in _OTHER_MODELS:
         return ("figure of another model and code",)
     theirs = setting(figure)
-    out: list[str] = []
-
-    if theirs.task not in (None, config.task.name):
-        out.append(f"another task ({config.task.name}, not {theirs.task})")
-    elif changed := _changed_parameters(config.task):
-        out.append(f"another task size ({changed})")
-
-    ours = config.backbone
-    if ours.name != theirs.backbone:
-        out.append(f"another backbone ({ours.name}, not {theirs.backbone})")
-    elif theirs.layers not in (None, ours.layers) or theirs.width not in (None, ours.width):
-        size = f"{theirs.layers}" + (f" of width {theirs.width}" if theirs.width else "")
-        out.append(
-            f"another backbone size ({ours.layers} layers of width {ours.width}, not {size})"
-        )
-
-    elif heads := {
-        size.heads
-        for size in ours.row.sizes.values()
-        if (size.layers, size.width) == (ours.layers, ours.width) and size.heads != ours.heads
-    }:
-        out.append(f"another number of heads ({ours.heads}, not {heads.pop()})")
-    known = {size.weights for size in ours.row.sizes.values()}
-    # The published figures are of no revision in particular.
-    if config.reads_weights and (ours.weights or "").partition("@")[0] not in known:
-        out.append(f"other pretrained weights ({ours.weights})")
-    has = ours.row.trainable
-    trained = {group for group in theirs.train if group.partition(":")[0] in has}
-    if trained != set(config.train):
-        out.append(f"other parameters trained ({' + '.join(config.train)})")
-    if figure.unit in ("layers", "parameters"):
-        # How a model is trained does not change what it is.
-        return (*out, *filter(None, [_COUNTED.get(figure.column)]))
-
-    pretraining = "trial" if config.parent else config.pretraining
-    if theirs.pretraining not in (None, pretraining):
-        out.append(f"another pretraining ({pretraining}, not {theirs.pretraining})")
-    if theirs.protocol != config.protocol:
-        out.append(f"another protocol ({config.protocol}, not {theirs.protocol})")
-    if rate_known and theirs.learning_rate not in (None, config.learning_rate):
-        out.append(
-            f"another learning rate ({config.learning_rate:g}, not {theirs.learning_rate:g})"
-        )
-    usual = TrialConfig.model_fields
-    if any(getattr(config, name) != usual[name].default for name in ("optimizer", "dropout")):
-        out.append("another optimizer or dropout")
-    if config.numerics != usual["numerics"].default:
-        out.append(f"another numerics class ({config.numerics}, not {usual['numerics'].default})")
-    if not 2 <= config.batch_size <= 16:
-        out.append(f"another batch size ({config.batch_size}, not 2 to 16)")
-    if config.protocol == "paper" and config.evaluation.batches != EvaluationConfig().batches:
-        out.append(f"another evaluation ({config.evaluation.batches} batches)")
-    if (
-        config.task.shape(config.protocol).embedded
-        and config.embedding_deviation != usual["embedding_deviation"].default
-    ):
-        out.append(f"another embedding deviation ({config.embedding_deviation:g})")
+    if not rate_known:
+        theirs = replace(theirs, learning_rate=None)
+    of_model = figure.unit in ("layers", "parameters")
+    out = []
+    # How a model is trained does not change what it is.
+    for what, found in _OF_MODEL if of_model else (*_OF_MODEL, *_OF_TRAINING):
+        if (detail := found(theirs, config)) is not None:
+            out.append(f"{what} ({detail})" if detail else what)
+    if of_model and figure.column in _COUNTED:
+        out.append(_COUNTED[figure.column])
     if figure.unit == ACCURACY and config.stop is None and config.steps < _converged(config):
         out.append("fewer steps than the paper's trials took to converge (T6)")
     return tuple(out)
+
+
+def _other(ours: object, theirs: object) -> str | None:
+    """Return what is to be said of two values that differ; None: they do not, or one is unknown."""
+    return None if theirs in (None, ours) else f"{ours}, not {theirs}"
+
+
+def _size(theirs: Setting, config: TrialConfig) -> str | None:
+    ours = config.backbone
+    if ours.name != theirs.backbone:
+        return None
+    if theirs.layers in (None, ours.layers) and theirs.width in (None, ours.width):
+        return None
+    size = f"{theirs.layers}" + (f" of width {theirs.width}" if theirs.width else "")
+    return f"{ours.layers} layers of width {ours.width}, not {size}"
+
+
+def _heads(theirs: Setting, config: TrialConfig) -> str | None:
+    ours = config.backbone
+    if ours.name != theirs.backbone or _size(theirs, config) is not None:
+        return None
+    usual = {
+        size.heads
+        for size in ours.row.sizes.values()
+        if (size.layers, size.width) == (ours.layers, ours.width)
+    }
+    return _other(ours.heads, usual.pop()) if usual - {ours.heads} else None
+
+
+def _weights(theirs: Setting, config: TrialConfig) -> str | None:
+    ours = config.backbone.weights or ""
+    known = {size.weights for size in config.backbone.row.sizes.values()}
+    # The published figures are of no revision in particular.
+    return ours if config.reads_weights and ours.partition("@")[0] not in known else None
+
+
+def _trained(theirs: Setting, config: TrialConfig) -> str | None:
+    has = config.backbone.row.trainable
+    wanted = {group for group in theirs.train if group.partition(":")[0] in has}
+    return " + ".join(config.train) if wanted != set(config.train) else None
+
+
+def _usual(name: str) -> Any:
+    return TrialConfig.model_fields[name].default
+
+
+_Found = Callable[[Setting, TrialConfig], str | None]
+"""Gives what is to be said of a difference, in parentheses; None: there is none."""
+
+_OF_MODEL: tuple[tuple[str, _Found], ...] = (
+    ("another task", lambda theirs, c: _other(c.task.name, theirs.task)),
+    (
+        "another task size",
+        lambda theirs, c: (
+            _changed_parameters(c.task) or None if theirs.task in (None, c.task.name) else None
+        ),
+    ),
+    ("another backbone", lambda theirs, c: _other(c.backbone.name, theirs.backbone)),
+    ("another backbone size", _size),
+    ("another number of heads", _heads),
+    ("other pretrained weights", _weights),
+    ("other parameters trained", _trained),
+)
+
+_OF_TRAINING: tuple[tuple[str, _Found], ...] = (
+    (
+        "another pretraining",
+        lambda theirs, c: _other("trial" if c.parent else c.pretraining, theirs.pretraining),
+    ),
+    ("another protocol", lambda theirs, c: _other(c.protocol, theirs.protocol)),
+    (
+        "another learning rate",
+        lambda theirs, c: (
+            f"{c.learning_rate:g}, not {theirs.learning_rate:g}"
+            if theirs.learning_rate not in (None, c.learning_rate)
+            else None
+        ),
+    ),
+    (
+        "another optimizer or dropout",
+        lambda _, c: (
+            ""
+            if any(getattr(c, name) != _usual(name) for name in ("optimizer", "dropout"))
+            else None
+        ),
+    ),
+    ("another numerics class", lambda _, c: _other(c.numerics, _usual("numerics"))),
+    (
+        "another batch size",
+        lambda _, c: None if 2 <= c.batch_size <= 16 else f"{c.batch_size}, not 2 to 16",
+    ),
+    (
+        "another evaluation",
+        lambda _, c: (
+            f"{c.evaluation.batches} batches"
+            if c.protocol == "paper" and c.evaluation.batches != EvaluationConfig().batches
+            else None
+        ),
+    ),
+    (
+        "another embedding deviation",
+        lambda _, c: (
+            f"{c.embedding_deviation:g}"
+            if c.embedding_deviation != _usual("embedding_deviation")
+            and c.task.shape(c.protocol).embedded
+            else None
+        ),
+    ),
+)
 
 
 def _changed_parameters(task: Task) -> str:
