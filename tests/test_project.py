@@ -383,50 +383,58 @@ def test_readmes_commands_for_clusters_are_commands() -> None:
         commands[name].make_context(name, words)
 
 
-@pytest.mark.ray
-def test_readmes_commands_and_snippets_run(clone: Path) -> None:
-    lines = shell_lines("sweep")
-    assert len(lines) >= 9
+IN_TURN = """
+import shlex, sys, traceback
+from sweep.cli import main
 
-    for line in lines:
-        done = subprocess.run(
-            f"{sys.executable} -m {line}",
-            shell=True,
-            cwd=clone,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            env=os.environ | {"RAY_DISABLE_IMPORT_WARNING": "1"},
-            check=False,
-        )
-        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
-        assert "Traceback" not in done.stderr, f"{line}\n{done.stderr}"
-
-    for block in blocks("python"):
-        if block.startswith("# mine.py"):
-            continue  # see test_readmes_own_task_and_backbone_train
-        trains = "fpt.train" in block
-        assert loaded_by(block, clone) == ({"torch", "transformers"} if trains else set())
+for line in sys.stdin.read().splitlines():
+    print(f"$ {line}", file=sys.stderr, flush=True)
+    sys.argv = shlex.split(line)
+    try:
+        main()
+    except SystemExit as ended:
+        if ended.code:
+            sys.exit(ended.code)
+"""
+"""Runs commands in one process: most of a command's time is its imports."""
 
 
 @pytest.mark.ray
-def test_readmes_own_task_and_backbone_train(tmp_path: Path) -> None:
+def test_readmes_commands_run_and_its_own_task_and_backbone_train(clone: Path) -> None:
     (code,) = (one for one in blocks("python") if one.startswith("# mine.py"))
     (file,) = (one for one in blocks("yaml") if one.startswith("# own.yaml"))
-    (tmp_path / "mine.py").write_text(code)
-    (tmp_path / "own.yaml").write_text(file)
+    (clone / "mine.py").write_text(code)
+    (clone / "own.yaml").write_text(file)
+    lines = shell_lines("sweep")
 
     done = subprocess.run(
-        [sys.executable, "-m", "sweep", "run", "own.yaml"],
-        cwd=tmp_path,
+        [sys.executable, "-c", IN_TURN],
+        cwd=clone,
+        input="\n".join(["sweep run own.yaml --results own", *lines]),
         capture_output=True,
         text=True,
+        env=os.environ | {"RAY_DISABLE_IMPORT_WARNING": "1"},
         check=False,
     )
 
+    assert len(lines) >= 9
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    assert [one[2:] for one in done.stderr.splitlines() if one[:2] == "$ "][1:] == lines
+    assert "Traceback" not in done.stderr, done.stderr
     assert len((code + file).splitlines()) < 45
-    assert done.returncode == 0, done.stderr
-    assert "2 done" in done.stderr + done.stdout
+    rows = Ledger(clone / "own").trials(columns=["task", "outcome"]).to_pylist()
+    assert [row["outcome"] for row in rows] == ["done", "done"]
+
+
+def test_readmes_snippets_run_and_load_what_they_need(clone: Path) -> None:
+    for point in load(clone / "experiments/quickstart.yaml").points:
+        Ledger(clone / "results").commit(trial_row(point))
+
+    for block in blocks("python"):
+        if block.startswith("# mine.py"):
+            continue  # see above
+        trains = "fpt.train" in block
+        assert loaded_by(block, clone) == ({"torch", "transformers"} if trains else set())
 
 
 def test_every_command_is_on_a_page() -> None:
