@@ -17,7 +17,7 @@ from sweep.sweepfile.trials import Sweep
 
 
 @dataclass(frozen=True)
-class Spent:
+class Usage:
     """What trials have cost so far. Seconds are of training, shared out among a pack's members."""
 
     trials: int
@@ -35,7 +35,7 @@ class Spent:
     """Trials that were finished more than once: a second row was refused."""
 
 
-def spent(sweep: Sweep, ledger: Ledger) -> Spent:
+def spent(sweep: Sweep, ledger: Ledger) -> Usage:
     """Add up what a sweep's trials have cost.
 
     Raises:
@@ -44,7 +44,7 @@ def spent(sweep: Sweep, ledger: Ledger) -> Spent:
     return spent_on([point.trial_id for point in resolve(sweep, ledger).all], ledger)
 
 
-def spent_on(ids: Collection[str] | None, ledger: Ledger) -> Spent:
+def spent_on(ids: Collection[str] | None, ledger: Ledger) -> Usage:
     """`spent`, of any trials; None: of all that the ledger knows."""
     rows = ledger.trials(ids, columns=["device", "seconds"]).to_pylist()
     by_device: dict[str, float] = defaultdict(float)
@@ -61,7 +61,7 @@ def spent_on(ids: Collection[str] | None, ledger: Ledger) -> Spent:
             twice.add(note["trial_id"])
         failed += note["cause"] not in MARKS
     again = sum(note["cause"] == "doubled" for note in notes)
-    return Spent(
+    return Usage(
         trials=len(rows),
         attempts=len(rows) + failed + again,
         failed_attempts=failed,

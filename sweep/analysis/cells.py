@@ -69,17 +69,17 @@ _PUBLISHED_METRICS = {
 
 
 def is_accuracy(metric: str) -> bool:
-    """Whether a metric is a fraction that tables print per cent."""
+    """Return whether a metric is a fraction that tables print per cent."""
     return metric.endswith("_accuracy")
 
 
 def words(metric: str) -> str:
-    """A metric as people write it: test accuracy."""
+    """Return a metric as people write it: test accuracy."""
     return metric.replace("_", " ")
 
 
 def unit(metric: str) -> str:
-    """What a table gives a metric in: per cent, nats, or "" for what is a mere number."""
+    """Return what a table gives a metric in: per cent, nats, or "" for what is a mere number."""
     if is_accuracy(metric):
         return "per cent"
     return "nats" if metric.endswith("_loss") else ""
@@ -95,7 +95,7 @@ def test_predictions(config: TrialConfig) -> int | None:
 
 
 def in_unit(metric: str, value: float) -> float:
-    """A figure of the ledger in the unit of a table: accuracies per cent."""
+    """Return a figure of the ledger in the unit of a table: accuracies per cent."""
     # Times 100 they end in a tail of binary digits: noise in a CSV, so it is rounded off.
     return round((100 if is_accuracy(metric) else 1) * value, 9)
 
@@ -190,7 +190,7 @@ class Cell:
         return "reproduced" if interval.half_width <= WIDEST * tolerance else "undecided"
 
     def record(self) -> JSON:
-        """All of it as flat JSON values, with lists where there is more than one."""
+        """Return all of it as flat JSON values, with lists where there is more than one."""
         interval, figure, baseline = self.interval, self.figure, self.baseline
         return {
             "row": self.row,
@@ -221,7 +221,7 @@ class Cell:
 
 
 def traits(points: Sequence[Point]) -> tuple[str, ...]:
-    """What is to be known of the trials of one config, a seed each.
+    """Return what is to be known of the trials of one config, a seed each.
 
     What their seeds have in common, and so an interval leaves out; a numerics class other than the
     usual one.
@@ -248,7 +248,7 @@ leaves out is not in it."""
 
 
 def declared(sweep: Sweep) -> TableSpec:
-    """What the sweep file says of its table.
+    """Return what the sweep file says of its table.
 
     Raises:
         SweepFileError: If it asks for none.
@@ -262,7 +262,7 @@ def declared(sweep: Sweep) -> TableSpec:
 
 
 def grid(sweep: Sweep, spec: TableSpec, ledger: Ledger) -> Grid:
-    """The cells of a table over a sweep, from what the ledger holds.
+    """Return the cells of a table over a sweep, from what the ledger holds.
 
     Raises:
         SweepFileError: If a cell would mix configs.
@@ -357,7 +357,7 @@ class Found:
         return cls(rows, own, _waiting_failures(ledger, unfinished), ledger.states(), converged)
 
     def value(self, trial_id: str, metric: str) -> float | None:
-        """The metric of a trial that has ended, as the ledger has it; None if it has none."""
+        """Return the metric of a trial that has ended, as the ledger has it; None: it has none."""
         if metric == CONVERGENCE:
             found = self.converged.get(trial_id)
             return None if found is None else found.step
@@ -365,7 +365,7 @@ class Found:
         return value
 
     def parts(self, trial_id: str) -> int:
-        """The parts that each batch of a trial that has ended was computed in."""
+        """Return the parts that each batch of a trial that has ended was computed in."""
         return self.columns["accumulation"][self.rows[trial_id]] or 1
 
     def device(self, trial_id: str) -> str | None:
@@ -374,7 +374,7 @@ class Found:
         return device
 
     def fate(self, trial_id: str) -> str:
-        """What became of a trial: done, diverged, failed, begun or missing."""
+        """Return what became of a trial: done, diverged, failed, begun or missing."""
         if trial_id in self.rows:
             outcome = self.columns["outcome"][self.rows[trial_id]]
             return "diverged" if outcome == "diverged" else "done"
@@ -433,7 +433,7 @@ def _cell(
 
 
 def is_number(value: float | None) -> TypeGuard[float]:
-    """Whether a figure is there, and finite."""
+    """Return whether a figure is there, and finite."""
     return value is not None and math.isfinite(value)
 
 

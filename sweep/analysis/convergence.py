@@ -45,7 +45,9 @@ class Convergence:
 
 
 def judged_split(protocol: ProtocolName) -> str:
-    """The split whose accuracy is a trial's curve: the protocol paper has no validation split."""
+    """Return the split whose accuracy is a trial's curve: the protocol paper has no validation
+    split.
+    """
     return "test" if protocol == "paper" else "validation"
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def load_trials(
     results: str | Path = "results", sweep: str | Path | Sweep | None = None
 ) -> pd.DataFrame:
-    """The trials that have ended: a row each.
+    """Return the trials that have ended: a row each.
 
     Args:
         results: The ledger: a folder, s3://, gs:// or az://.
@@ -49,7 +49,8 @@ def load_trials(
 def load_curves(
     results: str | Path = "results", sweep: str | Path | Sweep | None = None
 ) -> pd.DataFrame:
-    """The curves of trials, also of those that are still training: a row a trial, split and step.
+    """Return the curves of trials, also of those that are still training: a row a trial, split and
+    step.
 
     Args:
         results: The ledger: a folder, s3://, gs:// or az://.
@@ -117,7 +118,7 @@ def _frame(table: pa.Table) -> pd.DataFrame:
 
 
 def _labelled(frame: pd.DataFrame, sweep: Sweep) -> pd.DataFrame:
-    """The frame with a column of labels for each axis, categories in the order of the file."""
+    """Return the frame with a column of labels for each axis, as categories in file order."""
     import pandas as pd
 
     labels = {point.trial_id: point.labels for point in sweep.points}

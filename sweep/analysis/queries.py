@@ -55,7 +55,7 @@ def query(
     results: str | Path = "results",
     sweep: str | Path | Sweep | None = None,
 ) -> pd.DataFrame:
-    """The answer to a query over the ledger.
+    """Return the answer to a query over the ledger.
 
     Args:
         sql: One SELECT over `trials`, `curves`, `failures` and, with a sweep, `cells`; in the SQL
@@ -140,7 +140,7 @@ def _expanded(sweep: str | Path | Sweep, ledger: Ledger) -> Sweep:
 
 
 def _readable(ledger: Ledger, name: Stored) -> Path | pa.Table:
-    """The rows of a table: a Parquet file, of which DuckDB reads the columns that it needs."""
+    """Return the rows of a table: a Parquet file, of which DuckDB reads what it needs."""
     found = ledger.scan(name)
     # DuckDB takes a path with any of these for a pattern.
     if isinstance(found, Path) and set("*?[") & set(str(found)):
@@ -190,7 +190,7 @@ def _tidy(table: pa.Table) -> pa.Table:
 
 
 def _seconds(span: timedelta | pa.MonthDayNano | None) -> float | None:
-    """A span in seconds, of months as DuckDB's `epoch` counts them: 30 days."""
+    """Return a span in seconds, of months as DuckDB's `epoch` counts them: 30 days."""
     if span is None:
         return None
     if isinstance(span, timedelta):
@@ -215,7 +215,7 @@ def _check(sql: str) -> None:
 
 
 def _explained(error: duckdb.Error) -> str:
-    """What DuckDB says, in our words where it is about what a query may do."""
+    """Return what DuckDB says, in our words where it is about what a query may do."""
     import duckdb
 
     if isinstance(error, duckdb.PermissionException):
@@ -248,7 +248,7 @@ def _register(
 
 
 def _points(sweep: Sweep) -> pa.Table:
-    """The ids of a sweep's trials and their labels."""
+    """Return the ids of a sweep's trials and their labels."""
     import pyarrow as pa
 
     nothing: Mapping[str, str] = {}
@@ -262,7 +262,7 @@ def _points(sweep: Sweep) -> pa.Table:
 
 
 def _cells(sweep: Sweep, ledger: Ledger) -> pa.Table:
-    """The cells of the sweep's table."""
+    """Return the cells of the sweep's table."""
     import pyarrow as pa
 
     from sweep.analysis.tables import build

@@ -56,13 +56,13 @@ WORDS = 60
 """Points of an axis that are named, at most."""
 
 FAILURES, EXAMPLES = 30, 3
-"""Kinds of failures that are told, and trials of each, at most."""
+"""Kinds of failures that are listed, and trials of each, at most."""
 
 MESSAGE = 300
 """Letters of a failure's message, at most."""
 
 FACTS = 12
-"""Values of a fact of provenance that are told, at most."""
+"""Values of a fact of provenance that are listed, at most."""
 
 _COLUMNS = (
     "trial_id", "steps_trained", "seconds", "attempts", "test_accuracy", "git_commit", "git_dirty",
@@ -89,7 +89,7 @@ def write(file: str | Path, results: str | Path, output: str | Path) -> None:
 
 
 def render(sweep: Sweep, ledger: Ledger, *, results: str = "results") -> str:
-    """The page of a sweep, as HTML.
+    """Return the page of a sweep, as HTML.
 
     Args:
         sweep: The sweep.
@@ -118,7 +118,7 @@ def render(sweep: Sweep, ledger: Ledger, *, results: str = "results") -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time in the unit that suits it: 42 s, 3.5 min, 12.0 h, 1,234 h."""
+    """Return a time in the unit that suits it: 42 s, 3.5 min, 12.0 h, 1,234 h."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 5400:

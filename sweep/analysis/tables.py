@@ -87,29 +87,31 @@ class Table:
         return references()[self.spec.reference] if self.spec.reference else None
 
     def to_markdown(self) -> str:
-        """The table in GitHub's Markdown."""
+        """Return the table in GitHub's Markdown."""
         return typeset.markdown(self.sheet)
 
     def to_latex(self) -> str:
-        """A `table` environment (packages booktabs, xcolor)."""
+        """Return a `table` environment (packages booktabs, xcolor)."""
         return typeset.latex(self.sheet)
 
     def to_html(self) -> str:
-        """A self-contained page."""
+        """Return a self-contained page."""
         return typeset.page(self.sheet)
 
     def to_rich(self) -> Group:
-        """What `rich` prints."""
+        """Return what `rich` prints."""
         return typeset.terminal(self.sheet)
 
     def to_csv(self) -> str:
-        """A line for each cell, in full precision; what a cell has several of is in one field."""
+        """Return a line for each cell, in full precision; what a cell has several of is in one
+        field.
+        """
         records = [cell.record() for cell in self.cells.values()]
         names = list(records[0]) if records else ["row", "column", "metric"]
         return typeset.comma_separated(names, records)
 
     def to_json(self) -> JSON:
-        """A JSON object with all cells and notes."""
+        """Return a JSON object with all cells and notes."""
         return {
             "sweep": self.sweep,
             "title": self.title,
@@ -121,7 +123,7 @@ class Table:
         }
 
     def to_frame(self) -> pd.DataFrame:
-        """A pandas row for each cell."""
+        """Return a pandas row for each cell."""
         import pandas as pd
 
         return pd.DataFrame([cell.record() for cell in self.cells.values()])
@@ -136,7 +138,7 @@ class Table:
 
 
 def build(sweep: Sweep, ledger: Ledger) -> Table:
-    """The table of a sweep, from what the ledger holds.
+    """Return the table of a sweep, from what the ledger holds.
 
     Raises:
         SweepFileError: If the sweep file asks for no table, or for one whose cells would mix
@@ -159,7 +161,7 @@ def build(sweep: Sweep, ledger: Ledger) -> Table:
 
 
 def load_table(file: str | Path, results: str | Path = "results") -> Table:
-    """The table of a sweep file, with what there is so far.
+    """Return the table of a sweep file, with what there is so far.
 
     Raises:
         SweepFileError: If the file is wrong, or asks for no table.
@@ -446,7 +448,7 @@ def _fates(cell: Cell) -> Iterator[str]:
         yield text + (", so that the mean is too low" if cell.values else "")
     for failure in dict.fromkeys(cell.failures):
         count = f"{cell.failures.count(failure)} of {cell.expected}"
-        yield f"{count} failed ({failure}): sweep show tells why, sweep retry runs them again"
+        yield f"{count} failed ({failure}): sweep show says why, sweep retry runs them again"
 
 
 def _data(cells: Iterable[Cell]) -> dict[tuple[str, str], str]:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from fpt.spec import JSON
-from sweep.analysis.accounting import Spent, spent_on
+from sweep.analysis.accounting import Usage, spent_on
 from sweep.analysis.cells import Cell, declared, grid
 from sweep.ledger.columns import ORIGIN
 from sweep.ledger.ledger import MARKS, Ledger
@@ -90,7 +90,7 @@ class Trace:
     """The trials of the cell."""
     pretrainings: tuple[Member, ...]
     """The trials whose backbones they take, nearest first."""
-    spent: Spent
+    spent: Usage
     """What all of these have cost."""
     again: str
     """The command that trains just these anew, into a ledger of their own."""
@@ -145,7 +145,7 @@ class Trace:
 def common(
     records: Sequence[Mapping[str, Any]],
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """What records have in common, and what each has besides; empty records have no say."""
+    """Return what records have in common, and what each has besides; empty records have no say."""
     told = [one for one in records if one]
     first: Mapping[str, Any] = told[0] if told else {}
     shared = {
@@ -165,7 +165,7 @@ def trace(
     *,
     runs_of: Callable[[Sequence[str]], Mapping[str, str]] = lambda ids: {},
 ) -> Trace:
-    """What is behind a figure of a sweep's table.
+    """Return what is behind a figure of a sweep's table.
 
     Args:
         sweep: The sweep.

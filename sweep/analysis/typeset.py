@@ -79,7 +79,9 @@ class Footnotes:
         self._marks: dict[str, str] = {}
 
     def mark(self, text: str) -> str:
-        """The mark of a footnote, which is made if its text is a new one: a, b ... z, aa, bb ..."""
+        """Return the mark of a footnote, which is made if its text is a new one: a, b ... z, aa, bb
+        ...
+        """
         number = len(self._marks)
         return self._marks.setdefault(text, chr(ord("a") + number % 26) * (number // 26 + 1))
 
@@ -92,7 +94,7 @@ class Footnotes:
 
 
 def markdown(sheet: Sheet) -> str:
-    """A table as GitHub's Markdown has them."""
+    """Return a table as GitHub's Markdown has them."""
     rows = [[_md(text) for text in (sheet.corner, *sheet.columns)]]
     rows.append([":--"] + ["--:"] * len(sheet.columns))
     for line in sheet.lines:
@@ -240,7 +242,7 @@ CSS = """\
 
 
 def fragment(sheet: Sheet, *, linked: bool = False) -> str:
-    """A `figure` element; its style is `CSS`.
+    """Return a `figure` element; its style is `CSS`.
 
     Args:
         sheet: What to print.
@@ -264,7 +266,7 @@ def fragment(sheet: Sheet, *, linked: bool = False) -> str:
 
 
 def page(sheet: Sheet) -> str:
-    """A page of its own, which needs nothing else."""
+    """Return a page of its own, which needs nothing else."""
     head = [
         "<!DOCTYPE html>",
         '<html lang="en">',
@@ -306,7 +308,7 @@ WORD = 16
 
 
 def terminal(sheet: Sheet) -> Group:
-    """What rich prints: a title, the table, the notes."""
+    """Return what rich prints: a title, the table, the notes."""
     from rich import box
     from rich.console import Group
     from rich.table import Table as Grid

@@ -102,7 +102,7 @@ def main() -> None:
 
 
 def _mistakes() -> tuple[type[Exception], ...]:
-    """What a user, a disk or a missing data set did, as opposed to a bug of ours."""
+    """Return what a user, a disk or a missing data set did, as opposed to a bug of ours."""
     from fpt.files import DataError
     from sweep.analysis.queries import QueryError
     from sweep.execution.driver import ClusterError

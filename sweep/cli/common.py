@@ -167,17 +167,17 @@ def chosen_format(form: F | None, output: Path | None, formats: Collection[F], t
 
 
 def count(number: int, noun: str) -> str:
-    """A number and its noun: 1 trial, 2 trials."""
+    """Return a number and its noun: 1 trial, 2 trials."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def counted(counts: Mapping[str, int]) -> str:
-    """The counts that are not zero: 12 done, 3 missing."""
+    """Return the counts that are not zero: 12 done, 3 missing."""
     return ", ".join(f"{number:,} {name}" for name, number in counts.items() if number) or "nothing"
 
 
 def size(sweep: Sweep) -> str:
-    """How many trials a sweep has."""
+    """Return how many trials a sweep has."""
     kept = f" and {count(len(sweep.pretrainings), 'pretraining')}" if sweep.pretrainings else ""
     tuned = f", after {count(len(sweep.tunings), 'trial')} that tune them" if sweep.studies else ""
     return count(len(sweep.points), "trial") + kept + tuned
@@ -189,12 +189,12 @@ def in_hours(number: float) -> str:
 
 
 def where_option(results: str) -> str:
-    """The option that names the ledger, where it is not the default one."""
+    """Return the option that names the ledger, where it is not the default one."""
     return "" if results == "results" else f" --results {shlex.quote(results)}"
 
 
 def last_causes(ledger: Ledger) -> dict[str, str]:
-    """Why the last attempt failed, of each trial that is not done and was not forgiven."""
+    """Return why the last attempt failed, of each trial that is not done and was not forgiven."""
     done = ledger.done()
     last = ledger.last_failures()
     return {trial: row["cause"] for trial, row in last.items() if trial not in done}
@@ -212,7 +212,7 @@ def reading(results: str) -> Ledger:
 
 
 def whole_id(prefix: str, known: Iterable[str], where: str) -> str:
-    """The one known id that begins so."""
+    """Return the one known id that begins so."""
     found = sorted(trial for trial in known if trial.startswith(prefix))
     if len(found) == 1:
         return found[0]

@@ -98,7 +98,7 @@ def validate(
         bool, typer.Option("--code", help="Also try out tasks and backbones of your own.")
     ] = False,
 ) -> None:
-    """Check sweep files, and tell every problem of each."""
+    """Check sweep files, and list every problem of each."""
     from sweep.sweepfile.expansion import load
     from sweep.sweepfile.schema import SweepFileError
 
@@ -188,7 +188,7 @@ def plan(
 
 
 def _price(price: Quote) -> Iterable[str]:
-    """What it will cost, with what that rests on."""
+    """Return what it will cost, with what that rests on."""
     from sweep.cli.progress import span
 
     what = "GPU" if price.device == "cuda" else "core"
@@ -206,7 +206,7 @@ def _price(price: Quote) -> Iterable[str]:
 
 
 def _findable(foreseen: Sequence[Foresight]) -> Iterable[str]:
-    """What the claims can find."""
+    """Return what the claims can find."""
     from sweep.cli.progress import span
 
     known = [one for one in foreseen if one.smallest is not None]
@@ -229,7 +229,7 @@ def _findable(foreseen: Sequence[Foresight]) -> Iterable[str]:
 
 
 def _packs(planned: Plan) -> Iterable[str]:
-    """What trains side by side, and what that saves."""
+    """Return what trains side by side, and what that saves."""
     if not planned.packs:
         return
     from sweep.planning.packing import sizes

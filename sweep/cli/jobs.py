@@ -171,7 +171,7 @@ def _variable(text: str) -> tuple[str, str]:
 
 
 def _job(client: JobSubmissionClient, which: str) -> Job:
-    """The job that a sweep file or an id stands for."""
+    """Return the job that a sweep file or an id stands for."""
     from sweep.cluster import submission
     from sweep.sweepfile import reading
 

@@ -261,7 +261,7 @@ def groups(
 
 
 def _weights_of(points: Sequence[Point], ledger: Ledger) -> dict[str, Any]:
-    """What `weights` says of the trials of one backbone."""
+    """Return what `weights` says of the trials of one backbone."""
     from dataclasses import asdict
 
     from fpt.backbones.statistics import statistics

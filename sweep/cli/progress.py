@@ -186,7 +186,7 @@ def _figures(split: str | None, loss: float | None, accuracy: float | None) -> s
 
 
 def span(seconds: float) -> str:
-    """A span of time for people: 42 s, 3 min 10 s, 2 h 5 min."""
+    """Return a span of time for people: 42 s, 3 min 10 s, 2 h 5 min."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

@@ -145,7 +145,7 @@ def _written(table: pa.Table, form: Format) -> str:
 
 
 def _values(column: pa.ChunkedArray) -> list[Any]:
-    """The values of a column. SQL knows dates, for one, that Python does not: they are text."""
+    """Return the values of a column; dates that Python cannot hold are text."""
     try:
         return list(column.to_pylist())
     except (ValueError, OverflowError):

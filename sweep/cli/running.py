@@ -155,7 +155,7 @@ def _tell_removed(sweep: Sweep, ledger: Ledger, *, prune: bool) -> None:
 def _next_steps(
     planned: Plan, results: str, counts: Mapping[str, int], *, interrupted: bool
 ) -> Iterable[str]:
-    """What a user may want to do after a run."""
+    """Return what a user may want to do after a run."""
     file = shlex.quote(str(planned.sweep.file))
     where = where_option(results)
     rows = f"{results.rstrip('/')}/trials"
@@ -260,7 +260,7 @@ def debug(
 
 
 def _pick(sweep: Sweep, pattern: str) -> Point:
-    """The first trial whose label or id matches."""
+    """Return the first trial whose label or id matches."""
     found = sweep.matching(pattern)
     if len(found) > 1:
         say(f"{count(len(found), 'trial')} match {pattern!r}; the first one is trained")
@@ -321,7 +321,7 @@ def status(
 
 
 def _quote_line(quote: Mapping[str, Any]) -> str:
-    """What the last run was expected to cost, and what came of it."""
+    """Return what the last run was expected to cost, and what came of it."""
     what = "GPU" if quote["device"] == "cuda" else "core"
     told = (
         f"the last run's quote: {in_hours(quote['hours'])} {what}-hours "
@@ -337,7 +337,7 @@ def _quote_line(quote: Mapping[str, Any]) -> str:
 
 
 def _spent_lines(spent: Mapping[str, Any]) -> Iterable[str]:
-    """Where the time went."""
+    """Return where the time went."""
     from sweep.cli.progress import span
 
     if spent["seconds"]:
@@ -354,7 +354,7 @@ def _spent_lines(spent: Mapping[str, Any]) -> Iterable[str]:
 def _driver_lines(
     driver: Mapping[str, Any], labels: Mapping[str, str], retry: Mapping[str, int | None]
 ) -> Iterable[str]:
-    """What a driver does and what it waits for, by its last heartbeat."""
+    """Return what a driver does and what it waits for, by its last heartbeat."""
     from sweep.cli.progress import span
 
     yield f"a driver runs on {driver['host']} (process {driver['pid']}), since {driver['since']}"

@@ -93,7 +93,7 @@ def _figure(value: float, *, accuracy: bool) -> str:
 
 
 def _budgets(state: State, *, accuracy: bool) -> Iterable[str]:
-    """What another budget would have given, and what made points good."""
+    """Return what another budget would have given, and what made points good."""
     best = state.expected_best()
     shown = [k for k in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512) if k < len(best)]
     if shown:
@@ -105,7 +105,7 @@ def _budgets(state: State, *, accuracy: bool) -> Iterable[str]:
 
 
 def _said(state: State, one: Try) -> Iterable[str]:
-    """What is to be said of a point."""
+    """Return what is to be said of a point."""
     if one.setting == state.setting:
         if state.study.tune.rate_alone:
             yield "chosen, at the edge of the range: widen it" if state.at_edge else "chosen"
@@ -117,7 +117,7 @@ def _said(state: State, one: Try) -> Iterable[str]:
 
 
 def _record(state: State) -> dict[str, Any]:
-    """A study as JSON values."""
+    """Return a study as JSON values."""
     from sweep.planning.tuning import in_order
 
     return {

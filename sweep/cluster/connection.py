@@ -111,7 +111,7 @@ def reachable(address: str, what: str = "the HOST:PORT that `ray start --head` p
 
 
 def cluster_id(address: str) -> str | None:
-    """What a cluster calls itself, by whichever of its addresses it is asked; None: nothing.
+    """Return what a cluster calls itself, by whichever of its addresses it is asked; None: nothing.
 
     Two clusters may have one address, in networks that know nothing of each other.
 
@@ -356,7 +356,7 @@ def _refused(address: str, error: Exception) -> ClusterError:
 
 
 def asks_for_token() -> str:
-    """What to do about a cluster that asks for a token."""
+    """Return what to do about a cluster that asks for a token."""
     return (
         "it asks for a token, or refuses the one that it got; set RAY_AUTH_MODE=token and "
         "RAY_AUTH_TOKEN_PATH=FILE (or RAY_AUTH_TOKEN) to the cluster's own, here as on its nodes"
@@ -364,7 +364,7 @@ def asks_for_token() -> str:
 
 
 def runtime_env_vars() -> dict[str, str]:
-    """The runtime environment's variables, for workers of another Ray."""
+    """Return the runtime environment's variables, for workers of another Ray."""
     variables = WORKERS | {name: os.environ[name] for name in FORWARDED if name in os.environ}
     # Inside a job Ray adds these to the job's own, and refuses what stands in both.
     job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
@@ -373,12 +373,14 @@ def runtime_env_vars() -> dict[str, str]:
 
 
 def forwarded_secrets() -> dict[str, str]:
-    """What the driver hands to workers of another Ray, from memory to memory."""
+    """Return what the driver hands to workers of another Ray, from memory to memory."""
     return {name: value for name, value in os.environ.items() if FORWARDED_SECRETS.fullmatch(name)}
 
 
 def is_secret(name: str, value: str) -> bool:
-    """Whether a variable may hold a secret: by its name, or an address with a password in it."""
+    """Return whether a variable may hold a secret: by its name, or an address with a password in
+    it.
+    """
     if SECRET.search(name):
         return True
     try:

@@ -135,7 +135,7 @@ def check(
 
 
 def nodes() -> list[Node]:
-    """The nodes of this Ray that are alive."""
+    """Return the nodes of this Ray that are alive."""
     import ray
 
     return [
@@ -146,7 +146,7 @@ def nodes() -> list[Node]:
 
 
 def autoscaled() -> list[Group]:
-    """The kinds of nodes that the autoscaler may start, as far as it says."""
+    """Return the kinds of nodes that the autoscaler may start, as far as it says."""
     from ray._private.state import state
 
     config = state.get_cluster_config()
@@ -175,7 +175,7 @@ def capacity(alive: Iterable[Node], groups: Iterable[Group]) -> dict[str, float]
 def infeasible(
     shapes: Iterable[Shape], alive: Sequence[Node], groups: Sequence[Group]
 ) -> list[str]:
-    """The shapes that no node has room for, now or after scaling."""
+    """Return the shapes that no node has room for, now or after scaling."""
     problems: dict[str, None] = {}
     for shape in shapes:
         places = [node.resources for node in alive] + [group.resources for group in groups]
@@ -230,7 +230,7 @@ def _asked(
     halted: Callable[[], bool],
     seconds: float,
 ) -> tuple[list[str], tuple[Device, ...]]:
-    """What the nodes have to say, the same of several only once; and their GPUs."""
+    """Return what the nodes have to say, the same of several only once; and their GPUs."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -299,7 +299,9 @@ def _still_there(mute: Mapping[Node, str], tell: Callable[[str], None]) -> Mappi
 
 
 def _probe() -> type:
-    """The actor's class. Made in a function, it travels by value, to where no fpt-sweep is too."""
+    """Return the actor's class. Made in a function, it travels by value, to where no fpt-sweep is
+    too.
+    """
 
     class Probe:
         def look(self, variables: Mapping[str, str], request: JSON) -> JSON:
@@ -350,13 +352,13 @@ def _ahead(actor: Any) -> float | None:
 
 
 def versions() -> dict[str, str | None]:
-    """The releases that matter, in this process."""
+    """Return the releases that matter, in this process."""
     own = {name: provenance.version(name) for name in PACKAGES}
     return own | {"python": platform.python_version()}
 
 
 def disagreements(there: Mapping[str, str | None], here: Mapping[str, str | None]) -> list[str]:
-    """Where a node's releases are not the driver's."""
+    """Return where a node's releases are not the driver's."""
     problems = []
     for name, ours in here.items():
         theirs = there.get(name)
@@ -376,7 +378,7 @@ def disagreements(there: Mapping[str, str | None], here: Mapping[str, str | None
 def look(
     uri: str, probe: str, trials: Sequence[tuple[str, str, JSON]], gpu: bool
 ) -> tuple[list[str], list[Device]]:
-    """What keeps this machine from training: the probe's work, in a worker.
+    """Return what keeps this machine from training: the probe's work, in a worker.
 
     Args:
         uri: The ledger.
@@ -452,7 +454,7 @@ def _storage_problems(uri: str, probe: str) -> list[str]:
 
 
 def _of_the_hub(config: TrialConfig) -> list[str]:
-    """What the machine has not of the Hub and cannot get there."""
+    """Return what the machine has not of the Hub and cannot get there."""
     problems = []
     for source, files in lock.sources(config).items():
         wanted = hub.HubData(source.repository, source.revision, files)
@@ -482,7 +484,7 @@ def _ask_hub(source: lock.Source) -> None:
 
 
 def representatives(planned: Plan) -> list[Point]:
-    """A trial for each thing that is read: task and its data, weights, numerics class."""
+    """Return a trial for each thing that is read: task and its data, weights, numerics class."""
     found: dict[tuple[str, str | None, str], Point] = {}
     for pack in planned.packs:
         for point in pack.points:
@@ -493,7 +495,9 @@ def representatives(planned: Plan) -> list[Point]:
 
 
 def too_full(storage: Storage, planned: Plan, ledger: Ledger) -> list[str]:
-    """Whether a folder lacks the space for what the plan will write; of buckets nobody knows."""
+    """Return whether a folder lacks the space for what the plan will write; of buckets nobody
+    knows.
+    """
     if "://" in storage.uri:
         return []
     need = quote(planned, ledger).disk

@@ -55,7 +55,7 @@ RUNNING = ("PENDING", "RUNNING")
 
 
 @dataclass(frozen=True)
-class Parcel:
+class JobPackage:
     """What is sent to a cluster."""
 
     name: str
@@ -111,7 +111,7 @@ class Job:
 # ------------------------------------------------------------------------------------ what is sent
 
 
-def parcel(file: str | Path, *, allow_code: bool = False, package: bool = False) -> Parcel:
+def parcel(file: str | Path, *, allow_code: bool = False, package: bool = False) -> JobPackage:
     """Gather what a sweep needs on another machine, and judge it; nothing is sent.
 
     Args:
@@ -166,7 +166,7 @@ def parcel(file: str | Path, *, allow_code: bool = False, package: bool = False)
     if problems:
         raise SweepFileError(problems)
     entry = file.resolve().relative_to(root).as_posix()
-    return Parcel(spec.sweep, file, dict(sorted(sent.items())), entry, size, tuple(notes))
+    return JobPackage(spec.sweep, file, dict(sorted(sent.items())), entry, size, tuple(notes))
 
 
 def _words(value: Any) -> Iterator[str]:
@@ -182,7 +182,8 @@ def _words(value: Any) -> Iterator[str]:
 
 
 def _named_files(file: Path, words: Iterable[str]) -> tuple[list[Path], list[str]]:
-    """The local files and folders that trials name by relative paths, and notes on the others.
+    """Return the local files and folders that trials name by relative paths, and notes on the
+    others.
 
     Raises:
         SweepFileError: If the sweep is wrong in other ways than that the cluster's files are not
@@ -216,7 +217,7 @@ def _named_files(file: Path, words: Iterable[str]) -> tuple[list[Path], list[str
 
 
 def _below(path: Path) -> tuple[list[Path], list[str]]:
-    """The files at a path that a sweep file names, and those that lead out of it."""
+    """Return the files at a path that a sweep file names, and those that lead out of it."""
     if path.is_file():
         return [path.absolute()], []
     found, problems = [], []
@@ -237,7 +238,7 @@ def _below(path: Path) -> tuple[list[Path], list[str]]:
 
 
 def _modules(folder: Path, classes: Iterable[str]) -> list[Path]:
-    """The Python files beside a sweep file, and the packages of the classes that it names."""
+    """Return the Python files beside a sweep file, and the packages of classes that it names."""
     found = sorted(folder.glob("*.py"))
     for package in {name.partition(":")[0].partition(".")[0] for name in classes}:
         if (folder / package).is_dir():
@@ -261,7 +262,7 @@ def _package() -> dict[str, Path]:
 
 
 def connect(address: str) -> JobSubmissionClient:
-    """A client of the cluster's job server.
+    """Return a client of the cluster's job server.
 
     Raises:
         ClusterError: If none answers at the address, or it refuses us.
@@ -295,7 +296,7 @@ def connect(address: str) -> JobSubmissionClient:
 
 
 def _told(address: str, ask: Callable[[], Any]) -> Any:
-    """What a request gives; what Ray raises becomes one line, without headers.
+    """Return what a request gives; what Ray raises becomes one line, without headers.
 
     Raises:
         ClusterError: If the request failed.
@@ -352,7 +353,7 @@ def _moment(milliseconds: int | None) -> datetime | None:
 
 def submit(
     client: JobSubmissionClient,
-    sent: Parcel,
+    sent: JobPackage,
     results: str,
     *,
     variables: Mapping[str, str] | None = None,
@@ -422,7 +423,7 @@ def submit(
 
 
 def _patiently(ask: Callable[[], Any]) -> Any:
-    """What a request gives, once the head node has its agent, which comes up after the rest."""
+    """Return what a request gives, once the head node has its agent, which starts last."""
     deadline = time.monotonic() + PATIENCE
     while True:
         try:
@@ -434,7 +435,7 @@ def _patiently(ask: Callable[[], Any]) -> Any:
 
 
 def find(client: JobSubmissionClient, name: str, *, sweep: str | None = None) -> Job:
-    """The job of this id, or the newest of a sweep: one that runs, if there is one.
+    """Return the job of this id, or the newest of a sweep: one that runs, if there is one.
 
     Raises:
         ClusterError: If there is none.
@@ -448,7 +449,7 @@ def find(client: JobSubmissionClient, name: str, *, sweep: str | None = None) ->
 
 
 def logs(client: JobSubmissionClient, job: Job) -> str:
-    """All that a job has printed.
+    """Return all that a job has printed.
 
     Raises:
         ClusterError: If the cluster does not answer.

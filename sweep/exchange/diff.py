@@ -2,7 +2,7 @@
 
 A trial's id fixes its figures: two rows of one id that differ cannot both be right. Unless they
 may: other libraries, another device, another way to sum a batch, the numerics class bf16 and, on a
-GPU, the others of its pack move last bits, and from there a trajectory. A `Clash` tells the one
+GPU, the others of its pack move last bits, and from there a trajectory. A `Conflict` tells the one
 from the other.
 """
 
@@ -33,7 +33,7 @@ LIBRARIES = ("torch", "transformers", "numpy")
 
 
 @dataclass(frozen=True)
-class Clash:
+class Conflict:
     """One trial with two outcomes."""
 
     trial_id: str
@@ -59,8 +59,9 @@ class Clash:
         return {"trial_id": self.trial_id, "columns": columns, "excuse": self.excuse or None}
 
 
-def clash(one: Row, other: Row) -> Clash | None:
-    """What differs between two rows of one trial that its id should fix; None: nothing, to the bit.
+def clash(one: Row, other: Row) -> Conflict | None:
+    """Return what differs between two rows of one trial that its id should fix; None: nothing, to
+    the bit.
 
     Args:
         one: A row of the ledger's trials.
@@ -71,7 +72,7 @@ def clash(one: Row, other: Row) -> Clash | None:
     }
     if not columns:
         return None
-    return Clash(one["trial_id"], columns, ", ".join(_excuses(one, other)))
+    return Conflict(one["trial_id"], columns, ", ".join(_excuses(one, other)))
 
 
 def _excuses(one: Row, other: Row) -> Iterator[str]:
@@ -118,7 +119,7 @@ class Match:
     state: Literal["equal", "explained", "differs", "missing"]
     """equal: all figures, to the bit. explained: another processor or library moved last bits, and
     no further than seeds do. differs: else. missing: the other ledger has no such trial."""
-    clash: Clash | None = None
+    clash: Conflict | None = None
 
     @property
     def why(self) -> str:
@@ -153,7 +154,7 @@ def row_by_row(sweep: Sweep, one: Ledger, other: Ledger) -> list[Match]:
 
 def _match(
     row: Row, again: Row | None, spans: Mapping[str, float]
-) -> tuple[Literal["equal", "explained", "differs", "missing"], Clash | None]:
+) -> tuple[Literal["equal", "explained", "differs", "missing"], Conflict | None]:
     if again is None:
         return "missing", None
     found = clash(row, again)
@@ -227,7 +228,7 @@ class Flip:
 class Difference:
     """What two ledgers say differently of one sweep."""
 
-    clashes: tuple[Clash, ...]
+    clashes: tuple[Conflict, ...]
     """Trials that both have, with other figures."""
     labels: Mapping[str, str]
     """Trial -> label, of every trial of the sweep."""
@@ -261,7 +262,7 @@ class Difference:
 
 
 def diff(sweep: Sweep, one: Ledger, other: Ledger, *, claims: bool = True) -> Difference:
-    """What another ledger says differently of a sweep.
+    """Return what another ledger says differently of a sweep.
 
     Args:
         sweep: The sweep.

@@ -16,7 +16,7 @@ from typing import Literal
 
 from fpt.tasks import TASKS
 from sweep.exchange.bundle import opened
-from sweep.exchange.diff import Clash, Row, clash, rows
+from sweep.exchange.diff import Conflict, Row, clash, rows
 from sweep.ledger.ledger import KEPT, Kept, Ledger, LedgerError, upgraded
 from sweep.sweepfile.identity import IDENTITY_VERSION
 
@@ -45,7 +45,7 @@ class Merged:
     """Finished trials of the sources that were there already."""
     doubled: int
     """Finished trials that several of the ledgers have, with the same figures."""
-    left_out: tuple[Clash, ...]
+    left_out: tuple[Conflict, ...]
     """Rows that stayed behind, since those of the ledger that comes first were preferred."""
     failures: int
     """Notes of failed attempts that were copied."""
@@ -142,10 +142,10 @@ def _read(name: str, ledger: Ledger) -> _Source:
 
 def _choices(
     every: Sequence[_Source], *, prefer_first: bool
-) -> tuple[dict[str, _Choice], list[Clash]]:
+) -> tuple[dict[str, _Choice], list[Conflict]]:
     target = every[0]
     choices: dict[str, _Choice] = {}
-    left_out: list[Clash] = []
+    left_out: list[Conflict] = []
     contradictions: list[str] = []
     for trial in sorted({trial for one in every for trial in one.rows}):
         having = [one for one in every if trial in one.rows]

@@ -98,7 +98,7 @@ class Problems:
         return bool(self._seen)
 
     def error(self) -> SweepFileError:
-        """The error that tells them all."""
+        """Return the error that tells them all."""
         return SweepFileError(
             f"{self.file}:{line}: {text}" if line else f"{self.file}: {text}"
             for line, text in sorted(self._seen)
@@ -106,7 +106,7 @@ class Problems:
 
 
 def spell(location: Location) -> str:
-    """A location as people write it: `axes.task[2].bits`."""
+    """Return a location as people write it: `axes.task[2].bits`."""
     parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
     return "".join(parts).removeprefix(".")
 
@@ -122,7 +122,7 @@ MILLION = 1e6
 
 
 def label(value: Any) -> str:
-    """A short name for a value, as an axis shows it: `0.001`, `input+output`, `null`.
+    """Return a short name for a value, as an axis shows it: `0.001`, `input+output`, `null`.
 
     A mapping is called by its `label`, else its `name`, else all that it says.
     """
@@ -155,13 +155,13 @@ class Document:
         self.lines: dict[Location, int] = {}
 
     def line(self, location: Location) -> int:
-        """The line of a value, or of the nearest value around it."""
+        """Return the line of a value, or of the nearest value around it."""
         while location and location not in self.lines:
             location = location[:-1]
         return self.lines.get(location, 1)
 
     def parse(self, problems: Problems) -> Any:
-        """The file's content: dicts with str keys, lists and scalars."""
+        """Return the file's content: dicts with str keys, lists and scalars."""
         yaml = YAML(typ="safe", pure=True)
         yaml.Composer = _Composer
         try:

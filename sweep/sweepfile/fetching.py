@@ -266,7 +266,7 @@ class _Fetcher:
         return found
 
     def path(self, source: Source, revision: str, name: str) -> Path:
-        """A file in the cache, downloaded if it is not there."""
+        """Return a file in the cache, downloaded if it is not there."""
         from huggingface_hub import hf_hub_download
 
         folder = hub.snapshot(source.repository, kind=source.kind, revision=revision)
@@ -314,7 +314,7 @@ class _Fetcher:
         raise DataError(problem + mend)
 
     def hashed(self, path: Path) -> tuple[LockedFile, str]:
-        """What a lock says of a file, and git's name for its content."""
+        """Return what a lock says of a file, and git's name for its content."""
         if path not in self.hashes:
             size = path.stat().st_size
             sha256, git = hashlib.sha256(), hashlib.sha1(f"blob {size}\0".encode())
@@ -395,7 +395,9 @@ def _ask(source: Source) -> _Listing:
 
 
 def _cached(source: Source) -> _Listing | None:
-    """What the cache has of a source. Its files lie under the digests that the Hub gave them."""
+    """Return what the cache has of a source. Its files lie under the digests that the Hub gave
+    them.
+    """
     folder = hub.snapshot(source.repository, kind=source.kind, revision=source.revision)
     if folder is None:
         return None
@@ -425,7 +427,7 @@ def _lacking(source: Source, wanted: tuple[str, ...], names: Iterable[str]) -> l
 
 
 def _bar(advance: Callable[..., None]) -> type[Any]:
-    """What huggingface_hub reports progress to: a bar of tqdm's that shows nothing itself."""
+    """Return what huggingface_hub reports progress to: a bar of tqdm's that shows nothing."""
     from huggingface_hub.utils.tqdm import tqdm
 
     class Bar(tqdm):
@@ -448,5 +450,5 @@ def _bar(advance: Callable[..., None]) -> type[Any]:
 
 
 def megabytes(size: float) -> str:
-    """A number of bytes, for people."""
+    """Return a number of bytes, for people."""
     return f"{size / 1e6:,.1f} MB"

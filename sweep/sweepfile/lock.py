@@ -108,11 +108,11 @@ class Lock(Spec):
         return self
 
     def entry(self, source: Source) -> Entry | None:
-        """What a source stands for; None: it is not locked."""
+        """Return what a source stands for; None: it is not locked."""
         return (self.models if source.kind == "model" else self.datasets).get(source.key)
 
     def pinned(self, config: TrialConfig) -> TrialConfig:
-        """A trial with the commits of its sources in place of what may move."""
+        """Return a trial with the commits of its sources in place of what may move."""
         changed: dict[str, Any] = {}
         if not (self.models or self.datasets):
             return config
@@ -129,7 +129,7 @@ class Lock(Spec):
 
 
 def sources(config: TrialConfig) -> dict[Source, tuple[str, ...]]:
-    """What a trial reads from the Hub, and which files of it; `*` stands for anything."""
+    """Return what a trial reads from the Hub, and which files of it; `*` stands for anything."""
     out: dict[Source, tuple[str, ...]] = {}
     weights = config.backbone.weights
     if config.reads_weights and weights is not None and weights.startswith(HUB):
@@ -140,7 +140,7 @@ def sources(config: TrialConfig) -> dict[Source, tuple[str, ...]]:
 
 
 def unpinned(configs: Iterable[TrialConfig], *, to_be_had: bool = False) -> tuple[Source, ...]:
-    """The sources of trials that are not pinned, each once.
+    """Return the sources of trials that are not pinned, each once.
 
     Args:
         configs: The trials.
@@ -162,12 +162,12 @@ def _to_be_had(source: Source, files: tuple[str, ...]) -> bool:
 
 
 def lock_file(file: Path) -> Path:
-    """Where the lock of a sweep file lies."""
+    """Return where the lock of a sweep file lies."""
     return file.with_suffix(".lock")
 
 
 def read(file: Path) -> Lock:
-    """The lock of a sweep file; an empty one where there is none.
+    """Return the lock of a sweep file; an empty one where there is none.
 
     Raises:
         LockError: If it cannot be used.

@@ -358,7 +358,8 @@ class SweepFile(Block):
         return self._document
 
     def blocks(self) -> list[tuple[Location, Block]]:
-        """The blocks that make trials, with their places in the file: its own, then included ones.
+        """Return the blocks that make trials, with their places in the file: its own, then included
+        ones.
 
         The file's own block makes trials if it has axes, or if nothing else in the file makes any.
         """

@@ -201,7 +201,7 @@ def leave_open(points: Sequence[Point], tune: TuneSpec) -> tuple[Point, ...]:
 
 
 def being_tuned(ended: int, tune: TuneSpec) -> str:
-    """What is said of a trial whose tuned fields are still to be chosen."""
+    """Return what is said of a trial whose tuned fields are still to be chosen."""
     return f"being tuned ({ended} of {tune.budget} points)"
 
 
@@ -280,7 +280,8 @@ class Sweep:
         return (*self.pretrainings, *(one for one in others if one.trial_id not in ids))
 
     def matching(self, pattern: str) -> tuple[Point, ...]:
-        """The trials whose label fits a glob, or whose id begins so (with four digits at least).
+        """Return the trials whose label fits a glob, or whose id begins so (with four digits at
+        least).
 
         Raises:
             SweepFileError: If there is none.
@@ -299,7 +300,7 @@ class Sweep:
         return found
 
     def only(self, patterns: Sequence[str]) -> Sweep:
-        """The sweep with no other trials than those that match, and what trains before them:
+        """Return the sweep with no other trials than those that match, and what trains before them:
         the pretrainings they need, the trials that tune them.
 
         Args:

@@ -118,7 +118,7 @@ def written(setting: Setting) -> str:
 
 
 def rounded(rate: float) -> float:
-    """A rate to DIGITS significant digits."""
+    """Return a rate to DIGITS significant digits."""
     return float(f"{rate:.{DIGITS}g}")
 
 

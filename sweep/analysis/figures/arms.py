@@ -85,7 +85,7 @@ class Curves:
                 self._runs[key] = slice(begin, end)
 
     def of(self, trial: str, split: str) -> tuple[np.ndarray, np.ndarray]:
-        """The steps at which a trial has a finite accuracy, and these, as fractions."""
+        """Return the steps at which a trial has a finite accuracy, and these, as fractions."""
         run = self._runs.get((trial, split), slice(0, 0))
         finite = np.isfinite(self._accuracy[run])
         return self._step[run][finite], self._accuracy[run][finite]
@@ -105,7 +105,7 @@ class Material:
     """In the order of the sweep file."""
 
     def place(self, labels: Mapping[str, str]) -> tuple[str, str]:
-        """The panel and the series of a cell, by its labels."""
+        """Return the panel and the series of a cell, by its labels."""
         panel = labels.get(self.across, "") if self.across else ""
         series = " / ".join(labels[axis] for axis in self.along if axis in labels)
         return panel, series or self.sweep.name
@@ -151,17 +151,17 @@ class Material:
         return Curves(self.ledger, [point.trial_id for arm in self.shown for point in arm.points])
 
     def values(self, arm: Arm, metric: str) -> list[float]:
-        """The finite values of a metric that the trials of an arm have."""
+        """Return the finite values of a metric that the trials of an arm have."""
         found = (self.rows[p.trial_id][metric] for p in arm.points if p.trial_id in self.rows)
         return [value for value in found if value is not None and math.isfinite(value)]
 
     def interval(self, arm: Arm, metric: str) -> Interval | None:
-        """The mean of an accuracy over an arm's trials, per cent; None if none has one."""
+        """Return the mean of an accuracy over an arm's trials, per cent; None if none has one."""
         values = self.values(arm, metric)
         return t_interval([100 * value for value in values]) if values else None
 
     def baseline(self, panel: str) -> float | None:
-        """The trivial baseline of a panel, per cent, if it has just one."""
+        """Return the trivial baseline of a panel, per cent, if it has just one."""
         found = {
             value
             for arm in self.arms
@@ -172,7 +172,7 @@ class Material:
 
 
 def gather(sweep: Sweep, ledger: Ledger) -> Material:
-    """The arms of a sweep; most of the ledger is read once something of it is asked for.
+    """Return the arms of a sweep; most of the ledger is read once something of it is asked for.
 
     Raises:
         LedgerError: If the ledger cannot be read.

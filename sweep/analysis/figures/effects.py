@@ -24,7 +24,7 @@ VERDICTS: dict[str, dict[str, Any]] = {
 
 
 def effects(material: Material) -> Chart:
-    """A forest plot of the claims: a panel for each metric, a line for each contrast.
+    """Return a forest plot of the claims: a panel for each metric, a line for each contrast.
 
     Raises:
         UndrawableError: If the sweep file makes no claim, or none has two pairs yet.
@@ -71,7 +71,7 @@ def effects(material: Material) -> Chart:
 
 
 def named(contrast: Contrast) -> str:
-    """A claim with its place."""
+    """Return a claim with its place."""
     return ": ".join(filter(None, (" / ".join(contrast.place.values()), contrast.claim)))
 
 

@@ -27,7 +27,7 @@ EXAMPLES = 32
 
 
 def file_stem(point: Point) -> str:
-    """A file name for a trial: its labels, for people, and its id."""
+    """Return a file name for a trial: its labels, for people, and its id."""
     return "-".join(filter(None, (re.sub(r"[^\w.+]+", "-", point.label), point.trial_id)))
 
 
@@ -58,7 +58,9 @@ class Tokens:
 
 
 def undrawable(config: TrialConfig) -> str:
-    """Why a trial's attention maps cannot be drawn, whatever was kept of it; empty if they can."""
+    """Return why a trial's attention maps cannot be drawn, whatever was kept of it; empty if they
+    can.
+    """
     if not isinstance(config.task, BitMemory | BitXor):
         return f"task {config.task.name}: maps are drawn for bit-memory and bit-xor"
     if "attention" not in config.backbone.row.trainable:
@@ -67,7 +69,7 @@ def undrawable(config: TrialConfig) -> str:
 
 
 def tokens_of(task: BitTask, batch: Batch) -> Tokens:
-    """What the tokens of one example of a bit task are.
+    """Return what the tokens of one example of a bit task are.
 
     Args:
         task: BitMemory or BitXor.

@@ -111,7 +111,7 @@ def ensure_font_folder() -> None:
 
 
 def _can_hold_files(folder: Path) -> bool:
-    """Whether a folder, or what is there of its path, can be written; leaves nothing."""
+    """Return whether a folder, or what is there of its path, can be written; leaves nothing."""
     try:
         there = next(one for one in (folder, *folder.parents) if one.exists())
         tempfile.TemporaryFile(dir=there).close()
@@ -129,7 +129,7 @@ def look(number: int) -> dict[str, Any]:
 def panels(
     titles: Sequence[str], *, height: float = 1.9, across: int = 3, share: bool = True
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of small multiples, its legend to be set above them by `legend`.
+    """Return a figure of small multiples, its legend to be set above them by `legend`.
 
     Args:
         titles: One a panel.
@@ -215,7 +215,7 @@ def save(figure: Figure, stem: Path, formats: Collection[str] = tuple(FORMATS)) 
 
 
 def inline_svg(chart: Chart, name: str) -> str:
-    """A figure as an `svg` element of an HTML page, its letters as text.
+    """Return a figure as an `svg` element of an HTML page, its letters as text.
 
     Args:
         chart: The figure, with its words.

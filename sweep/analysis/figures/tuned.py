@@ -22,7 +22,7 @@ TOLD = 12
 
 
 def tuning(material: Material) -> Chart:
-    """What each cell was tuned by, against the learning rate; the chosen rates are ringed.
+    """Return what each cell was tuned by, against the learning rate; the chosen rates are ringed.
 
     Raises:
         UndrawableError: If the sweep is not tuned, or nothing of it has ended.

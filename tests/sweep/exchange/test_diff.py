@@ -16,7 +16,7 @@ import pytest
 
 from sweep import cli
 from sweep.analysis.tables import load_table
-from sweep.exchange.diff import FIGURES, Clash, clash, diff, row_by_row
+from sweep.exchange.diff import FIGURES, Conflict, clash, diff, row_by_row
 from sweep.execution.driver import DRIVER
 from sweep.ledger.ledger import TRIALS, Ledger
 from sweep.sweepfile.expansion import load
@@ -171,7 +171,7 @@ def test_a_row_beside_itself_never_clashes_and_each_figure_counts(sweep: Sweep) 
         found = clash(row, row | {name: "other" if isinstance(row[name], str) else 17})
         assert found is not None
         assert list(found.columns) == [name]
-        assert isinstance(found, Clash)
+        assert isinstance(found, Conflict)
         json.dumps(found.record(), allow_nan=False)
     others = set(TRIALS.schema.names) - set(FIGURES)
     assert all(clash(row, row | {name: None}) is None for name in others)
