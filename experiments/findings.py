@@ -64,19 +64,26 @@ def rows(finding: dict[str, Any], cpu: dict[str, float]) -> Iterator[str]:
         raise SystemExit(f"findings.yaml: {finding['file']} has no claim {finding['claim']!r}")
     for one in contrasts:
         place = ", ".join(one[name] for name in one if name.startswith("place."))
-        tuned = next((note for note in one["notes"].split("; ") if "chosen" in note), "nothing")
         cells = (
             finding["says"],
             f"`{one['claim']}`" + (f" on {place}" if place else ""),
             one["verdict"],
             difference(one),
             one["pairs"],
-            tuned.partition(", by ")[0].replace(" chosen for each cell, of", ""),
+            tuned(one["notes"].split("; ")),
             minutes(folder, cpu),
             f"[{folder.name}](laptop/{folder.name}/table.md)",
             finding["not"],
         )
         yield line_of(cells)
+
+
+def tuned(notes: list[str]) -> str:
+    """What was tuned among what, and which arms chose the edge of it; from a contrast's notes."""
+    told = next((note for note in notes if "chosen for each cell" in note), "nothing")
+    told = told.partition(", by ")[0].replace(" chosen for each cell, of", "")
+    edges = [note.partition(": ")[0] for note in notes if "a better one may lie beyond" in note]
+    return told + (f"; {' and '.join(edges)} chose the edge" if edges else "")
 
 
 def difference(contrast: dict[str, str]) -> str:

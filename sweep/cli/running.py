@@ -117,7 +117,9 @@ def run(
     if not quiet:
         if description := sweep.spec.description.strip():
             say(f"\n{description}\n")
-        for line in _next_steps(planned, results, counts, interrupted=summary.interrupted):
+        for line in _next_steps(
+            planned, results, counts, interrupted=summary.interrupted, mirrored=not no_mirror
+        ):
             say(line)
     raise typer.Exit(summary.exit_code)
 
@@ -153,7 +155,12 @@ def _tell_removed(sweep: Sweep, ledger: Ledger, *, prune: bool) -> None:
 
 
 def _next_steps(
-    planned: Plan, results: str, counts: Mapping[str, int], *, interrupted: bool
+    planned: Plan,
+    results: str,
+    counts: Mapping[str, int],
+    *,
+    interrupted: bool,
+    mirrored: bool,
 ) -> Iterable[str]:
     """Return what a user may want to do after a run."""
     file = shlex.quote(str(planned.sweep.file))
@@ -166,7 +173,8 @@ def _next_steps(
         yield f"  try again        sweep retry {file}{where}, then run again"
     if counts["done"] or counts["diverged"]:
         yield f"  the table        sweep table {file}{where}"
-        yield f"  the runs         sweep ui{where}"
+        if mirrored:
+            yield f"  the runs         sweep ui{where}"
         yield f"  the rows         pandas.read_parquet({rows!r})"
 
 
@@ -357,8 +365,11 @@ def _driver_lines(
     """Return what a driver does and what it waits for, by its last heartbeat."""
     from sweep.cli.progress import span
 
-    yield f"a driver runs on {driver['host']} (process {driver['pid']}), since {driver['since']}"
     note = driver.get("note") or {}
+    # One ledger's driver may be that of another sweep.
+    whose = f" of {note['sweep']}" if "sweep" in note else ""
+    where = f"{driver['host']} (process {driver['pid']}), since {driver['since']}"
+    yield f"a driver{whose} runs on {where}"
     for trial, how in note.get("running", {}).items():
         if not labels or trial in labels:
             at = "" if how["step"] is None else f", step {how['step']}"

@@ -412,15 +412,23 @@ def test_a_mark_of_work_done_twice_hides_no_failure(
 
 
 @pytest.mark.parametrize(
-    ("outcome", "code", "said", "unsaid"),
+    ("outcome", "options", "code", "said", "unsaid"),
     [
-        ({"done": 2}, 0, ["the table", "sweep ui", "results/trials"], ["go on", "try again"]),
-        ({"done": 1, "failed": 1}, 1, ["sweep retry tiny.yaml", "sweep show"], ["go on"]),
-        ({"missing": 2, "interrupted": True}, 1, ["sweep run tiny.yaml --no-mirror"], ["sweep ui"]),
+        ({"done": 2}, [], 0, ["the table", "sweep ui", "results/trials"], ["go on", "try again"]),
+        ({"done": 2}, ["--no-mirror"], 0, ["the table", "results/trials"], ["sweep ui"]),
+        ({"done": 1, "failed": 1}, [], 1, ["sweep retry tiny.yaml", "sweep show"], ["go on"]),
+        (
+            {"missing": 2, "interrupted": True},
+            ["--no-mirror"],
+            1,
+            ["sweep run tiny.yaml --no-mirror"],
+            ["sweep ui"],
+        ),
     ],
 )
 def test_run_ends_with_what_to_do_next(
     outcome: dict[str, Any],
+    options: list[str],
     code: int,
     said: list[str],
     unsaid: list[str],
@@ -432,7 +440,7 @@ def test_run_ends_with_what_to_do_next(
     summary = driver.Summary(**nothing | {"interrupted": False, "seconds": 61.0} | outcome)
     monkeypatch.setattr(driver, "run", lambda *_, **__: summary)
 
-    result = command("run", file, "--no-mirror")
+    result = command("run", file, *options)
 
     assert result.code == code
     assert result.out == ""
@@ -823,6 +831,7 @@ def test_status_says_what_a_driver_does_and_where_the_time_went(
     lease = ledger.lease("driver-here")
     assert lease is not None
     lease.note = {
+        "sweep": "the-other",
         "running": {failed.trial_id: {"step": 40, "phase": "training", "seconds": 61}},
         "waiting": 3,
         "elsewhere": [done.trial_id],
@@ -834,6 +843,7 @@ def test_status_says_what_a_driver_does_and_where_the_time_went(
 
     assert "trained in vain for 1 min 35 s: doubled 5 s, worker 1 min 30 s" in said
     assert "1 trial finished more than once; the first row stands" in said
+    assert "a driver of the-other runs on" in said
     assert f"    {failed.label}: training, step 40, no step for 1 min 1 s" in said
     assert "    3 trials: no worker has begun yet" in said
     assert "    1 trial: another driver trains them" in said
