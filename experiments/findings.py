@@ -45,7 +45,12 @@ def page() -> str:
         line_of(COLUMNS.values()),
         *(line for finding in told["findings"] for line in rows(finding, told["cpu"])),
     ]
-    return "\n".join((told["head"], *lines, "", cost(), not_run()))
+    seen = [
+        f"Also run: [{one['file']}](laptop/{one['file']}/table.md), {one['what']}.\n"
+        for one in told["seen"]
+        if one["file"] in published()
+    ]
+    return "\n".join((told["head"], *lines, "", *seen, cost(), not_run()))
 
 
 def line_of(cells: Iterable[str]) -> str:
@@ -115,7 +120,8 @@ def cost() -> str:
         for name in published()
     ]
     return (
-        f"{sum(counts)} rows of {len(counts)} files, trials that files share counted in each. "
+        f"{sum(counts)} rows of {len(counts)} files are published, trials that files share counted "
+        "in each. "
         "Core-minutes are those of a whole file, tuning included: CPU time of all processes of the "
         "run; [w]: wall time of the rows, beside much other work on the same two cores, which is "
         "several times the CPU time.\n"
