@@ -9,6 +9,7 @@ that are not published it says that they were not run.
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ def rows(finding: dict[str, Any], cpu: dict[str, float]) -> Iterator[str]:
             one["verdict"],
             difference(one),
             one["pairs"],
-            tuned(one["notes"].split("; ")),
+            tuned(one["notes"]),
             minutes(folder, cpu),
             f"[{folder.name}](laptop/{folder.name}/table.md)",
             finding["not"],
@@ -83,11 +84,11 @@ def rows(finding: dict[str, Any], cpu: dict[str, float]) -> Iterator[str]:
         yield line_of(cells)
 
 
-def tuned(notes: list[str]) -> str:
+def tuned(notes: str) -> str:
     """What was tuned among what, and which arms chose the edge of it; from a contrast's notes."""
-    told = next((note for note in notes if "chosen for each cell" in note), "nothing")
-    told = told.partition(", by ")[0].replace(" chosen for each cell, of", "")
-    edges = [note.partition(": ")[0] for note in notes if "a better one may lie beyond" in note]
+    found = re.search(r"(?:^|; )([\w. ]*)chosen for each cell, of (.*?)[,;] by ", notes)
+    told = f"{found[1]}{found[2]}" if found else "nothing"
+    edges = re.findall(r"(?:^|; )([^;:]+): its [^;]*a better one may lie beyond", notes)
     return told + (f"; {' and '.join(edges)} chose the edge" if edges else "")
 
 
