@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from contextlib import suppress
 from dataclasses import replace
@@ -77,9 +78,21 @@ def _death(
         return "preempted", WorkerDiedError("the node was taken away")
     if heard is not None and not _alive(heard.beat.node):
         return "node", WorkerDiedError("the node was lost")
+    if words := _last_words(str(error)):
+        return "worker", WorkerDiedError(f"the worker process ended by an error: {words}")
     return "worker", WorkerDiedError(
         "the worker process ended: killed, or out of the machine's memory"
     )
+
+
+def _last_words(text: str) -> str:
+    """Return the exception at the end of Ray's account of a process's end; '' if it has none.
+
+    What fails before training begins, such as an import, ends the process with a traceback.
+    """
+    _, _, account = text.partition("Traceback (most recent call last):")
+    raised = re.findall(r"^[A-Za-z_][\w.]*(?:Error|Exception)\b.*", account, re.MULTILINE)
+    return raised[-1].strip() if raised else ""
 
 
 def _alive(node: str) -> bool:

@@ -52,3 +52,40 @@ def test_a_lost_worker_loses_those_who_had_not_ended(
         p.trial_id: cause for p in open_
     }
     assert ledger.failures().num_rows == members
+
+
+BROKEN_IMPORT = """The actor died unexpectedly before finishing this task.
+Worker exit detail: Worker exits unexpectedly. Traceback (most recent call last):
+  File "python/ray/_raylet.pyx", line 2198, in ray._raylet.execute_task
+RuntimeError: The actor with name ImplicitFunc failed to import on the worker:
+
+Traceback (most recent call last):
+  File "/home/ada/sweep/sweepfile/schema.py", line 240, in <module>
+    class KeepSpec(Spec):
+tokenize.TokenError: ('EOF in multi-line string', (125, 8))
+
+An unexpected internal error occurred while the worker was executing a task.
+"""
+
+
+@pytest.mark.parametrize(
+    ("account", "said"),
+    [
+        (BROKEN_IMPORT, "ended by an error: tokenize.TokenError: ('EOF in multi-line string'"),
+        ("Worker exits unexpectedly. ValueError is no reason here.", "killed, or out of"),
+    ],
+)
+def test_an_error_that_ended_a_process_is_not_called_a_kill(
+    account: str, said: str, tmp_path: Path
+) -> None:
+    """Such as a source file that was changed while a worker imported it."""
+    from ray.exceptions import RayActorError
+
+    ledger = Ledger(tmp_path / "results")
+    (point,) = load(sweep_file(tmp_path, "axes: {seed: [0]}\n")).points
+
+    (result,) = results_of_lost_worker(job(point), ledger, RayActorError(error_msg=account))
+
+    assert result.cause == "worker"
+    (failure,) = ledger.failures().to_pylist()
+    assert said in failure["message"]
