@@ -153,7 +153,7 @@ class BackboneConfig(Spec):
     """Pretrained weights, whose own config.json says what the backbone computes: `hub:ID` or
     `hub:ID@REVISION` (Hugging Face Hub), `shipped:NAME` (comes with this package),
     `package:MODULE/FOLDER` (comes with an installed one), or a directory holding config.json and
-    model.safetensors. Default: those of the named size."""
+    model.safetensors; for the last two also FILE.gguf in it. Default: those of the named size."""
     initialiser: Literal["plain", "scaled"] = "plain"
     """How random weights are drawn. plain: every matrix N(0, 0.02). scaled: projections into the
     residual stream N(0, 0.02 / sqrt(2 layers)), as GPT-2's authors and some releases of
@@ -179,7 +179,10 @@ class BackboneConfig(Spec):
         sizes = row(name).sizes if ":" not in name else {}
         sizeless = {"layers", "width", "heads"} - fields.keys()
         if name == AUTO and sizeless and isinstance(fields.get("weights"), str):
-            fields = sizes_of(fields["weights"]) | fields
+            try:
+                fields = sizes_of(fields["weights"]) | fields
+            except DataError as error:
+                raise ValueError(str(error)) from error
         if size is None and "base" in sizes and not {"layers", "width", "heads"} & fields.keys():
             size = "base"
         if size is not None:

@@ -7,8 +7,10 @@ in place of two. Hence every product is counted by itself, in the order of the f
 
 - A product of an (m, k) and a (k, n) matrix is 2 m k n operations. T tokens, width W, a layer:
   queries, keys, values 6 T W^2; scores and their sums over values 4 T^2 W (a causal mask saves
-  nothing); what goes out of attention 2 T W^2; the feed-forward layer 16 T W^2. Of the last layer
-  the latter two are computed for the P positions alone that are read out (see READ_OUT). A layer of
+  nothing); what goes out of attention 2 T W^2; the feed-forward layer 16 T W^2. Weights whose own
+  config.json says so have fewer heads for keys and values, heads of another width, another inner
+  width, or a gate beside the feed-forward layer's first matrix. Of the last layer the latter
+  two are computed for the P positions alone that are read out (see READ_OUT). A layer of
   an LSTM: 16 T W^2. Around them the linear input layer, 2 T F W, and the output layer, 2 P W C.
 - Backward, a product costs its forward pass once if what it was given depends on something that
   trains, and once more if its weights train (of scores, both factors depend on it).
@@ -22,10 +24,16 @@ or a plateau ends a trial early.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import functools
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from fpt.backbones.families import Widths, widths
+from fpt.backbones.sources import HUB, read_config, weight_files
 from fpt.config import BackboneConfig, TrialConfig
+from fpt.files import DataError
 
 __all__ = ["evaluation_examples", "training_flops"]
 
@@ -135,10 +143,25 @@ def _products(trial: TrialConfig) -> Iterator[_Product]:
     yield _Product(2.0 * shape.readout * backbone.width * logits, "output", backbone.layers)
 
 
+def _widths(backbone: BackboneConfig) -> Widths:
+    """Return how wide matrices are: as config.json of the weights says, or as is usual."""
+    weights = backbone.weights
+    config: Mapping[str, Any] = {}
+    if weights is not None and not weights.startswith(HUB):
+        with contextlib.suppress(DataError):  # What is missing is told where it is needed.
+            config = _config(weights)
+    return widths(config, width=backbone.width, heads=backbone.heads)
+
+
+@functools.lru_cache(maxsize=256)
+def _config(weights: str) -> Mapping[str, Any]:
+    return read_config(weight_files(weights)[0])
+
+
 def _layer(
     backbone: BackboneConfig, layer: int, tokens: int, read: int | None
 ) -> Iterator[_Product]:
-    width = float(backbone.width)
+    width, own = float(backbone.width), _widths(backbone)
     if backbone.name.startswith("lstm"):
         # From below, and from the token before. The residual one's norm stands before a layer, the
         # sound one's behind it, the paper's between these two.
@@ -158,13 +181,14 @@ def _layer(
         yield _Product(6 * tokens * width**2, "attention", layer)
         scores = _sliding(tokens, window // 2) * width
     else:
-        yield _Product(6 * tokens * width**2, "attention", layer)
-        scores = 4 * tokens**2 * width
+        inside = own.queries + 2 * own.keys
+        yield _Product(2 * tokens * width * inside, "attention", layer)
+        scores = 4 * tokens**2 * own.queries
     yield _Product(scores, None, layer)
     behind = tokens if read is None else read
-    yield _Product(2 * behind * width**2, "attention", layer)
-    yield _Product(8 * behind * width**2, "feedforward", layer)
-    yield _Product(8 * behind * width**2, "feedforward", layer)
+    yield _Product(2 * behind * own.queries * width, "attention", layer)
+    yield _Product(2 * behind * width * own.inner * own.entrances, "feedforward", layer)
+    yield _Product(2 * behind * own.inner * width, "feedforward", layer)
 
 
 def _sliding(tokens: int, half: int) -> float:

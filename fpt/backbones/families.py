@@ -58,6 +58,9 @@ class Family:
     """The field that says how many tokens a model can have; None: any number."""
     input_width: str | None = None
     """The field that says how wide embedded tokens are, where that is not the model's width."""
+    gated: str | bool = False
+    """Whether the feed-forward layer has two matrices in, one of them a gate's; or the field of its
+    config that says so."""
     renames: tuple[tuple[str, str], ...] = ()
     """(regular expression, replacement): from names in files to those of transformers' model."""
     initial: tuple[tuple[str, float | None], ...] = ()
@@ -108,6 +111,7 @@ _LLAMA = Family(
     title="Llama",
     model="LlamaModel",
     causal=True,
+    gated=True,
     groups=(
         (r"norm\.weight$", "norm"),
         (r"\.self_attn\.", "attention"),
@@ -230,6 +234,7 @@ _WAV2VEC = Family(
 _T5 = Family(
     title="T5's encoder",
     model="T5EncoderModel",
+    gated="is_gated_act",
     left_out=((r"^decoder\.", "decoder"),),
     groups=(
         (r"layer_norm\.", "norm"),
@@ -271,6 +276,7 @@ FAMILIES: dict[str, Family] = {
         _LLAMA,
         title="Phi",
         model="PhiModel",
+        gated=False,
         groups=((r"layernorm\.(weight|bias)$", "norm"), *_LLAMA.groups[1:]),
     ),
     "gpt2": Family(
@@ -409,6 +415,7 @@ FAMILIES: dict[str, Family] = {
     "modernbert": Family(
         title="ModernBERT",
         model="ModernBertModel",
+        gated=True,
         groups=(
             (r"norm\.(weight|bias)$", "norm"),
             (r"\.attn\.", "attention"),
@@ -449,6 +456,7 @@ FAMILIES: dict[str, Family] = {
         _VIT,
         title="DINOv2",
         model="Dinov2Model",
+        gated="use_swiglu_ffn",
         tower=("", "encoder.layer", "layernorm"),
         renames=_VISION_RENAMES[1:],
     ),
@@ -456,6 +464,7 @@ FAMILIES: dict[str, Family] = {
         _VIT,
         title="DINOv2 with registers",
         model="Dinov2WithRegistersModel",
+        gated="use_swiglu_ffn",
         tower=("", "encoder.layer", "layernorm"),
         renames=_VISION_RENAMES[1:],
     ),
@@ -463,6 +472,7 @@ FAMILIES: dict[str, Family] = {
         _VIT,
         title="DINOv3",
         model="DINOv3ViTModel",
+        gated="use_gated_mlp",
         tower=("", "model.layer", "norm"),
         renames=((r"^layer\.", "model.layer."),),
     ),
@@ -613,3 +623,44 @@ def most_tokens(config: Mapping[str, Any]) -> int | None:
         return None
     # RoBERTa's table counts the rows that belong to no token; OPT's and BART's do not.
     return found - 2 if family.first_position == "pad" or family.model == "MPNetModel" else found
+
+
+_INNER = ("intermediate_size", "n_inner", "encoder_ffn_dim", "ffn_dim", "d_ff", "hidden_dim")
+"""What a config.json calls the width inside the feed-forward layer."""
+
+
+@dataclass(frozen=True)
+class Widths:
+    """How wide the matrices of a layer are, whose hidden state is `width` wide."""
+
+    queries: int
+    """All heads of the queries together."""
+    keys: int
+    """All heads of the keys together; of the values alike."""
+    inner: int
+    """Inside the feed-forward layer."""
+    entrances: int = 1
+    """Matrices into it: 2 with a gate."""
+
+
+def widths(config: Mapping[str, Any], *, width: int, heads: int) -> Widths:
+    """Return how wide a layer's matrices are.
+
+    Args:
+        config: The content of config.json; empty: as in the table's own backbones.
+        width: Of the hidden state.
+        heads: Attention heads.
+    """
+    own, family = inner(config), family_of(config)
+    head = own.get("head_dim") or own.get("d_kv") or width // heads
+    gated = family.gated if family is not None else False
+    if isinstance(gated, str):
+        said = str(own.get("feed_forward_proj", "")).startswith("gated")
+        gated = bool(own.get(gated, said))
+    if ratio := own.get("mlp_ratio"):
+        wide = int(width * ratio)
+        if gated:  # DINOv2 keeps the number of its parameters.
+            wide = (wide * 2 // 3 + 7) // 8 * 8
+    else:
+        wide = next((own[name] for name in _INNER if own.get(name)), 4 * width)
+    return Widths(heads * head, (own.get("num_key_value_heads") or heads) * head, wide, 1 + gated)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import importlib.util
 import json
 import re
@@ -15,7 +16,7 @@ from typing import Any
 
 from fpt import hub
 from fpt.backbones import families, fields
-from fpt.files import DataError, content_digest
+from fpt.files import DataError, cache_folder, content_digest, tree_digest
 
 LANGUAGE, IMAGE, SPEECH, PROTEIN = MODALITIES = ("language", "image", "speech", "protein")
 """What published weights may have been pretrained on: each is a pretraining that reads them."""
@@ -37,6 +38,12 @@ HUB = "hub:"
 
 PACKAGE = "package:"
 """Before the name of an installed Python package, and perhaps `/folder` in it."""
+
+GGUF = ".gguf"
+"""How the name of a file ends that holds a whole model, quantised."""
+
+GGUF_TYPES = "gguf_types"
+"""In the config.json that is made of one: the types of its quantised matrices."""
 
 FORMATS = (
     "model.safetensors",
@@ -63,21 +70,61 @@ HEADLESS = ("fnet", "mamba", "mamba2")
 def weights_identity(weights: str) -> str:
     """Pretrained weights by what they are: a hub id with revision, or a digest of the content.
 
+    Before that of a GGUF file stands the kind of its quantisation.
+
     Raises:
         DataError: If a directory lacks config.json or weights.
     """
     if weights.startswith(HUB):
         return weights
+    if weights.endswith(GGUF):
+        kind = quantisation(weights) or "plain"
+        return f"gguf:{kind}:sha256:{tree_digest(_folder(weights))}"
     return f"sha256:{content_digest(weight_files(weights))}"
+
+
+def quantisation(weights: str) -> str | None:
+    """Return how weights were quantised, as GGUF calls it (`Q4_1`); None: they were not.
+
+    Raises:
+        DataError: If they are not there, or cannot be read.
+    """
+    if not weights.endswith(GGUF):
+        return None
+    return "+".join(read_config(weight_files(weights)[0]).get(GGUF_TYPES, ())) or None
+
+
+def given_files(weights: str) -> list[Path]:
+    """Return the files of weights as they were given, of which all else can be made.
+
+    Raises:
+        DataError: As `weight_files`.
+    """
+    return [_folder(weights)] if weights.endswith(GGUF) else weight_files(weights)
+
+
+def _dequantised(file: Path) -> list[Path]:
+    target = cache_folder() / "weights" / f"{tree_digest(file)}.gguf"
+    if not target.is_dir():
+        # What plans imports no torch, but where something has to be converted.
+        importlib.import_module("fpt.backbones.dequantised").convert(file, target)
+    return [target / "config.json", target / FORMATS[0]]
 
 
 def weight_files(weights: str) -> list[Path]:
     """config.json and the weights of `shipped:NAME`, `package:MODULE[/FOLDER]` or a directory.
 
+    Of a GGUF file, those that are made of it once and kept in this machine's cache.
+
     Raises:
         DataError: If one of them is not there.
     """
     folder = _folder(weights)
+    if weights.endswith(GGUF):
+        if not folder.is_file():
+            raise DataError(f"{folder}: missing; give the path of a GGUF file, or a directory")
+        check_pointer(folder)
+        return _dequantised(folder)
     found = [name for name in FORMATS if (folder / name).is_file()]
     files = [folder / "config.json", folder / (found or FORMATS)[0]]
     if files[1].suffix == ".json":

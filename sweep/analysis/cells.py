@@ -23,6 +23,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeGuard
 
+from fpt.backbones.sources import quantisation
 from fpt.config import TrialConfig
 from fpt.published import ACCURACY, Figure, Reference, differences, references
 from fpt.spec import JSON
@@ -224,7 +225,7 @@ def traits(points: Sequence[Point]) -> tuple[str, ...]:
     """Return what is to be known of the trials of one config, a seed each.
 
     What their seeds have in common, and so an interval leaves out; a numerics class other than the
-    usual one.
+    usual one; weights that were quantised.
     """
     config = points[0].config
     out = []
@@ -239,6 +240,8 @@ def traits(points: Sequence[Point]) -> tuple[str, ...]:
         )
     if config.numerics != "fp32":
         out.append(f"numerics {config.numerics}")
+    if config.reads_weights and (kind := quantisation(config.backbone.weights or "")):
+        out.append(f"weights quantised to {kind}, as their GGUF file has them")
     return tuple(out)
 
 

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from fpt import plugins
-from fpt.backbones.sources import HUB, PACKAGE, weight_files
+from fpt.backbones.sources import HUB, PACKAGE, given_files
 from sweep.cluster.connection import ClusterError, asks_for_token, is_secret, reachable, use_token
 from sweep.ledger import provenance
 from sweep.sweepfile import lock, reading
@@ -208,7 +208,7 @@ def _named_files(file: Path, words: Iterable[str]) -> tuple[list[Path], list[str
         config = point.config
         weights = config.backbone.weights
         if config.reads_weights and weights and not weights.startswith(NO_PATH):
-            paths |= {} if weights in absolute else dict.fromkeys(weight_files(weights))
+            paths |= {} if weights in absolute else dict.fromkeys(given_files(weights))
         for name in type(config.task).model_fields:
             value = getattr(config.task, name)
             if isinstance(value, Path) and str(value) not in absolute:

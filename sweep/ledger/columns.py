@@ -83,7 +83,7 @@ TRIALS = (
         "weights",
         _STRING,
         "config",
-        "Where pretrained weights come from",
+        "Where pretrained weights come from; of a GGUF file, how they are quantised too",
         mlflow="param",
         category=True,
     ),

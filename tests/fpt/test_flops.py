@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fpt import TrialConfig, build_model
 from fpt.flops import evaluation_examples, training_flops
+from tests.fpt.backbones import tiny
 
 BATCH = 16  # rows that are read out then need no filling up
 BITS = {"name": "bit-memory", "strings": 3, "bits": 160, "patch": 10}  # 64 tokens of 10
@@ -99,6 +101,38 @@ def test_what_torch_counts_where_little_trains(task: dict[str, Any], train: list
     config = trial(task=task, train=train)
 
     assert training_flops(config) == pytest.approx(counted(config), rel=1e-9)
+
+
+OF_WEIGHTS: dict[str, dict[str, Any]] = {
+    "llama": {},  # a gate, and two heads of keys
+    "qwen3": {"head_dim": 16},
+    "mistral": {"sliding_window": None},
+    "phi": {},
+    "bert": {},
+    "distilbert": {"hidden_dim": 40},
+    "opt": {"ffn_dim": 72},
+    "modernbert": {},
+    "t5": {"feed_forward_proj": "gated-gelu", "d_kv": 16},
+    "bart": {},
+    "dinov2": {"mlp_ratio": 3},
+    "dinov2_with_registers": {"use_swiglu_ffn": True},
+    "whisper": {},
+    "esm": {},
+    "gptj": {"n_inner": 40},
+}
+"""Families whose inner width is not four times the outer one, with changes to their config."""
+
+
+@pytest.mark.parametrize("kind", OF_WEIGHTS)
+def test_what_torch_counts_by_the_config_of_weights(kind: str, tmp_path: Path) -> None:
+    tiny.save(kind, tmp_path, **OF_WEIGHTS[kind])
+    backbone = {"name": "auto", "weights": str(tmp_path)}
+    short = {"name": "bit-xor", "examples": 1, "bits": 8}
+
+    for train in ("fpt", "all"):
+        config = trial(task=short, backbone=backbone, train=train)
+        # Rotary positions are a product of width 1.
+        assert training_flops(config) == pytest.approx(counted(config), rel=2e-3), train
 
 
 def test_a_frozen_product_goes_backward_once_and_a_trained_one_twice() -> None:

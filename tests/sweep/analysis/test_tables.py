@@ -15,6 +15,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from gguf import GGMLQuantizationType
 from markdown_it import MarkdownIt
 from rich.console import Console
 
@@ -26,6 +27,7 @@ from sweep.ledger.ledger import Ledger
 from sweep.sweepfile.expansion import load
 from sweep.sweepfile.schema import SweepFileError, TableSpec
 from sweep.sweepfile.trials import Point, Sweep
+from tests.fpt.backbones.test_dequantised import write as write_gguf
 from tests.support import failure_row, trial_row
 
 PAPER = """\
@@ -634,6 +636,24 @@ def test_seeds_that_share_a_drawn_backbone_are_told(make: Make) -> None:
     assert rows[1][0] == "language"
     assert rows[3][0] == "random [a]"
     assert "- [a] its seeds share one drawn backbone (backbone_seed 7)" in table.to_markdown()
+
+
+def test_quantised_weights_have_a_footnote(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FPT_SWEEP_CACHE", str(tmp_path / "cache"))
+    write_gguf("llama", tmp_path / "own", tmp_path / "m.gguf", matrices=GGMLQuantizationType.Q8_0)
+    sweep, ledger = make(
+        "sweep: quantised\n"
+        "trial: {steps: 2, backbone: {name: auto, weights: m.gguf}}\n"
+        "axes: {pretraining: [language, random], task: [bit-xor], seed: [0, 1]}\n"
+        "table: {rows: pretraining, columns: task}\n"
+    )
+
+    text = build(sweep, ledger).to_markdown()
+
+    assert [row[0] for row in markdown_rows(text)[1:3]] == ["language [a]", "random"]
+    assert "- [a] weights quantised to Q8_0, as their GGUF file has them" in text
 
 
 def test_holes_and_uneven_cells(make: Make) -> None:
