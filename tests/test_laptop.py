@@ -64,7 +64,7 @@ def made_up(folder: Path) -> None:
 
 
 def shrunk(value: Any, key: str = "") -> Any:
-    """A part of a sweep file with `STEPS` steps, an evaluation after each, and one seed."""
+    """A part of a sweep file: `STEPS` steps, an evaluation after each, one seed, one rate."""
     if key.endswith("steps"):
         return STEPS
     if key.endswith("every") or key == "smoothing":
@@ -74,7 +74,8 @@ def shrunk(value: Any, key: str = "") -> Any:
     if isinstance(value, dict):
         return {name: shrunk(inner, name) for name, inner in value.items()}
     if isinstance(value, list):
-        return [0] if key == "seed" else [shrunk(one) for one in value]
+        few = {"seed": [0], "values": value[:1]}  # of what is tuned, one value
+        return few[key] if key in few else [shrunk(one) for one in value]
     return value
 
 
