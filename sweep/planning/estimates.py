@@ -173,13 +173,26 @@ def quote(planned: Plan, ledger: Ledger) -> Quote:
             len(points) - measured,
             guess,
             len(seconds) < len(points),
+            _not_asked_yet(planned.sweep),
         ),
         trials=seconds,
     )
 
 
+def _not_asked_yet(sweep: Sweep) -> int:
+    """Return how many trials an adaptive sampler has still to ask for, beyond those of the plan."""
+    tunes = [study.tune for study in sweep.studies if study.tune.sampler == "tpe"]
+    return sum(one.budget * len(one.seeds) for one in tunes) - len(sweep.tunings) if tunes else 0
+
+
 def _note(
-    device: str, measured: int, elsewhere: int, guessed: int, guess: _Guess, unpriced: bool
+    device: str,
+    measured: int,
+    elsewhere: int,
+    guessed: int,
+    guess: _Guess,
+    unpriced: bool,
+    later: int,
 ) -> str:
     if not measured + guessed:
         return "nothing to train"
@@ -196,6 +209,8 @@ def _note(
             "of other kinds in the ledger" if guess.known else "of some core, measured nowhere here"
         )
         parts.append(f"{guessed:,} from their operations by formula, at the speed {how}")
+    if later:
+        parts.append(f"without {later:,} more that sampler tpe has yet to ask for")
     return "; ".join(parts)
 
 

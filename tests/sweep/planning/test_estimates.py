@@ -191,6 +191,23 @@ def test_a_quote_holds_for_what_it_could_not_name_yet(tmp_path: Path) -> None:
     assert (found.trials, found.done) == (4, 4)
 
 
+def test_a_quote_says_how_many_trials_it_cannot_know_yet(tmp_path: Path) -> None:
+    """Of 6 points two arms try 3 each before TPE is asked; then it asks for one more of each."""
+    tune = "{learning_rate: {log: [1e-4, 1e-2]}, points: 6, sampler: tpe, seeds: [9]}"
+    file = tmp_path / "adaptive.yaml"
+    body, _, _ = TUNED.partition("tune:")
+    file.write_text(f"{body}tune: {tune}\naxes: {{dropout: [0, 0.1], seed: [0, 1]}}\n")
+    ledger = Ledger(tmp_path / "results")
+    before = quote(plan(file, ledger), ledger)
+    for point in load(file).tunings:
+        ledger.commit(trial_row(point, validation_accuracy=int(point.trial_id, 16) % 10 / 10))
+
+    after = quote(plan(file, ledger), ledger)
+
+    assert "without 6 more that sampler tpe has yet to ask for" in before.note
+    assert "without 4 more" in after.note
+
+
 def test_a_quote_that_cannot_be_read_is_none(tmp_path: Path) -> None:
     (tmp_path / "quotes/x").mkdir(parents=True)
     (tmp_path / "quotes/x/1.json").write_text("{")
