@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from fpt.backbones import AUTO, BACKBONES
 from sweep.execution.job import Halt, Job, Reporter
@@ -20,6 +20,18 @@ PACKED = [name for name in TABLE if BACKBONES[name].packs]
 """Those whose trials can train side by side."""
 
 STARTED = dt.datetime(2026, 11, 20, 12, 0, 0, tzinfo=dt.UTC)
+
+
+class Said(NamedTuple):
+    """What a command did."""
+
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Said]
+"""The command line, called with its words."""
 
 
 def small(name: str) -> dict[str, Any]:

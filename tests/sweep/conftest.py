@@ -1,4 +1,4 @@
-"""Places for a ledger: buckets of a local S3 server, and a small disk."""
+"""The command line, and places for a ledger: buckets of a local S3 server, and a small disk."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.servers import Ceph, Moto, S3Server
+from tests.support import Command, Said
 
 _NUMBERS = itertools.count()
 
@@ -77,3 +78,19 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 
     yield mount
     subprocess.run(["umount", str(disk)], capture_output=True)
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    """Run the command line in this process, as the shell would."""
+    from sweep import cli
+
+    def run(*argv: object) -> Said:
+        monkeypatch.setattr("sys.argv", ["sweep", *map(str, argv)])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        code = exit_.value.code
+        assert isinstance(code, int)
+        return Said(code, *capfd.readouterr())
+
+    return run

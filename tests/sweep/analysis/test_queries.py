@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -16,7 +14,7 @@ from sweep.ledger.ledger import Ledger, LedgerError
 from sweep.sweepfile.expansion import load
 from sweep.sweepfile.schema import SweepFileError
 from sweep.sweepfile.trials import Sweep
-from tests.support import failure_row, trial_row
+from tests.support import Command, failure_row, trial_row
 
 TEXT = """\
 sweep: asked
@@ -176,26 +174,19 @@ def test_what_is_wrong_is_told(asked: Sweep) -> None:
         query("SELECT 1", "results", asked.file.parent / "none.yaml")
 
 
-def test_the_command(asked: Sweep) -> None:
-    folder = asked.file.parent
+def test_the_command(asked: Sweep, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(asked.file.parent)
+    where = ("--results", "results")
 
-    def command(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "sweep", "query", *words, "--results", "results"],
-            capture_output=True, text=True, cwd=folder, timeout=600,
-        )  # fmt: skip
-
-    cells = ('SELECT "column", "values" FROM cells', "--sweep", "asked.yaml")
-    assert (
-        command(*cells, "--format", "csv").stdout
-        == "column,values\nbit-xor,50.0; 60.0\nlong,70.0\n"
-    )
-    written = command("SELECT seed FROM trials", "--format", "parquet", "-o", "out.parquet")
-    assert written.returncode == 0
-    assert pq.read_table(folder / "out.parquet").num_rows == 4
-    wrong = command("SELECT")
-    assert (wrong.returncode, wrong.stdout) == (2, "")
-    assert "Traceback" not in wrong.stderr
+    cells = ('SELECT "column", "values" FROM cells', "--sweep", "asked.yaml", "--format", "csv")
+    told = command("query", *cells, *where)
+    assert told.out == "column,values\nbit-xor,50.0; 60.0\nlong,70.0\n"
+    seeds = ("SELECT seed FROM trials", "--format", "parquet", "-o", "out.parquet")
+    assert command("query", *seeds, *where).code == 0
+    assert pq.read_table("out.parquet").num_rows == 4
+    wrong = command("query", "SELECT", *where)
+    assert (wrong.code, wrong.out) == (2, "")
+    assert "Traceback" not in wrong.err
 
 
 def test_how_an_answer_is_written(asked: Sweep, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,8 +8,6 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +24,7 @@ from sweep.execution import driver
 from sweep.ledger.ledger import Ledger, new_attempt
 from sweep.planning.packing import Workers
 from sweep.sweepfile.expansion import load
-from tests.support import failure_row, job, trial_row
+from tests.support import Command, failure_row, job, trial_row
 
 TINY = """\
 sweep: tiny
@@ -44,18 +42,6 @@ table: {rows: pretraining, columns: task}
 """
 
 
-@dataclass
-class Result:
-    """What a command did."""
-
-    code: int
-    out: str
-    err: str
-
-
-Command = Callable[..., Result]
-
-
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A sweep file in the current folder."""
@@ -63,22 +49,6 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = Path("tiny.yaml")
     path.write_text(TINY)
     return path
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
-    """Run the command line in this process, as the shell would."""
-
-    def run(*argv: object) -> Result:
-        monkeypatch.setattr("sys.argv", ["sweep", *map(str, argv)])
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        code = exit_.value.code
-        assert isinstance(code, int)
-        said = capfd.readouterr()
-        return Result(code, said.out, said.err)
-
-    return run
 
 
 COMMANDS = sorted(c.callback.__name__ for c in cli.app.registered_commands if c.callback)

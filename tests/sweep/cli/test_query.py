@@ -15,6 +15,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from tests.support import Command
+
 FILE = """\
 sweep: asked
 trial: {backbone: {name: gpt2, layers: 1, width: 8, heads: 1}, steps: 10}
@@ -24,42 +26,35 @@ claims: [{that: fpt > all, axis: train}]
 """
 
 
-def sweep(*argv: object, **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "sweep", *map(str, argv)],
-        capture_output=True, text=True, encoding="utf-8", check=False, env=os.environ | variables,
-    )  # fmt: skip
-
-
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("asked.yaml").write_text(FILE.replace("claims: [{that: fpt > all, axis: train}]\n", ""))
 
 
-def test_values_of_every_type_are_printed_in_every_format() -> None:
+def test_values_of_every_type_are_printed_in_every_format(command: Command) -> None:
     sql = "SELECT * FROM test_all_types() UNION ALL BY NAME SELECT DATE '10000-01-01' AS date"
     for form in ("table", "csv", "json"):
-        told = sweep("query", sql, "--format", form)
-        assert told.returncode == 0, told.stderr
-        assert "10000-01-01" in told.stdout
-    json.loads(sweep("query", sql, "--format", "json").stdout)
+        told = command("query", sql, "--format", form)
+        assert told.code == 0, told.err
+        assert "10000-01-01" in told.out
+    json.loads(command("query", sql, "--format", "json").out)
 
 
-def test_values_are_words_and_spans_are_seconds() -> None:
+def test_values_are_words_and_spans_are_seconds(command: Command) -> None:
     sql = (
         "SELECT chr(27) || ']0;title' || chr(7) || '[link=http://x]y[/link]' AS a, '=1+1' AS b, "
         "INTERVAL '1 day 2 seconds 5 milliseconds' AS c, "
         "TIMESTAMP '2026-01-02' - TIMESTAMP '2026-01-01' AS d"
     )
-    shown = sweep("query", sql).stdout.splitlines()[1].split("  ")
+    shown = command("query", sql).out.splitlines()[1].split("  ")
     assert [text.strip() for text in shown if text] == [
         r"\x1b]0;title\x07[link=http://x]y[/link]", "=1+1", "86402", "86400",
     ]  # fmt: skip
-    (row,) = csv.DictReader(io.StringIO(sweep("query", sql, "--format", "csv").stdout))
+    (row,) = csv.DictReader(io.StringIO(command("query", sql, "--format", "csv").out))
     assert list(row.values())[1:] == ["'=1+1", "86402.005", "86400.0"]
     assert "\x1b" not in row["a"]
-    (row,) = json.loads(sweep("query", sql, "--format", "json").stdout)
+    (row,) = json.loads(command("query", sql, "--format", "json").out)
     assert row["a"].startswith("\x1b]0;")  # JSON has a way of its own to hold it
 
 
@@ -79,9 +74,9 @@ def test_values_are_words_and_spans_are_seconds() -> None:
         (["table", "asked.yaml"], "x", b"**asked**"),
     ],
 )
-def test_the_suffix_chooses(argv: list[str], name: str, first: bytes) -> None:
-    written = sweep(*argv, "-o", name)
-    assert written.returncode == 0, written.stderr
+def test_the_suffix_chooses(argv: list[str], name: str, first: bytes, command: Command) -> None:
+    written = command(*argv, "-o", name)
+    assert written.code == 0, written.err
     assert Path(name).read_bytes().startswith(first)
 
 
@@ -100,18 +95,18 @@ def test_the_suffix_chooses(argv: list[str], name: str, first: bytes) -> None:
     ],
 )
 def test_a_suffix_that_says_something_else_is_refused_and_the_file_stays(
-    argv: list[str], name: str
+    argv: list[str], name: str, command: Command
 ) -> None:
     Path(name).write_text("kept")
-    refused = sweep(*argv, "-o", name)
-    assert refused.returncode == 2
-    assert "contradicts" in refused.stderr or "no format goes by" in refused.stderr
-    assert "Traceback" not in refused.stderr
+    refused = command(*argv, "-o", name)
+    assert refused.code == 2
+    assert "contradicts" in refused.err or "no format goes by" in refused.err
+    assert "Traceback" not in refused.err
     assert Path(name).read_text() == "kept"
 
 
-def test_parquet_holds_what_was_asked() -> None:
-    assert sweep("query", "SELECT 1 AS a, 'b' AS c", "-o", "x.parquet").returncode == 0
+def test_parquet_holds_what_was_asked(command: Command) -> None:
+    assert command("query", "SELECT 1 AS a, 'b' AS c", "-o", "x.parquet").code == 0
     assert pq.read_table("x.parquet").to_pylist() == [{"a": 1, "c": "b"}]
 
 
@@ -159,6 +154,9 @@ def test_a_full_device_is_told_in_one_line(argv: list[str]) -> None:
     ],
 )
 def test_a_pipe_gets_utf_8_whatever_the_locale(variables: dict[str, str]) -> None:
-    told = sweep("query", "SELECT chr(177) || chr(8224) || chr(38928) AS a", **variables)
+    told = subprocess.run(
+        [sys.executable, "-m", "sweep", "query", "SELECT chr(177) || chr(8224) || chr(38928) AS a"],
+        capture_output=True, text=True, encoding="utf-8", check=False, env=os.environ | variables,
+    )  # fmt: skip
     assert told.returncode == 0
     assert "±†預" in told.stdout

@@ -14,14 +14,13 @@ from typing import Any
 
 import pytest
 
-from sweep import cli
 from sweep.analysis.tables import load_table
 from sweep.exchange.diff import FIGURES, Conflict, clash, diff, row_by_row
 from sweep.execution.driver import DRIVER
 from sweep.ledger.ledger import TRIALS, Ledger
 from sweep.sweepfile.expansion import load
 from sweep.sweepfile.trials import Point, Sweep
-from tests.support import failure_row, trial_row
+from tests.support import Command, failure_row, trial_row
 
 FILE = """\
 sweep: compared
@@ -245,23 +244,6 @@ def test_rows_that_are_equal_or_explained_are_reproduced(
 
 
 # --- commands -------------------------------------------------------------------------------------
-
-Command = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
-    """Run the command line in this process: exit code, stdout, stderr."""
-
-    def run(*argv: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["sweep", *map(str, argv)])
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        code = exit_.value.code
-        assert isinstance(code, int)
-        return code, *capfd.readouterr()
-
-    return run
 
 
 def test_diff_exits_by_what_it_finds(sweep: Sweep, command: Command) -> None:
