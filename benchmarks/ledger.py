@@ -1,10 +1,11 @@
-"""How a large ledger reads: 100,000 trials with 5,000,000 points of curves, and smaller ones.
+"""How a large ledger reads and travels: 2,000 and 20,000 trials, 50 points of a curve each.
 
-    python benchmarks/ledger.py [--trials 100000] [--folder FOLDER]
+    python benchmarks/ledger.py [--trials 20000] [--folder FOLDER]
 
 Generates ledgers of the real layout (a file a trial, two pieces of a curve a trial), and runs every
-command on them in a process of its own. Prints seconds and memory of the first run, which reads
-every file and makes the cache, and of later ones; then one JSON object a line for each bar.
+command on them in a process of its own, first as they are and then after `sweep compact`. Prints
+seconds of CPU, of the clock, and memory; then one JSON object a line for each bar, in seconds of
+CPU. "first" is a command that reads every file and makes the cache.
 
 The files are made from templates, a hundred of them, by putting each trial's own ids, seeds and
 figures in their places: a hundred times quicker than encoding each. For that they are neither
@@ -18,7 +19,8 @@ import datetime as dt
 import json
 import math
 import os
-import statistics
+import shlex
+import shutil
 import struct
 import subprocess
 import sys
@@ -39,7 +41,6 @@ from sweep.sweepfile.trials import Point
 
 POINTS = 50
 """Points of a trial's curve, in two pieces."""
-REPEATS = 3
 FIRST_SEED = 1000
 """Seeds have four digits, so that the files of all trials of a cell are of one length."""
 ATTEMPT = "20261122T000000.000000Z.abcdef"
@@ -66,6 +67,8 @@ claims:
 class Ran(NamedTuple):
     """What a command took."""
 
+    cpu: float
+    """Seconds of the processor, of all threads."""
     seconds: float
     """From the start of the interpreter to its end."""
     memory: int
@@ -188,95 +191,126 @@ def _encoded(dataset: Dataset, columns: Mapping[str, Any]) -> bytes:
     return bytes(sink.getvalue())
 
 
-def ran(*command: str) -> Ran:
+def ran(*command: str, folder: Path) -> Ran:
     """Run a command with this interpreter."""
     began = time.perf_counter()
-    process = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, *command], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    assert process.stderr is not None
+    said = process.stderr.read().decode()
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - began
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise SystemExit(f"{' '.join(command)} ended with code {process.returncode}")
-    return Ran(seconds, usage.ru_maxrss * 1024)
+        raise SystemExit(f"{' '.join(command)} ended with code {process.returncode}: {said}")
+    return Ran(usage.ru_utime + usage.ru_stime, seconds, usage.ru_maxrss * 1024)
 
 
-COMMANDS: dict[str, list[str]] = {
-    "table": ["table", "FILE", "--format", "md"],
-    "query of trials": [
-        "query",
-        "SELECT task_parameters, pretraining, avg(test_accuracy) FROM trials GROUP BY ALL",
-    ],
-    "query of curves": [
-        "query",
-        "SELECT split, step, avg(loss) FROM curves GROUP BY ALL ORDER BY ALL",
-    ],
-    "plan": ["plan", "FILE"],
-    "report": ["report", "FILE", "-o", "PAGE"],
+CURVES_QUERY = "SELECT split, step, avg(loss) FROM curves GROUP BY ALL ORDER BY ALL"
+TRIALS_QUERY = "SELECT task_parameters, avg(test_accuracy) FROM trials GROUP BY ALL"
+READ = "import pandas; assert len(pandas.read_parquet('results/trials')) == {trials}"
+
+STEPS: tuple[tuple[str, str], ...] = (
+    ("plan, first", "plan large.yaml"),
+    ("plan", "plan large.yaml"),
+    ("query of curves, first", f"query '{CURVES_QUERY}'"),
+    ("query of curves", f"query '{CURVES_QUERY}'"),
+    ("query of trials", f"query '{TRIALS_QUERY}'"),
+    ("table", "table large.yaml --format md"),
+    ("export", "export large.yaml -o bundle.zip"),
+    ("merge with its bundle", "merge results bundle.zip --into merged"),
+    ("merge again", "merge results bundle.zip --into merged"),
+    ("diff", "diff results merged large.yaml"),
+    ("upgrade", "upgrade results --into upgraded"),
+    ("compact", "compact"),
+    ("plan, compacted", "plan large.yaml"),
+    ("query of curves, compacted", f"query '{CURVES_QUERY}'"),
+    ("table, compacted", "table large.yaml --format md"),
+    ("report, compacted", "report large.yaml -o report.html"),
+    ("export, compacted", "export large.yaml -o bundle.zip"),
+    ("merge, compacted", "merge results bundle.zip --into again"),
+    ("pandas.read_parquet, compacted", READ),
+)
+"""What is measured, in this order: a name, and a command or a program."""
+
+MUSTS = {
+    "plan, first": 5,
+    "query of curves, first": 10,
+    "merge with its bundle": 25,
+    "merge again": 5,
+    "diff": 10,
+    "upgrade": 10,
+    "export": 10,
+    "table": 3,
+    "query of trials": 2,
+    "pandas.read_parquet, compacted": 2,
 }
-FIRST = {"table": "trials", "query of curves": "curves"}
-"""Commands that come upon a ledger without a cache of these."""
+"""Seconds, at 20,000 trials."""
+MEMORY = {"merge with its bundle": 400, "pandas.read_parquet, compacted": 300}
+"""MB, likewise."""
+LINEAR = ("plan, compacted", "table, compacted", "query of curves, compacted", "compact")
 
 
-def measure(file: Path) -> dict[str, tuple[Ran | None, Ran]]:
-    """What each command takes: the first time, where that makes a cache, and the best of later."""
-    results = file.parent / "results"
+def measure(folder: Path, trials: int) -> dict[str, Ran]:
+    """Return what each step takes; what an earlier measurement left is removed."""
+    for name in ("merged", "upgraded", "again", "results/cache"):
+        shutil.rmtree(folder / name, ignore_errors=True)
     out = {}
-    for name, words in COMMANDS.items():
-        given = {"FILE": str(file), "PAGE": str(file.parent / "report.html")}
-        command = ["-m", "sweep", *(given.get(word, word) for word in words)]
-        command += ["--results", str(results)]
-        cold = None
-        if name in FIRST:
-            (results / "cache" / f"{FIRST[name]}.parquet").unlink(missing_ok=True)
-            cold = ran(*command)
-        out[name] = (cold, min(ran(*command) for _ in range(REPEATS)))
+    for name, words in STEPS:
+        program = words.format(trials=trials) if name.startswith("pandas") else ""
+        command = ["-c", program] if program else ["-m", "sweep", *shlex.split(words)]
+        out[name] = ran(*command, folder=folder)
     return out
+
+
+def inodes(folder: Path) -> int:
+    """Return the files and folders of a ledger, without its cache."""
+    return sum("cache" not in path.relative_to(folder).parts for path in folder.rglob("*"))
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--trials", type=int, default=100_000)
+    parser.add_argument("--trials", type=int, default=20_000)
     parser.add_argument("--folder", type=Path, help="where generated ledgers are kept and found")
     given = parser.parse_args()
-    sizes = [given.trials // 10, given.trials // 5, given.trials]
-    found: dict[int, dict[str, tuple[Ran | None, Ran]]] = {}
-    start = min(ran("-c", "pass") for _ in range(REPEATS)).seconds
+    sizes = [given.trials // 10, given.trials]
+    found: dict[int, dict[str, Ran]] = {}
+    files: dict[int, tuple[float, float]] = {}
     with tempfile.TemporaryDirectory() as scratch:
+        start = ran("-c", "pass", folder=Path(scratch)).cpu
         for size in sizes:
-            folder = (given.folder or Path(scratch)) / str(size)
-            file = folder / "large.yaml"
-            if not file.exists():
+            kept = (given.folder or Path(scratch)) / str(size)
+            if not (kept / "large.yaml").exists():
                 began = time.perf_counter()
-                folder.mkdir(parents=True)
-                generate(folder, size)
+                kept.mkdir(parents=True)
+                generate(kept, size)
                 print(f"generated {size:,} trials in {time.perf_counter() - began:.0f} s")
-            found[size] = measure(file)
-    print(f"\nthe interpreter's start takes {start:.2f} s of each")
-    print(
-        f"{'trials':>9} {'points':>10}  {'command':<16} "
-        f"{'first s':>8} {'MB':>6} {'later s':>8} {'MB':>6}"
-    )
-    for size, commands in found.items():
-        for name, (cold, warm) in commands.items():
-            first = f"{cold.seconds:8.2f} {cold.memory / 1e6:6.0f}" if cold else " " * 15
-            later = f"{warm.seconds:8.2f} {warm.memory / 1e6:6.0f}"
-            print(f"{size:>9,} {size * POINTS:>10,}  {name:<16} {first} {later}")
-    print()
-    musts = {"table": 3, "query of trials": 2, "query of curves": 2, "report": 20}
-    lines = [
-        (f"seconds for {name}, {sizes[-1]:,} trials", found[sizes[-1]][name][1].seconds, must)
-        for name, must in musts.items()
-    ]
-    all_ran = [one for pairs in found[sizes[-1]].values() for one in pairs if one]
-    lines.append(("memory of any command, MB", max(one.memory for one in all_ran) / 1e6, 2000))
-    for name in COMMANDS:
-        # The slope in logarithms, less the start that all have: 1 is linear.
-        seconds = [max(found[size][name][1].seconds - start, 1e-3) for size in sizes]
-        slope = statistics.linear_regression(
-            [math.log(size) for size in sizes], [math.log(one) for one in seconds]
+            folder = Path(scratch) / f"measured-{size}"
+            shutil.copytree(kept, folder)
+            before = inodes(folder / "results") / size
+            found[size] = measure(folder, size)
+            files[size] = (before, inodes(folder / "results") / size)
+            shutil.rmtree(folder)
+    print(f"{'':<32} " + "".join(f"{size:>12,} trials   " for size in sizes))
+    print(f"{'':<32} " + "   CPU s clock s    MB " * len(sizes))
+    for name, _ in STEPS:
+        line = "".join(
+            f"{one.cpu:8.1f} {one.seconds:7.1f} {one.memory / 1e6:5.0f} "
+            for one in (found[size][name] for size in sizes)
         )
-        lines.append((f"growth of {name} with trials, as a power", slope.slope, 1.15))
+        print(f"{name:<32} {line}")
+    large = found[sizes[-1]]
+    lines = [(f"CPU seconds for {n}", large[n].cpu, must) for n, must in MUSTS.items()]
+    lines += [(f"memory of {n}, MB", large[n].memory / 1e6, must) for n, must in MEMORY.items()]
+    lines.append(("inodes a trial, before compaction", files[sizes[-1]][0], 5))
+    lines.append(("inodes a trial, after it", files[sizes[-1]][1], 0.1))
+    for name in LINEAR:
+        # The slope in logarithms, less the start that all have: 1 is linear.
+        small, big = (max(found[size][name].cpu - start, 1e-3) for size in sizes)
+        slope = math.log(big / small) / math.log(sizes[-1] / sizes[0])
+        lines.append((f"growth of {name} with trials, as a power", slope, 1.15))
     for bar, value, must in lines:
         print(json.dumps({"bar": bar, "value": round(value, 3), "must": must, "better": "lower"}))
 
