@@ -238,7 +238,7 @@ def simulate(slots: int, packs: int, sigma: float, mean: float, url: str, folder
     assert lease is not None
     reserve: list[ReservationsAhead] = []
     scheduler = Scheduler(planned, {}, lambda event: None, claim=lambda ids: reserve[0](ids))
-    claims, ahead = ledger.claims(lease), 1 + slots // AHEAD
+    claims, ahead = ledger.reservations(lease), 1 + slots // AHEAD
     reserve.append(ReservationsAhead(claims, scheduler.upcoming, ahead, at_first=slots))
     train: Any = None
     context = RunContext(ledger, lease, Interrupts(), lambda event: None, train)

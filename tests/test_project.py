@@ -127,6 +127,8 @@ export FILE -o bundle.zip
 merge bundle.zip --into merged
 diff results merged FILE
 upgrade merged --into upgraded
+compact
+table FILE
 """
 
 

@@ -87,7 +87,7 @@ def read(sweep: Sweep, ledger: Ledger) -> History:
         sweep.ledger.ledger.LedgerError: If the ledger cannot be read.
     """
     families = []
-    for note in ledger.notes(sweep.name, "families").values():
+    for note in ledger.notes.on_claims(sweep.name, "families").values():
         try:
             families.append(
                 Family(
@@ -101,7 +101,7 @@ def read(sweep: Sweep, ledger: Ledger) -> History:
         except (KeyError, TypeError, ValueError, AttributeError, ValidationError):
             continue
     readings: dict[Key, set[tuple[str, ...]]] = {}
-    for note in ledger.notes(sweep.name, "readings").values():
+    for note in ledger.notes.on_claims(sweep.name, "readings").values():
         for one in note.get("contrasts", ()):
             try:
                 if one["last"]:
@@ -156,7 +156,7 @@ def register(sweep: Sweep, ledger: Ledger) -> None:
     at = _now()
     results = len(ledger.done() & {point.trial_id for point in sweep.points})
     note = {**listed, "at": at, "digest": digest, "results": results}
-    ledger.put_note(sweep.name, "families", f"{at.replace(':', '')}-{digest}", note)
+    ledger.notes.put(sweep.name, "families", f"{at.replace(':', '')}-{digest}", note)
 
 
 def note_reading(sweep: Sweep, ledger: Ledger, contrasts: Iterable[Mapping[str, Any]]) -> None:
@@ -179,7 +179,7 @@ def note_reading(sweep: Sweep, ledger: Ledger, contrasts: Iterable[Mapping[str, 
     digest = hashlib.sha256(_text(seen).encode()).hexdigest()[:12]
     note = {"at": _now(), "family": digest_of(sweep), "contrasts": shown}
     try:
-        ledger.put_note(sweep.name, "readings", digest, note)
+        ledger.notes.put(sweep.name, "readings", digest, note)
     except LedgerError as error:
         logging.getLogger(__name__).warning("this reading is not noted: %s", in_one_line(error))
 

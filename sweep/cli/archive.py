@@ -28,6 +28,7 @@ from sweep.cli.common import (
 if TYPE_CHECKING:
     from sweep.analysis.tracing import Member, Trace
     from sweep.exchange.diff import CellChange, Difference, Match
+    from sweep.exchange.merging import Merged
     from sweep.ledger.ledger import Ledger
 
 Into = Annotated[
@@ -285,9 +286,16 @@ def merge(
     _idle(into)
     merged = unite(ledgers, into, prefer_first=prefer_first)
     if as_json:
-        left_out = [one.record() for one in merged.left_out]
-        show_json({**vars(merged), "left_out": left_out})
+        show_json(_record(merged))
         return
+    _show_merged(merged, into)
+
+
+def _record(merged: Merged) -> dict[str, Any]:
+    return {**vars(merged), "left_out": [one.record() for one in merged.left_out]}
+
+
+def _show_merged(merged: Merged, into: str) -> None:
     counts = {
         "copied": merged.trials,
         "there already": merged.present,
@@ -308,18 +316,15 @@ def upgrade(
     into: Into,
     as_json: AsJson = False,
 ) -> None:
-    """Write an older ledger anew in the schema of today. The old one stays as it is."""
+    """Write an older ledger anew in the layout of today. The old one stays as it is."""
     from sweep.exchange.merging import upgrade as renew
 
     _idle(into)
     done = renew(old, into)
     if as_json:
-        show_json(vars(done))
+        show_json({**_record(done.merged), "stale": done.stale})
         return
-    say(
-        f"{into}: {count(done.written, 'object')} written, {done.rewritten:,} of them in a newer "
-        f"schema; {done.present:,} there already"
-    )
+    _show_merged(done.merged, into)
     for reason in done.stale:
         say(f"  {reason}")
 

@@ -133,7 +133,7 @@ def _tell_removed(sweep: Sweep, ledger: Ledger, *, prune: bool) -> None:
     """
     from sweep.execution.driver import DRIVER
 
-    before = ledger.remembered(sweep.name)
+    before = ledger.notes.trial_list(sweep.name)
     now = {point.trial_id: point.label for point in sweep.all if not point.undecided}
     removed = {name: label for name, label in before.items() if name not in now}
     done = ledger.done()
@@ -144,14 +144,14 @@ def _tell_removed(sweep: Sweep, ledger: Ledger, *, prune: bool) -> None:
         say("  a run is under way; --prune forgets them once it has ended")
         prune = False
     elif removed and prune:
-        shared = (removed.keys() - done) & ledger.others(sweep.name)
+        shared = (removed.keys() - done) & ledger.notes.of_other_sweeps(sweep.name)
         ledger.remove("states", removed.keys() - done - shared)
         say(f"  {count(len(removed), 'trial')} forgotten; rows of finished ones stay")
         if shared:
             say(f"  {len(shared):,} of them: other sweeps have them too, so their states stay")
     elif removed:
         say("  nothing becomes of them; --prune forgets them, and drops unfinished ones' states")
-    ledger.remember(sweep.name, now if prune else removed | now)
+    ledger.notes.save_trial_list(sweep.name, now if prune else removed | now)
 
 
 def _next_steps(
@@ -186,7 +186,7 @@ def pause(file: File, results: Results = "results") -> None:
     from sweep.sweepfile.expansion import load
 
     sweep, ledger = load(file), Ledger.existing(results, write=True)
-    ledger.pause(sweep.name)
+    ledger.notes.pause(sweep.name)
     again = shlex.quote(str(file)) + where_option(results)
     if not ledger.holders(DRIVER):
         say(f"{sweep.name}: no driver is running")
@@ -217,7 +217,7 @@ def retry(
     if cause:
         last = last_causes(ledger)
         failed = [p for p in failed if last.get(p.trial_id) in cause]
-    ledger.forgive([p.trial_id for p in failed])
+    ledger.reset_failures([p.trial_id for p in failed])
     for point in failed:
         echo(f"{point.trial_id} {point.label}")
     if failed:
@@ -309,7 +309,7 @@ def status(
         said["spent"] = asdict(spent(planned.sweep, ledger))
         if (compared := estimates.compare(planned.sweep, ledger)) is not None:
             said["quote"] = asdict(compared)
-        said["paused"] = ledger.paused(planned.sweep.name)
+        said["paused"] = ledger.notes.paused(planned.sweep.name)
         said["labels"] = {point.trial_id: point.label for point in planned.sweep.all}
         said["retry"] = planned.sweep.spec.retry.model_dump()
     else:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sweep.cli.common import (
+    AsJson,
     File,
     Results,
     UserError,
@@ -17,6 +18,7 @@ from sweep.cli.common import (
     count,
     echo,
     say,
+    show_json,
 )
 
 if TYPE_CHECKING:
@@ -77,6 +79,21 @@ def gc(
         elif yes or typer.confirm(question, err=True):
             _idle(ledger)  # a run may have started while nobody answered
             say(f"{count(ledger.remove(kind, ids), 'object')} of {kind} removed")
+
+
+@app.command(epilog="Example: sweep compact --results results")
+def compact(results: Results = "results", as_json: AsJson = False) -> None:
+    """Put what finished trials left into few large files: a run does it where it pays."""
+    from sweep.ledger.ledger import Ledger
+
+    done = Ledger.existing(results, write=True).compact()
+    if as_json:
+        show_json(vars(done))
+        return
+    say(
+        f"{results}: {count(done.trials, 'finished trial')} put together: "
+        f"{count(done.segments, 'large file')} written, {count(done.files, 'small one')} removed"
+    )
 
 
 def _idle(ledger: Ledger) -> None:

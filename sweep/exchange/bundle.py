@@ -2,15 +2,17 @@
 
     README.md               how to read the rest
     NAME.yaml, NAME.lock    the sweep file, its lock, and modules of its own that it names
-    results/                the ledger's objects of the sweep's trials: `sweep table` works on them
+    results/                a ledger of the sweep's trials: `sweep table` works on it
     tables/                 the table in every format, and the claims with their verdicts
     report.html             all of it on one page
     trials.json             the trials as the sweep file expands to them
     manifest.json           the SHA-256 and the size of each of these
 
-The same ledger gives the same bytes: members lie there as they are, by name, the manifest last,
-and without the time of day. A bundle of somebody else's is read with suspicion: nothing but what
-its manifest lists is unpacked, under no other name than a ledger's.
+The same ledger gives the same bytes, however its rows lie: members are in the order of their names,
+the manifest last, and without the time of day. Rows are in segments (see `sweep.ledger.segments`),
+but for what is not settled: that lies there as it does in the ledger. A bundle of somebody else's
+is read with suspicion: nothing but what its manifest lists is unpacked, under no other name than a
+ledger's.
 """
 
 from __future__ import annotations
@@ -38,15 +40,17 @@ from fpt.spec import JSON
 from sweep.analysis import tables
 from sweep.exchange.publication import is_publication, restore
 from sweep.ledger.errors import unwritable
-from sweep.ledger.ledger import KEPT, Kept, Ledger, LedgerError, is_object
+from sweep.ledger.ledger import Kept, Ledger, LedgerError, is_object
 from sweep.planning.plan import plan
 from sweep.planning.tuning import resolve
 from sweep.sweepfile import lock
 from sweep.sweepfile.trials import Sweep
 
 MANIFEST = "manifest.json"
-FORMAT = 1
+FORMAT = 2
 """Raised when a bundle gets another form."""
+READ = (1, 2)
+"""Forms that are read: in the first, each row was a file."""
 RESULTS = "results/"
 """Where the ledger's objects lie in a bundle."""
 
@@ -109,18 +113,22 @@ def export(sweep: Sweep, ledger: Ledger, output: Path, *, states: bool = False) 
     """
     if output.suffix != ".zip":
         raise BundleError(f"{output}: a bundle is a zip; give it a name that ends in .zip")
-    sweep = resolve(sweep, ledger)
-    objects, members = _collected(sweep, ledger, states=states)
+    still = ledger.snapshot()  # a run may be under way: all that is said is of the same rows
+    sweep = resolve(sweep, still)
+    members = _members(sweep, still)
+    rows, done = _rows(sweep, still, states=states)
+    # Last: to show claims is to write down what was read.
+    rows |= {name: partial(ledger.copy, name) for name in ledger.notes.names(sweep.name)}
     manifest: JSON = {
         "format": FORMAT,
         "sweep": sweep.name,
         "file": sweep.file.name,
         "written_by": f"fpt-sweep {_version()}",
-        "trials": len([name for name in objects if name.startswith("trials/")]),
+        "trials": done,
         "expected": len(sweep.all),
         "members": {},
     }
-    members |= {RESULTS + name: partial(ledger.copy, name) for name in objects}
+    members |= {RESULTS + name: read for name, read in rows.items()}
     try:
         handle, staged = tempfile.mkstemp(dir=output.parent, prefix=f".{output.name}-")
         try:
@@ -160,33 +168,34 @@ def _add(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
 Member = Callable[[], bytes]
 
 
-def _collected(
-    sweep: Sweep, ledger: Ledger, *, states: bool
-) -> tuple[list[str], dict[str, Member]]:
-    # The names of the ledger's objects, and all else. A run may be under way: what is said of the
-    # rows has to be said of these rows.
-    for _ in range(3):
-        objects = _objects(sweep, ledger, states=states)
-        members = _members(sweep, Ledger(ledger.uri), objects)
-        if _objects(sweep, ledger, states=states) == objects:
-            return objects, members
-    raise BundleError(
-        f"{ledger.uri}: changes while it is read: a run is under way; export once it has ended"
-    )
+def _rows(sweep: Sweep, ledger: Ledger, *, states: bool) -> tuple[dict[str, Member], int]:
+    """Return the objects of a ledger of the sweep's trials, by name, and how many of them are done.
 
+    Args:
+        sweep: The sweep.
+        ledger: Where its rows are.
+        states: Also what trials resume from, trained tensors and backbones.
 
-def _objects(sweep: Sweep, ledger: Ledger, *, states: bool) -> list[str]:
-    kinds: tuple[Kept, ...] = KEPT if states else ("trials", "curves", "failures")
+    Raises:
+        LedgerError: If files of these trials are damaged.
+    """
     ids = {point.trial_id for point in sweep.all}
-    listed = (ledger.names(kind) for kind in kinds)
-    own = [name for own in listed for trial in own.keys() & ids for name in own[trial]]
-    return [*own, *ledger.note_names(sweep.name)]
+    settled, objects = ledger.settled_objects(ids)
+    members: dict[str, Member] = {name: partial(bytes, data) for name, data in objects.items()}
+    # Curves of trials that have yet to end may go on, and come as they are; so does all else.
+    kinds: tuple[Kept, ...] = ("curves", "states", "backbones") if states else ("curves",)
+    for kind in kinds:
+        own = ledger.names(kind)
+        chosen = own.keys() & (ids - settled if kind == "curves" else ids)
+        members |= {name: partial(ledger.copy, name) for trial in chosen for name in own[trial]}
+    return members, len(ledger.done() & ids)
 
 
-def _members(sweep: Sweep, ledger: Ledger, objects: list[str]) -> dict[str, Member]:
+def _members(sweep: Sweep, ledger: Ledger) -> dict[str, Member]:
+    """Return all but the ledger: member -> what gives its content."""
     status = plan(sweep, ledger).status
     texts = {
-        "README.md": _readme(sweep, status, objects),
+        "README.md": _readme(sweep, status),
         "trials.json": _text(
             [
                 {
@@ -238,11 +247,9 @@ def _sources(sweep: Sweep) -> Iterator[Path]:
     yield from sorted(folder / file for file in files if (here / file).is_file())
 
 
-def _readme(sweep: Sweep, status: Mapping[str, str], objects: list[str]) -> bytes:
+def _readme(sweep: Sweep, status: Mapping[str, str]) -> bytes:
     counts = Counter(status.values())
     said = ", ".join(f"{number} {name}" for name, number in counts.items())
-    kinds = Counter(name.partition("/")[0] for name in objects)
-    held = ", ".join(f"{number} of {kind}" for kind, number in kinds.items()) or "none yet"
     shown = (
         "`tables/` has the table as Markdown, CSV, LaTeX and HTML. To make it again:\n\n"
         f"    sweep table {sweep.file.name}\n"
@@ -258,7 +265,7 @@ def _readme(sweep: Sweep, status: Mapping[str, str], objects: list[str]) -> byte
 this file into a folder of its own, and work there.
 
 {shown}
-`results/` is a ledger (objects: {held}). A row for each trial, with its config, outcome, cost and
+`results/` is a ledger. A row for each trial that has ended, with its config, outcome, cost and
 origin, and its curve:
 
     python -c "import pandas; print(pandas.read_parquet('results/trials'))"
@@ -394,9 +401,9 @@ def _manifest(
         entries = {name: str(one["sha256"]) for name, one in members.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BundleError(f"{path}: {MANIFEST} is damaged ({error}); get it once more") from error
-    if form != FORMAT:
+    if form not in READ:
         raise BundleError(
-            f"{path}: a bundle of format {form!r}, and this fpt-sweep reads {FORMAT}; upgrade it"
+            f"{path}: a bundle of format {form!r}, and this reads up to {FORMAT}; upgrade it"
         )
     if different := sorted((infos.keys() - {MANIFEST}) ^ entries.keys()):
         what = "is not listed in" if different[0] in infos else "is missing, and is listed in"

@@ -102,9 +102,17 @@ def _plain(value: Any) -> Any:
     return repr(value) if isinstance(value, float) and value != value else value
 
 
+COMPARED = (
+    "trial_id", "cell_id", "attempt", "finished_at", "task", "task_version", "identity_version",
+    "numerics", "versions", "device", "device_name", "accumulation", "pack_size", *FIGURES,
+)  # fmt: skip
+"""Columns of a trial that say what came of it, and why it may have come out otherwise."""
+
+
 def rows(ledger: Ledger, ids: Collection[str] | None = None) -> dict[str, Row]:
-    """Trial -> its row, of those that have ended."""
-    return {row["trial_id"]: row for row in ledger.trials(ids).to_pylist()}
+    """Return trial -> its row, of those that have ended: the columns `COMPARED`."""
+    table = ledger.trials(ids, columns=COMPARED)
+    return {row["trial_id"]: row for row in table.to_pylist()}
 
 
 # ------------------------------------------------------------------------------------- row by row
@@ -274,6 +282,7 @@ def diff(sweep: Sweep, one: Ledger, other: Ledger, *, claims: bool = True) -> Di
         LedgerError: If a ledger cannot be read.
         SweepFileError: If the sweep's table would mix configs.
     """
+    one, other = one.snapshot(), other.snapshot()
     # What was tuned may have come out otherwise, and then the trials are others.
     points = (point for ledger in (one, other) for point in resolve(sweep, ledger).all)
     labels = {point.trial_id: point.label for point in points}

@@ -1,7 +1,8 @@
-"""Ledgers united, and ledgers of an older schema written anew in today's.
+"""Ledgers united, and older ones written anew in the layout of today.
 
 Both read and check everything before they write the first byte, write nothing over anything, and
 are finished by the same call if they were killed: a trial's row is written last, as in training.
+Rows go into segments (see `sweep.ledger.segments`), whatever they lay in.
 """
 
 from __future__ import annotations
@@ -14,11 +15,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
+import pyarrow as pa
+
 from fpt.tasks import TASKS
 from sweep.exchange.bundle import opened
 from sweep.exchange.diff import Conflict, Row, clash, rows
-from sweep.ledger.ledger import KEPT, Kept, Ledger, LedgerError, upgraded
+from sweep.ledger.ledger import KEPT, Kept, Ledger, LedgerError
 from sweep.sweepfile.identity import IDENTITY_VERSION
+
+TOGETHER = 10_000
+"""Trials whose rows and curves are written at once."""
 
 SHOWN = 20
 """Contradictions that one message names."""
@@ -51,15 +57,16 @@ class Merged:
     """Notes of failed attempts that were copied."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Source:
     name: str
     ledger: Ledger
     rows: Mapping[str, Row]
+    """Trial -> its row: the columns that are compared."""
     notes: Mapping[tuple[str, str], Row]
-    """(trial, attempt) -> its note of a failed attempt."""
+    """(trial, attempt) -> its note of a failed attempt: when that was."""
     names: Mapping[Kept, Mapping[str, Sequence[str]]]
-    """Kind -> trial -> the names of its objects."""
+    """Kind -> trial -> the names of its own objects."""
 
 
 @dataclass(frozen=True)
@@ -109,19 +116,20 @@ def merge(sources: Sequence[str | Path], into: str | Path, *, prefer_first: bool
             source.ledger.copy(name)
 
         new = {t: one.source for t, one in choices.items() if one.source is not target}
+        target.ledger.drop_leftovers()
         for trial in new:
             # What it has of an attempt that never ended would pass for what was trained.
             for kind in ("states", "curves"):
                 if trial in target.names[kind]:
                     target.ledger.remove(kind, {trial})
-        _copy(target, [(s, n) for t, s in new.items() for n in s.names["curves"].get(t, ())])
         _copy(target, blobs)
         for trial, (source, state) in begun.items():
             curve = source.names["curves"].get(trial, ())
             _copy(target, [(source, name) for name in (*curve, state)])
-        _copy(target, notes)
-        _copy(target, [(one, name) for one in others for name in one.ledger.note_names()])
-        _copy(target, [(source, f"trials/{trial}.parquet") for trial, source in new.items()])
+        _import_failures(target, notes)
+        _copy(target, [(one, name) for one in others for name in one.ledger.notes.names()])
+        for trials in _batched(sorted(new)):
+            _import_trials(target, {trial: new[trial] for trial in trials})
     return Merged(
         trials=len(new),
         begun=len(begun),
@@ -136,8 +144,10 @@ def _read(name: str, ledger: Ledger) -> _Source:
     kinds: tuple[Literal["trials", "failures", "curves"], ...] = ("trials", "failures", "curves")
     if damage := [problem for kind in kinds for problem in ledger.damaged(kind)]:
         raise LedgerError("\n".join([f"{name}: holds damaged files; nothing was written", *damage]))
-    notes = {(one["trial_id"], one["attempt"]): one for one in ledger.failures().to_pylist()}
-    return _Source(name, ledger, rows(ledger), notes, {kind: ledger.names(kind) for kind in KEPT})
+    noted = ledger.failures(columns=["trial_id", "attempt", "at"]).to_pylist()
+    notes = {(one["trial_id"], one["attempt"]): one for one in noted}
+    names = {kind: ledger.names(kind) for kind in KEPT}
+    return _Source(name, ledger, rows(ledger), notes, names)
 
 
 def _choices(
@@ -195,12 +205,12 @@ def _begun(
     for trial in sorted({trial for one in every for trial in one.names["states"]}):
         if trial not in finished and trial not in target.names["states"]:
             saved = [(one, name) for one in every for name in one.names["states"].get(trial, ())]
-            # By step; a ledger of the first release does not tell it, and comes last.
+            # By step; an end whose row was never written comes last.
             out[trial] = max(saved, key=lambda own: own[1].removesuffix(".safetensors"))
     return out
 
 
-def _notes(target: _Source, others: Sequence[_Source]) -> list[tuple[_Source, str]]:
+def _notes(target: _Source, others: Sequence[_Source]) -> dict[tuple[str, str], _Source]:
     # A second note of an attempt takes the place of the first, so that of two the later one counts.
     latest: dict[tuple[str, str], _Source] = {}
     for one in others:
@@ -209,9 +219,7 @@ def _notes(target: _Source, others: Sequence[_Source]) -> list[tuple[_Source, st
                 continue
             if key not in latest or latest[key].notes[key]["at"] < note["at"]:
                 latest[key] = one
-    return [
-        (one, f"failures/{trial}-{attempt}.parquet") for (trial, attempt), one in latest.items()
-    ]
+    return latest
 
 
 def _blob(
@@ -226,7 +234,38 @@ def _blob(
 
 def _copy(target: _Source, objects: Sequence[tuple[_Source, str]]) -> None:
     for source, name in objects:
-        target.ledger.adopt(name, source.ledger.copy(name))
+        target.ledger.import_object(name, source.ledger.copy(name))
+
+
+def _batched(trials: Sequence[str]) -> Iterator[Sequence[str]]:
+    for start in range(0, len(trials), TOGETHER):
+        yield trials[start : start + TOGETHER]
+
+
+def _import_failures(target: _Source, notes: Mapping[tuple[str, str], _Source]) -> None:
+    tables = []
+    for source in dict.fromkeys(notes.values()):
+        table = source.ledger.failures({trial for trial, _ in notes})
+        keys = zip(
+            *(table.column(name).to_pylist() for name in ("trial_id", "attempt")), strict=True
+        )
+        chosen = [number for number, key in enumerate(keys) if notes.get(key) is source]
+        tables.append(table.take(pa.array(chosen, pa.int64())))
+    if tables:
+        target.ledger.import_rows("failures", pa.concat_tables(tables))
+
+
+def _import_trials(target: _Source, sources: Mapping[str, _Source]) -> None:
+    """Write curves and rows of trials from where they come: a segment of each, the rows last."""
+    having = target.ledger.curves(sources, columns=["trial_id"]).column(0).unique().to_pylist()
+    curves, ended = [], []
+    for source in dict.fromkeys(sources.values()):
+        own = [trial for trial, one in sources.items() if one is source]
+        # Of a merge that was killed before it came to the rows.
+        curves.append(source.ledger.curves(set(own).difference(having)))
+        ended.append(source.ledger.trials(own))
+    target.ledger.import_rows("curves", pa.concat_tables(curves))
+    target.ledger.import_rows("trials", pa.concat_tables(ended))
 
 
 # ---------------------------------------------------------------------------------------- upgrade
@@ -236,22 +275,16 @@ def _copy(target: _Source, objects: Sequence[tuple[_Source, str]]) -> None:
 class Upgraded:
     """What an upgrade found and wrote."""
 
-    written: int
-    """Objects."""
-    rewritten: int
-    """Those among them that were of an older schema."""
-    present: int
-    """Objects that were there already."""
+    merged: Merged
     stale: tuple[str, ...]
     """Which rows no plan counts as done, and why."""
 
 
 def upgrade(old: str | Path, into: str | Path) -> Upgraded:
-    """Write a ledger anew in the schema of today. The old one stays as it is.
+    """Write a ledger anew in the layout of today. The old one stays as it is.
 
-    A row is never rewritten in its place: what others read there does not change, and a fault of
-    ours costs nothing. Columns that came since are empty. No figure changes, and no id: what an
-    older version of a task gave stays what it was, and is stale.
+    No figure changes, and no id: what an older version of a task gave stays what it was, and is
+    stale.
 
     Args:
         old: The ledger, or a bundle.
@@ -263,25 +296,12 @@ def upgrade(old: str | Path, into: str | Path) -> Upgraded:
             was written.
     """
     with opened(old) as ledger:
-        target = Ledger(into, write=True)
-        if target.uri == ledger.uri:
+        if Ledger(into).uri == ledger.uri:
             raise LedgerError(
                 f"{into}: is the old ledger itself, whose rows are never rewritten; name a new one"
             )
-        source, there = _read(str(old), ledger), _read(str(into), target)
-        _choices([there, source], prefer_first=False)
-        counts: Counter[str] = Counter()
-        _copy(there, [(source, name) for name in source.ledger.note_names()])
-        for kind in (*KEPT[1:], KEPT[0]):  # rows last
-            for names in source.names[kind].values():
-                for name in names:
-                    data = ledger.copy(name)
-                    newer = upgraded(name, data)
-                    new = target.adopt(name, newer)
-                    counts["written" if new else "present"] += 1
-                    counts["rewritten"] += new and newer is not data
-        stale = tuple(_stale(source.rows.values()))
-    return Upgraded(counts["written"], counts["rewritten"], counts["present"], stale)
+        merged = merge([ledger.uri], into)
+        return Upgraded(merged, tuple(_stale(rows(ledger).values())))
 
 
 def _stale(found: Iterable[Row]) -> Iterator[str]:

@@ -26,7 +26,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sweep.ledger.errors import unwritable
-from sweep.ledger.ledger import Ledger, LedgerError, written
+from sweep.ledger.ledger import Ledger, LedgerError
+from sweep.ledger.notes import written
 from sweep.planning.plan import plan
 from sweep.planning.tuning import resolve
 from sweep.sweepfile.trials import Sweep
@@ -134,7 +135,7 @@ def _write_rows(sweep: Sweep, ledger: Ledger, folder: Path) -> None:
             pq.write_table(rows, folder / name, compression="zstd", compression_level=19)
         else:
             (folder / name).unlink(missing_ok=True)
-    notes = {name: json.loads(ledger.copy(name)) for name in ledger.note_names(sweep.name)}
+    notes = {name: json.loads(ledger.copy(name)) for name in ledger.notes.names(sweep.name)}
     text = json.dumps(notes, indent=1, sort_keys=True, ensure_ascii=False)
     (folder / NOTES).write_text(text + "\n", encoding="utf-8")
 
@@ -156,7 +157,7 @@ def restore(folder: Path, ledger: Ledger) -> None:
             ledger.fail(failure)
         notes = folder / NOTES
         for name, note in (json.loads(notes.read_bytes()) if notes.is_file() else {}).items():
-            ledger.adopt(name, written(note))
+            ledger.import_object(name, written(note))
         for row in _rows(folder / TRIALS):  # last, as in training
             ledger.commit(row)
     except (OSError, ValueError, KeyError, AttributeError, pa.ArrowException) as error:

@@ -16,7 +16,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -65,6 +65,15 @@ MIRROR_SECONDS = 10.0
 
 MIRROR_PATIENCE = 30.0
 """Seconds that the end of a run waits for MLflow."""
+
+COMPACTION_SECONDS = 600.0
+"""Between two looks at whether finished trials are many enough to be put together."""
+
+COMPACT_AT = 1000
+"""Finished trials with files of their own that are many enough."""
+
+COMPACTION_PATIENCE = 60.0
+"""Seconds that the end of a run waits for that."""
 
 STUDIES_SECONDS = 30.0
 """Between two looks at what Optuna's studies have not been told."""
@@ -153,7 +162,7 @@ def run(
     trains = planned.packs and train is worker.train_on_this_core
     if here and trains and (package := provenance.lacking()):
         raise ClusterError(provenance.lacks(package))
-    pause = ledger.pause_mark(planned.sweep.name)
+    pause = ledger.notes.pause_mark(planned.sweep.name)
     if not planned.packs:
         _resume(planned.sweep, ledger, pause)
         return _summary(planned, {}, interrupted=False, seconds=time.monotonic() - began)
@@ -170,7 +179,7 @@ def run(
                 _resume(planned.sweep, ledger, pause)
         if waited:  # and meanwhile the other driver may have trained all that is missing here
             planned = plan(planned.sweep, ledger, stale=stale)
-        if lease is not None and planned.packs and ledger.paused(planned.sweep.name):
+        if lease is not None and planned.packs and ledger.notes.paused(planned.sweep.name):
             interrupted = True
             emit(Event("message", message="not started: somebody asked for a pause"))
         elif lease is not None and planned.packs:
@@ -207,6 +216,7 @@ def _run_with_mirrors(
         if mirror:
             context, mirrored = _mirrored(planned.sweep, context)
             stack.enter_context(mirrored)
+        stack.enter_context(_compacted(context))
         if planned.sweep.studies:
             stack.enter_context(_studied(planned.sweep, context.ledger))
         known: set[str] = set()
@@ -225,7 +235,7 @@ def _run_with_mirrors(
 def _resume(sweep: Sweep, ledger: Ledger, pause: str | None) -> None:
     """Take back a pause that was there when a run was asked for, and none that came since."""
     if pause is not None:
-        ledger.resume(sweep.name, pause)
+        ledger.notes.resume(sweep.name, pause)
 
 
 def _beyond(planned: Plan, known: Collection[str]) -> bool:
@@ -320,17 +330,11 @@ def _mirrored(sweep: Sweep, context: RunContext) -> tuple[RunContext, AbstractCo
     mirror = Mirror(sweep, context.ledger)
     ended: set[str] = set()
     told: set[str] = set()
-    until: list[float] = []
 
     def emit(event: Event) -> None:
         if event.kind == "trial_done" and event.trial_id is not None:
             ended.add(event.trial_id)
         context.emit(event)
-
-    def waits() -> bool:
-        if not until:
-            until.append(time.monotonic() + MIRROR_PATIENCE)
-        return not context.interrupts.count and time.monotonic() < until[0]
 
     def sync(last: bool) -> None:
         if last:
@@ -344,6 +348,7 @@ def _mirrored(sweep: Sweep, context: RunContext) -> tuple[RunContext, AbstractCo
 
     @contextmanager
     def block() -> Iterator[None]:
+        waits = _patience(MIRROR_PATIENCE, context.interrupts)
         with following("mirror", MIRROR_SECONDS, sync, waits=waits):
             yield
         if behind:
@@ -352,16 +357,38 @@ def _mirrored(sweep: Sweep, context: RunContext) -> tuple[RunContext, AbstractCo
     return replace(context, emit=emit), block()
 
 
-def _studied(sweep: Sweep, ledger: Ledger) -> AbstractContextManager[None]:
-    """Let Optuna's storage follow along, and catch up at the end."""
-    follower = optuna_studies.Follower(sweep, ledger)
+def _compacted(context: RunContext) -> AbstractContextManager[None]:
+    """Let finished trials be put together now and then, and at the end.
+
+    It may be cut off anywhere: another run goes on, or `sweep compact`.
+    """
+    ledger = Ledger(context.ledger.uri)  # of a thread of its own
+
+    def compact(last: bool) -> None:
+        with suppress(LedgerError):  # what is damaged, or cannot be written, others say
+            ledger.compact(at_least=COMPACT_AT)
+
+    waits = _patience(COMPACTION_PATIENCE, context.interrupts)
+    return following("compaction", COMPACTION_SECONDS, compact, waits=waits)
+
+
+def _patience(seconds: float, interrupts: Interrupts | None = None) -> Callable[[], bool]:
+    """Return what says whether to wait on: so long from the first question, not after Ctrl-C."""
     until: list[float] = []
 
     def waits() -> bool:
         if not until:
-            until.append(time.monotonic() + STUDIES_SECONDS)
-        return time.monotonic() < until[0]
+            until.append(time.monotonic() + seconds)
+        interrupted = interrupts is not None and interrupts.count > 0
+        return not interrupted and time.monotonic() < until[0]
 
+    return waits
+
+
+def _studied(sweep: Sweep, ledger: Ledger) -> AbstractContextManager[None]:
+    """Let Optuna's storage follow along, and catch up at the end."""
+    follower = optuna_studies.Follower(sweep, ledger)
+    waits = _patience(STUDIES_SECONDS)
     return following("studies", STUDIES_SECONDS, lambda last: follower.sync(), waits=waits)
 
 
@@ -405,7 +432,7 @@ def run_on_ray(planned: Plan, context: RunContext) -> tuple[Mapping[str, str], b
         )
         reserve.append(
             ReservationsAhead(
-                ledger.claims(context.lease),
+                ledger.reservations(context.lease),
                 scheduler.upcoming,
                 1 + planned.workers.count // AHEAD,
                 at_first=planned.workers.count,

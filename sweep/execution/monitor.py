@@ -285,7 +285,7 @@ class Monitor:
         """Look at what is asked of this run from elsewhere; may wait for storage or Ray."""
         self._ended = self.connection.ended()
         with suppress(LedgerError):
-            self.paused = self.context.ledger.paused(self.sweep.name)
+            self.paused = self.context.ledger.notes.paused(self.sweep.name)
         with suppress(Exception):  # a head that is gone is noticed where it matters
             self._draining = self.connection.draining_nodes()
         # It tells of what Tune's thread changes meanwhile, and is for people alone: whatever

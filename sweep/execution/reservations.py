@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from typing import Self
 
-from sweep.ledger.leases import Claims
+from sweep.ledger.reservations import Reservations
 from sweep.ledger.storage import LedgerError
 
 EVERY = 1.0
@@ -31,7 +31,7 @@ class ReservationsAhead:
 
     def __init__(
         self,
-        claims: Claims,
+        reservations: Reservations,
         upcoming: Callable[[int], Sequence[str]],
         ahead: int,
         *,
@@ -40,17 +40,17 @@ class ReservationsAhead:
         """Take the reservations of a driver.
 
         Args:
-            claims: Where they are kept.
+            reservations: Where they are kept.
             upcoming: Gives the trials of so many packs that are handed out next; asked by a thread.
             ahead: Packs to reserve ahead. Others cannot train them meanwhile.
             at_first: Packs more that are handed out as soon as the block begins.
         """
-        self._claims = claims
+        self._reservations = reservations
         self._upcoming = upcoming
         self._ahead = ahead
         self._at_first = at_first
         self._lock = threading.Lock()
-        """Held by whoever asks `claims`."""
+        """Held by whoever asks `reservations`."""
         self._ours: set[str] = set()
         """Reserved, and not handed out."""
         self._refused: dict[str, float] = {}
@@ -123,7 +123,7 @@ class ReservationsAhead:
     def _take(self, ids: Sequence[str]) -> None:
         with self._lock:
             left = [name for name in ids if name not in self._ours]
-            taken = self._claims.take(left) if left else set()
+            taken = self._reservations.take(left) if left else set()
             self._ours |= taken
             now = time.monotonic()
             self._refused |= {name: now for name in left if name not in taken}
@@ -133,7 +133,7 @@ class ReservationsAhead:
             return
         try:
             with self._lock:
-                self._claims.release(ended)
+                self._reservations.release(ended)
         except LedgerError:
             self._ended.extend(ended)
             raise

@@ -7,9 +7,6 @@ and the next epoch may be created. So no two clocks are ever compared, and a hol
 a higher epoch and knows that it has lost. On the holder's own machine a dead process is seen at
 once. The highest epoch's object stays for good, so that epochs only rise: an epoch is a fencing
 token.
-
-What a driver trains it claims, trial by trial, by the same create-if-absent. A claim has no beat of
-its own: it is worth as much as the lease of its driver.
 """
 
 from __future__ import annotations
@@ -21,8 +18,7 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Self
@@ -188,88 +184,6 @@ class Lease:
                     return
             except LedgerError:
                 continue  # `held` tells when this has lasted too long
-
-
-class Claims:
-    """The trials that a driver trains: others leave them to it for as long as it has its lease.
-
-    A claim is `leases/trials/<trial>-<number>.json`. Who finds that of a driver that is gone makes
-    the one with the next number. Claims spare work; what keeps results right is the commit.
-    """
-
-    def __init__(self, storage: Storage, leases: Leases, lease: Lease) -> None:
-        self._storage = storage
-        self._leases = leases
-        self._lease = lease
-        self._held: dict[str, int] = {}
-        """Trial id -> number of our claim."""
-        self._let_go: set[str] = set()
-        """Of these the deletion is due, since storage failed."""
-        self._mine = json.dumps({"lease": lease.name, "epoch": lease.epoch}).encode()
-
-    def take(self, ids: Sequence[str]) -> set[str]:
-        """Those of some trials that are ours to train.
-
-        Raises:
-            LedgerError: If the storage fails.
-        """
-        alive: dict[str, int | None] = {}
-        """Lease -> the epoch in which somebody holds it, looked up once a call."""
-        if len(ids) == 1:
-            return {name for name in ids if self._take(name, alive)}
-        with ThreadPoolExecutor(self._storage.threads) as pool:
-            taken = pool.map(lambda name: self._take(name, alive), ids)
-            return {name for name, ours in zip(ids, taken, strict=True) if ours}
-
-    def _take(self, trial: str, alive: dict[str, int | None]) -> bool:
-        # One that is to be deleted may be gone, although its deletion was told to have failed.
-        if trial in self._held and trial not in self._let_go:
-            return True
-        number = 1
-        while True:
-            path = _claim(trial, number)
-            made = self._storage.create(path, self._mine)
-            if (data := self._mine if made else self._storage.get(path)) is None:
-                continue  # it was let go of just now
-            if data == self._mine:  # made just now, or letting go of it had failed
-                # What is left of ours beyond it is deleted with it.
-                self._held[trial] = max(number, self._held.get(trial, 0))
-                self._let_go.discard(trial)
-                return True
-            theirs = json.loads(data)
-            name = theirs["lease"]
-            if name not in alive:
-                holder = self._leases.holder(name)
-                alive[name] = None if holder is None else holder["epoch"]
-            if alive[name] == theirs["epoch"]:
-                return False
-            number += 1
-
-    def release(self, ids: Iterable[str]) -> None:
-        """Let go of trials that have ended, or are not to be trained after all.
-
-        Raises:
-            LedgerError: If the storage fails.
-        """
-        again = frozenset(self._let_go)
-        self._let_go.update(name for name in ids if name in self._held)
-        paths = (
-            (name, _claim(name, number))
-            for name in self._let_go
-            for number in range(1, self._held[name] + 1)
-        )
-        # The second time, others may have taken what the first had deleted.
-        self._storage.delete(
-            path
-            for name, path in paths
-            if name not in again or self._storage.get(path) == self._mine
-        )
-        while self._let_go:
-            del self._held[self._let_go.pop()]
-
-
-def _claim(trial: str, number: int) -> str:
-    return f"leases/trials/{trial}-{number}.json"
 
 
 def _epoch(path: str) -> int:

@@ -20,7 +20,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -86,6 +86,10 @@ class Storage(Protocol):
         """The objects below a folder, sorted by name; empty if there is no such folder."""
         ...
 
+    def beginning(self, folder: str, start: str) -> dict[str, Entry]:
+        """The objects directly in a folder whose names begin so, sorted by name."""
+        ...
+
     def holds(self, prefix: str) -> bool:
         """Whether there is anything below a folder."""
         ...
@@ -142,6 +146,9 @@ def open_storage(results: str | Path) -> Storage:
     return Bucket(name, bucket, prefix.strip("/"))
 
 
+_OF_A_TRIAL = re.compile(r"[0-9a-f]{12}")
+# Folders that go with the last of their files: one for each trial is many.
+
 _FOR_GOOD = (
     errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EPERM, errno.EOPNOTSUPP, errno.EXDEV,
     errno.ENAMETOOLONG,
@@ -171,13 +178,13 @@ class Folder:
     def put(self, name: str, data: bytes) -> None:
         """Write, or replace whole."""
         with self._staged(name, data) as (staged, target):
-            staged.replace(target)
+            _into_folder(target, lambda: staged.replace(target))
 
     def create(self, name: str, data: bytes) -> bool:
         """Write unless something is there. True if this call made the object."""
         with self._staged(name, data) as (staged, target):
             try:
-                os.link(staged, target)
+                _into_folder(target, lambda: os.link(staged, target))
             except FileExistsError:
                 # NFS may answer so to the very client that made the link: count the links.
                 return staged.stat().st_nlink > 1
@@ -206,6 +213,23 @@ class Folder:
                 continue
             except OSError as error:
                 raise self._error(folder, "read", error) from error
+        return dict(sorted(found.items()))
+
+    def beginning(self, folder: str, start: str) -> dict[str, Entry]:
+        """The objects directly in a folder whose names begin so, sorted by name."""
+        found: dict[str, Entry] = {}
+        try:
+            with os.scandir(self.root / folder) as entries:
+                for entry in entries:
+                    if entry.name.startswith(start):
+                        with contextlib.suppress(FileNotFoundError):
+                            stat = entry.stat()
+                            stamp = f"{stat.st_mtime_ns}-{stat.st_ino}"
+                            found[f"{folder}/{entry.name}"] = Entry(stat.st_size, stamp)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise self._error(folder, "read", error) from error
         return dict(sorted(found.items()))
 
     def holds(self, prefix: str) -> bool:
@@ -247,11 +271,18 @@ class Folder:
 
     def delete(self, names: Iterable[str]) -> None:
         """Remove; what is not there is no error."""
+        folders = set()
         for name in names:
+            path = self.root / name
             try:
-                (self.root / name).unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
             except OSError as error:
                 raise self._error(name, "removed", error) from error
+            if _OF_A_TRIAL.fullmatch(path.parent.name):
+                folders.add(path.parent)
+        for folder in folders:
+            with contextlib.suppress(OSError):  # something is left in it
+                folder.rmdir()
 
     def file(self, name: str, cache: Path) -> Path | None:
         """The file itself."""
@@ -326,9 +357,22 @@ class Folder:
         )
 
 
+def _into_folder(target: Path, place: Callable[[], object]) -> None:
+    """Give a file its name; its folder may have gone with the last of the others just now."""
+    for _ in range(10):
+        with contextlib.suppress(FileNotFoundError):
+            place()
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+    place()
+
+
 def _sync_folder(folder: Path) -> None:
     # A new name survives a power cut only once its folder is synced.
-    handle = os.open(folder, os.O_RDONLY)
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:
+        return  # somebody has removed the file meanwhile, and the folder with it
     try:
         os.fsync(handle)
     finally:
@@ -393,6 +437,25 @@ class Bucket:
             }
         except (FileNotFoundError, obstore.exceptions.BaseError) as error:
             raise self._error(prefix, "read", error) from error
+        return dict(sorted(found.items()))
+
+    def beginning(self, folder: str, start: str) -> dict[str, Entry]:
+        """The objects directly in a folder whose names begin so, sorted by name."""
+        import obstore
+
+        stem = f"{folder}/{start}"
+        found: dict[str, Entry] = {}
+        try:
+            # Names come sorted: the first beyond is the last that is asked for.
+            for chunk in obstore.list(self._store, folder, offset=stem, chunk_size=1000):
+                for meta in chunk:
+                    if not meta["path"].startswith(stem):
+                        return dict(sorted(found.items()))
+                    found[meta["path"]] = Entry(
+                        meta["size"], meta["e_tag"] or str(meta["last_modified"])
+                    )
+        except (FileNotFoundError, obstore.exceptions.BaseError) as error:
+            raise self._error(folder, "read", error) from error
         return dict(sorted(found.items()))
 
     def holds(self, prefix: str) -> bool:

@@ -449,7 +449,7 @@ def keep(made: Quote, planned: Plan, ledger: Ledger) -> None:
         labels = {point.trial_id: point.label for point in planned.sweep.undecided}
         priced = {labels.get(name, name): round(one, 3) for name, one in made.trials.items()}
         record = {**made.to_json(), "trials": priced}
-        ledger.put_quote(planned.sweep.name, new_attempt(), record)
+        ledger.notes.put_quote(planned.sweep.name, new_attempt(), record)
 
 
 def compare(sweep: Sweep, ledger: Ledger) -> Comparison | None:
@@ -458,7 +458,7 @@ def compare(sweep: Sweep, ledger: Ledger) -> Comparison | None:
     Raises:
         LedgerError: If the ledger cannot be read.
     """
-    made = ledger.last_quote(sweep.name)
+    made = ledger.notes.last_quote(sweep.name)
     if made is None:
         return None
     ids = {point.label: point.trial_id for point in sweep.points}

@@ -237,7 +237,7 @@ def note_asked(sweep: Sweep, ledger: Ledger) -> None:
             if number not in known.get(_key(state.study), {}):
                 name = f"{_key(state.study)}-{number:04d}"
                 note = {"study": state.study.label, "number": number, "setting": one.setting}
-                ledger.put_note(sweep.name, "generations", name, note)
+                ledger.notes.put(sweep.name, "generations", name, note)
 
 
 def _noted(sweep: Sweep, ledger: Ledger) -> dict[str, dict[int, Setting]]:
@@ -245,7 +245,7 @@ def _noted(sweep: Sweep, ledger: Ledger) -> dict[str, dict[int, Setting]]:
     out: dict[str, dict[int, Setting]] = {}
     if sweep.spec.tune is None or sweep.spec.tune.sampler != "tpe":
         return out
-    for name, note in ledger.notes(sweep.name, "generations").items():
+    for name, note in ledger.notes.on_claims(sweep.name, "generations").items():
         try:
             setting = tuple((str(field), value) for field, value in note["setting"])
             out.setdefault(name.rpartition("-")[0], {})[int(note["number"])] = setting

@@ -31,7 +31,7 @@ file, results, number = sys.argv[1:]
 ledger = Ledger(results)
 left = {point.trial_id: point for point in load(file).points}
 with ledger.lease(f"driver-{number}") as lease:
-    claims = ledger.claims(lease)
+    claims = ledger.reservations(lease)
     while left:
         trial = random.choice(list(left))
         if trial in ledger.done():

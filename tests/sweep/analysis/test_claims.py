@@ -569,11 +569,11 @@ def test_a_verdict_is_provisional_until_all_pairs_have_ended(make: Make) -> None
     assert early.final == ()
     assert not late.contrasts[0].provisional
     assert "provisional" not in late.to_markdown()
-    (note,) = ledger.notes("demo", "readings").values()
+    (note,) = ledger.notes.on_claims("demo", "readings").values()
     assert note["contrasts"][0]["pairs"] == ["0", "1", "2", "3", "4"]
     assert note["contrasts"][0]["verdict"] == late.contrasts[0].verdict
     show(sweep, ledger)
-    assert len(ledger.notes("demo", "readings")) == 1  # the same reading once more is none
+    assert len(ledger.notes.on_claims("demo", "readings")) == 1  # no other reading
 
 
 def test_looks_count_the_first_pairs_alone(make: Make) -> None:
@@ -688,8 +688,8 @@ def test_a_list_that_came_after_results_is_not_the_first(make: Make) -> None:
 def test_what_cannot_be_read_of_the_past_is_left_out(make: Make) -> None:
     sweep, ledger = make(FILE)
     commit(sweep, ledger, drawn(0))
-    ledger.put_note("demo", "families", "a", {"claims": 1})
-    ledger.put_note("demo", "readings", "a", {"contrasts": [{}, 3]})
+    ledger.notes.put("demo", "families", "a", {"claims": 1})
+    ledger.notes.put("demo", "readings", "a", {"contrasts": [{}, 3]})
 
     assert judge(sweep, ledger).unnoted
 

@@ -374,7 +374,7 @@ def test_a_mark_of_work_done_twice_hides_no_failure(
     ledger.fail(row | {"attempt": new_attempt(), "cause": "doubled", "at": datetime.now(UTC)})
     causes = cli.common.last_causes(ledger)
     told = command("status").out
-    ledger.forgive([failed.trial_id])
+    ledger.reset_failures([failed.trial_id])
 
     assert causes == {failed.trial_id: "data"}
     assert "failed, by cause: 1 data" in told
@@ -449,7 +449,7 @@ def test_gc_removes_what_nothing_needs(ledger: Ledger, file: Path, command: Comm
 def test_gc_removes_the_claims_of_killed_runs(ledger: Ledger, file: Path, command: Command) -> None:
     lease = ledger.lease("driver-one")
     assert lease is not None
-    ledger.claims(lease).take([point.trial_id for point in load(file).points])
+    ledger.reservations(lease).take([point.trial_id for point in load(file).points])
 
     assert "a run is under way" in command("gc", "--yes").err
     assert list(Path(ledger.uri).glob("leases/trials/*"))
@@ -775,9 +775,9 @@ def test_pause_marks_a_sweep_until_it_runs_again(
 
     assert "no driver is running" in said
     assert "sweep run tiny.yaml" in said
-    assert ledger.paused("tiny")
+    assert ledger.notes.paused("tiny")
     assert "paused" in command("status", file).out
-    ledger.resume("tiny")
+    ledger.notes.resume("tiny")
     assert "paused" not in command("status", file).out
 
 
@@ -824,7 +824,7 @@ def test_trials_that_the_file_no_longer_has_are_named_and_kept(
     ledger: Ledger, file: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gone = {"0123456789ab": "old/0", "0123456789cd": "old/1"}
-    ledger.remember("tiny", gone)
+    ledger.notes.save_trial_list("tiny", gone)
     for name in gone:
         ledger.save_state(name, b"state", step=10, attempt="a1")
     monkeypatch.setattr(

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from sweep.analysis import tables
 from sweep.analysis.tables import load_table
 from sweep.exchange.bundle import MANIFEST, BundleError, export, opened, unpack
 from sweep.exchange.merging import merge
@@ -109,12 +110,10 @@ def test_a_bundle_has_the_sweep_and_its_part_of_the_ledger(sweep: Sweep, ledger:
     for name in ("bundled.yaml", "bundled.lock", "journey.py"):
         assert members[name] == Path(name).read_bytes()
     of = [Path(name).parts[1] for name in members if name.startswith("results/")]
-    assert {kind: of.count(kind) for kind in of} == {
-        "curves": 7,
-        "failures": 1,
-        "notes": 1,
-        "trials": 7,
-    }
+    assert sorted(of) == ["curves", "failures", "notes", "trials"]
+    with opened("bundle.zip") as inside:
+        tables = (inside.trials(), inside.curves(), inside.failures())
+        assert [table.num_rows for table in tables] == [7, 28, 1]
     assert not any("0" * 12 in name for name in members)
     assert {name for name in members if name.startswith("tables/")} == {
         f"tables/{name}"
@@ -186,21 +185,34 @@ def test_an_export_of_nothing_and_of_no_table(sweep: Sweep) -> None:
 
 
 @pytest.mark.usefixtures("plain")
-def test_a_run_under_way_is_waited_for(
+def test_a_bundle_says_one_thing_while_a_run_is_under_way(
     sweep: Sweep, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names = Ledger.names
-    numbers = iter(range(1, 99))
+    build = tables.build
 
-    def growing(self: Ledger, kind: Any) -> dict[str, list[str]]:
-        trial = sweep.points[-1].trial_id
-        more = {trial: [f"curves/{trial}/a-{next(numbers):06d}.parquet"]}
-        return names(self, kind) | (more if kind == "curves" else {})
+    def meanwhile(sweep: Sweep, still: Ledger) -> tables.Table:
+        ledger.commit(trial_row(sweep.points[-1], test_accuracy=1.0))
+        ledger.append_curve(sweep.points[-1].trial_id, "a1", 0, [{"step": 2, "split": "train"}])
+        ledger.compact()
+        return build(sweep, still)
 
-    monkeypatch.setattr(Ledger, "names", growing)
-    with pytest.raises(BundleError, match="a run is under way"):
-        export(sweep, ledger, Path("bundle.zip"))
-    assert not Path("bundle.zip").exists()
+    monkeypatch.setattr(tables, "build", meanwhile)
+    bundle = export(sweep, ledger, Path("bundle.zip"))
+
+    statuses = [one["status"] for one in json.loads(content(bundle.path)["trials.json"])]
+    assert statuses == ["done"] * 7 + ["failed"]
+    assert bundle.trials == 7
+    with opened("bundle.zip") as inside:
+        assert len(inside.done()) == len(inside.trials()) == 7
+        assert len(set(inside.curves().column("trial_id").to_pylist())) == 7
+
+
+@pytest.mark.usefixtures("plain")
+def test_how_rows_lie_makes_no_difference_to_a_bundle(sweep: Sweep, ledger: Ledger) -> None:
+    first = export(sweep, ledger, Path("bundle.zip"))
+    ledger.compact()
+    again = export(sweep, Ledger("results"), Path("again.zip"))
+    assert again.path.read_bytes() == first.path.read_bytes()
 
 
 @pytest.mark.usefixtures("plain")
@@ -343,7 +355,7 @@ def one_more(manifest: dict[str, Any]) -> None:
         (another_digest, f"{ROW}: is not what manifest.json says"),
         (lambda manifest: manifest["members"][ROW].update(sha256=5), "is not what manifest.json"),
         (one_more, "222222222222.parquet: is missing, and is listed"),
-        (lambda manifest: manifest.update(format=2), "a bundle of format 2"),
+        (lambda manifest: manifest.update(format=3), "a bundle of format 3"),
         (lambda manifest: manifest.update(members=[]), "manifest.json is damaged"),
         (lambda manifest: manifest.pop("members"), "manifest.json is damaged"),
         (lambda manifest: manifest["members"].update({ROW: 7}), "manifest.json is damaged"),

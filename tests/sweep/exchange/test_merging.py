@@ -18,8 +18,10 @@ from hypothesis import strategies as st
 
 import sweep as api
 from fpt.tasks import TASKS
+from sweep.exchange import merging
 from sweep.exchange.merging import ContradictionError, merge, upgrade
-from sweep.ledger.ledger import CURVES, FAILURES, TRIALS, Dataset, Ledger, LedgerError
+from sweep.ledger.ledger import TRIALS, Dataset, Ledger, LedgerError
+from sweep.ledger.storage import Folder
 from sweep.planning.plan import plan
 from sweep.sweepfile.identity import IDENTITY_VERSION
 from tests.support import STARTED
@@ -84,6 +86,15 @@ def tree(folder: str | Path) -> dict[str, bytes]:
     return {n: p.read_bytes() for n, p in sorted(names.items()) if not n.startswith("cache/")}
 
 
+def content(folder: str | Path) -> dict[str, Any]:
+    """What a ledger says, however its rows lie; NaN by its name."""
+    ledger = Ledger(folder)
+    tables = (ledger.trials(), ledger.failures(), ledger.curves())
+    rows = {str(n): [repr(row) for row in table.to_pylist()] for n, table in enumerate(tables)}
+    others = ("states/", "backbones/", "notes/")
+    return rows | {n: data for n, data in tree(folder).items() if n.startswith(others)}
+
+
 # --- merge ----------------------------------------------------------------------------------------
 
 # A ledger: who finished which trials. One that several finished has the same figures everywhere.
@@ -111,17 +122,17 @@ def test_the_order_of_ledgers_does_not_matter(
         for number, order in enumerate([sources, sources[::-1], [*sources[1:], *sources[:1]]]):
             if sources:
                 merge(order, folder / f"united{number}")
-                united.append(tree(folder / f"united{number}"))
+                united.append(content(folder / f"united{number}"))
 
         everything = {trial for book in books for trial in book}
         for one in united:
             assert one == united[0]  # commutative
-            assert sum(n.startswith("trials/") for n in one) == len(everything)
-            assert sum(n.startswith("failures/") for n in one) == len(failed)
+            assert len(one["0"]) == len(everything)
+            assert len(one["1"]) == len(failed)
         if not sources:
             return
         again = merge([*sources, *sources], folder / "united0")
-        assert tree(folder / "united0") == united[0]  # idempotent
+        assert content(folder / "united0") == united[0]  # idempotent
         assert (again.trials, again.begun, again.failures) == (0, 0, 0)
         # Associative: the first two before the third, the last two before the first.
         for number, (pair, other) in enumerate(
@@ -130,7 +141,7 @@ def test_the_order_of_ledgers_does_not_matter(
             if pair and other:
                 merge(pair, folder / f"pair{number}")
                 merge([str(folder / f"pair{number}"), *other], folder / f"both{number}")
-                assert tree(folder / f"both{number}") == united[0]
+                assert content(folder / f"both{number}") == united[0]
 
 
 def test_counts_and_what_comes_from_where(tmp_path: Path) -> None:
@@ -148,10 +159,8 @@ def test_counts_and_what_comes_from_where(tmp_path: Path) -> None:
     assert {n: after[n] for n in before} == before  # nothing is written over
     hosts = {own["trial_id"]: own["host"] for own in Ledger(mine.uri).trials().to_pylist()}
     assert hosts == {name(1): "c", name(3): "a", name(4): "a", name(5): "a"}
-    curves = sorted(n for n in after if n.startswith("curves/"))
-    assert [n.split("/")[2] for n in curves] == [
-        "attempt.c-000000.parquet", *["attempt.a-000000.parquet"] * 3
-    ]  # fmt: skip
+    curves = {(one["trial_id"], one["attempt"]) for one in Ledger(mine.uri).curves().to_pylist()}
+    assert curves == {(trial, f"attempt.{by}") for trial, by in hosts.items()}
     assert Ledger(mine.uri).backbones() == {name(4)}
 
 
@@ -244,9 +253,7 @@ def test_what_never_ended_gives_way_to_what_did(tmp_path: Path) -> None:
     merge([tmp_path / "one"], mine.uri)
 
     assert not Ledger(mine.uri).states()
-    assert [n for n in tree(mine.uri) if n.startswith("curves")] == [
-        f"curves/{name(1)}/attempt.a-000000.parquet"
-    ]
+    assert set(Ledger(mine.uri).curves().column("attempt").to_pylist()) == {"attempt.a"}
 
 
 def test_begun_trials_go_on_from_the_furthest_state(tmp_path: Path) -> None:
@@ -273,31 +280,58 @@ def test_of_two_notes_of_an_attempt_the_later_one_counts(tmp_path: Path) -> None
     assert Ledger(tmp_path / "mine").failures().column("cause").to_pylist() == ["worker"]
 
 
+@pytest.mark.parametrize("compacted", [False, True])
 def test_a_merge_that_was_killed_is_finished_by_the_same_call(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    compacted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ledger_of(tmp_path / "one", [row(number) for number in range(4)])
+    own = row(9, own_code='{"mine.py": "0"}')
+    one = ledger_of(tmp_path / "one", [*(row(number) for number in range(4)), own])
+    one.fail(note(2))
+    one.save_state(name(7), TENSORS, step=9, attempt="a")
+    one.append_curve(name(7), "a", 0, [point(1)])
+    if compacted:
+        one.compact()
     merge([tmp_path / "one"], tmp_path / "whole")
-    adopt = Ledger.adopt
-    for survives in range(9):
-        calls = itertools.count()
+    assert content(tmp_path / "whole") == content(tmp_path / "one")
+    monkeypatch.setattr(merging, "TOGETHER", 2)
+    create = Folder.create
+    for survives in itertools.count():
+        calls, cut = itertools.count(), tmp_path / f"cut{survives}"
 
-        def adopt_some(
-            self: Ledger, name: str, data: bytes, most: int = survives, calls: Any = calls
+        def create_some(
+            self: Folder, name: str, data: bytes, most: int = survives, calls: Any = calls
         ) -> bool:
             if next(calls) == most:
                 raise KeyboardInterrupt
-            return adopt(self, name, data)
+            return create(self, name, data)
 
         with monkeypatch.context() as patch:
-            patch.setattr(Ledger, "adopt", adopt_some)
-            with pytest.raises(KeyboardInterrupt):
-                merge([tmp_path / "one"], tmp_path / f"cut{survives}")
+            patch.setattr(Folder, "create", create_some)
+            try:
+                merge([tmp_path / "one"], cut)
+                break
+            except KeyboardInterrupt:
+                pass
         # What is there as done is whole.
-        done = Ledger(tmp_path / f"cut{survives}").done()
-        assert all((tmp_path / f"cut{survives}/curves/{trial}").is_dir() for trial in done)
-        merge([tmp_path / "one"], tmp_path / f"cut{survives}")
-        assert tree(tmp_path / f"cut{survives}") == tree(tmp_path / "whole")
+        assert Ledger(cut).done() <= set(Ledger(cut).curves().column("trial_id").to_pylist())
+        merge([tmp_path / "one"], cut)
+        assert content(cut) == content(tmp_path / "whole")
+    assert survives > 6
+
+
+def test_ledgers_that_were_compacted_unite_as_others_do(tmp_path: Path) -> None:
+    for who, numbers in (("one", range(5)), ("other", range(3, 9))):
+        ledger = ledger_of(tmp_path / who, [row(number, who[0]) for number in numbers])
+        ledger.fail(note(3, who))
+    merge([tmp_path / "one", tmp_path / "other"], tmp_path / "apart")
+    Ledger(tmp_path / "one").compact()
+    merge([tmp_path / "one", tmp_path / "other"], tmp_path / "mixed")
+    Ledger(tmp_path / "other").compact()
+    merged = merge([tmp_path / "other"], tmp_path / "one")
+
+    assert (merged.trials, merged.present, merged.failures) == (4, 2, 1)
+    assert content(tmp_path / "mixed") == content(tmp_path / "apart")
+    assert len(Ledger(tmp_path / "one").trials()) == 9
 
 
 def test_a_folder_without_a_ledger_is_told(tmp_path: Path) -> None:
@@ -316,7 +350,7 @@ def test_from_a_bucket_and_into_one(bucket: str, tmp_path: Path) -> None:
     merge([bucket], tmp_path / "back")
     merge([tmp_path / "one", tmp_path / "other"], tmp_path / "direct")
 
-    assert tree(tmp_path / "back") == tree(tmp_path / "direct")
+    assert content(tmp_path / "back") == content(tmp_path / "direct")
     assert len(Ledger(bucket).done()) == 5
     assert merge([tmp_path / "one"], bucket).trials == 0
 
@@ -325,54 +359,43 @@ def test_from_a_bucket_and_into_one(bucket: str, tmp_path: Path) -> None:
 
 
 def write(file: Path, dataset: Dataset, table: pa.Table, *, version: int) -> None:
-    """A file of rows as fpt-sweep wrote it under a schema version."""
+    """A file of rows as fpt-sweep writes it, with some of the columns."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    table = table.select(dataset.at(version).names).cast(dataset.at(version))
-    metadata = {"schema_version": str(version)}
+    fields = [dataset.schema.field(name) for name in table.column_names]
+    table = table.cast(pa.schema(fields))
     with pq.ParquetWriter(file, table.schema, store_schema=False) as writer:
         writer.write_table(table)
-        writer.add_key_value_metadata(metadata)
+        writer.add_key_value_metadata({"schema_version": str(version)})
 
 
 @pytest.fixture
-def first_release(tmp_path: Path) -> Path:
-    """A ledger of schema version 1, with the rows of a run of it."""
+def old_ledger(tmp_path: Path) -> Path:
+    """A ledger of rows that lack columns, with the published rows."""
     folder = tmp_path / "old"
     published = pq.read_table(PUBLISHED / "trials.parquet")
+    known = [name for name in published.column_names if name in TRIALS.schema.names]
+    published = published.select([name for name in known if name != "accumulation"])
     for number in range(published.num_rows):
         own = published.slice(number, 1)
         file = folder / f"trials/{own['trial_id'][0]}.parquet"
-        write(file, TRIALS, own.select(TRIALS.at(1).names), version=1)
+        write(file, TRIALS, own, version=1)
     trial = str(published["trial_id"][0])
-    point_ = point(2) | {"trial_id": trial, "attempt": "a", "segment": 0}
-    curve = pa.Table.from_pylist([point_], schema=CURVES.schema)
-    write(folder / f"curves/{trial}/a-000000.parquet", CURVES, curve, version=1)
-    failed = pa.Table.from_pylist(
-        [note(0, "a", trial_id=trial, seconds=2.0)], schema=FAILURES.schema
-    )
-    write(folder / f"failures/{trial}-a.parquet", FAILURES, failed, version=1)
+    ledger = Ledger(folder)
+    ledger.append_curve(trial, "a", 0, [point(2)])
+    ledger.fail(note(0, "a", trial_id=trial, seconds=2.0))
     return folder
 
 
-def versions(folder: Path, dataset: Dataset) -> set[int]:
-    files = (folder / dataset.name).rglob("*.parquet")
-    return {int(pq.read_metadata(file).metadata[b"schema_version"]) for file in files}
-
-
-def test_an_older_ledger_in_the_schema_of_today(first_release: Path, tmp_path: Path) -> None:
-    before = tree(first_release)
+def test_an_older_ledger_in_the_layout_of_today(old_ledger: Path, tmp_path: Path) -> None:
+    before = tree(old_ledger)
     new = tmp_path / "new"
 
-    done = upgrade(first_release, new)
+    done = upgrade(old_ledger, new)
 
-    # 49 rows, and the note of a failure; curves are as they were.
-    assert (done.written, done.rewritten, done.present, done.stale) == (51, 50, 0, ())
-    assert tree(first_release) == before
-    assert versions(first_release, TRIALS) == {1}
-    assert versions(new, TRIALS) == {TRIALS.version}
-    assert versions(new, FAILURES) == {FAILURES.version}
-    assert tree(new).keys() == before.keys()
-    old, newer = Ledger(first_release), Ledger(new)
+    assert (done.merged.trials, done.merged.failures, done.merged.present) == (49, 1, 0)
+    assert done.stale == ()
+    assert tree(old_ledger) == before
+    old, newer = Ledger(old_ledger), Ledger(new)
     assert newer.trials().equals(old.trials())
     assert newer.failures().equals(old.failures())
     assert newer.curves().equals(old.curves())
@@ -380,20 +403,18 @@ def test_an_older_ledger_in_the_schema_of_today(first_release: Path, tmp_path: P
     table = api.load_table(QUICKSTART, new).to_markdown()
     assert table == (PUBLISHED / "table.md").read_text(encoding="utf-8")
 
-    again = upgrade(first_release, new)
-    assert (again.written, again.present) == (0, 51)
-    assert upgrade(new, tmp_path / "newest").rewritten == 0
-    assert tree(tmp_path / "newest") == tree(new)
+    again = upgrade(old_ledger, new).merged
+    assert (again.trials, again.failures, again.present) == (0, 0, 49)
 
 
 def test_rows_that_stay_stale_are_told(
-    first_release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    old_ledger: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(TASKS["listops"], "version", 7)
-    config = Ledger(first_release).trials()["config"][0].as_py()
-    ledger_of(first_release, [row(1, identity_version=0, config=config)])
+    config = Ledger(old_ledger).trials()["config"][0].as_py()
+    ledger_of(old_ledger, [row(1, identity_version=0, config=config)])
 
-    done = upgrade(first_release, tmp_path / "new")
+    done = upgrade(old_ledger, tmp_path / "new")
 
     mend = "stale, `sweep run FILE --stale` trains anew"
     assert done.stale == (
@@ -403,12 +424,12 @@ def test_rows_that_stay_stale_are_told(
     assert plan(QUICKSTART, tmp_path / "new").counts()["stale"] == 12
 
 
-def test_an_upgrade_is_never_in_place_and_never_over(first_release: Path, tmp_path: Path) -> None:
+def test_an_upgrade_is_never_in_place_and_never_over(old_ledger: Path, tmp_path: Path) -> None:
     with pytest.raises(LedgerError, match="is the old ledger itself"):
-        upgrade(first_release, first_release)
-    trial = Ledger(first_release).trials().slice(0, 1).to_pylist()[0]
+        upgrade(old_ledger, old_ledger)
+    trial = Ledger(old_ledger).trials().slice(0, 1).to_pylist()[0]
     Ledger(tmp_path / "new").commit(trial | {"test_loss": 17.0})
     before = tree(tmp_path / "new")
     with pytest.raises(ContradictionError, match=r"and 17\.0|17\.0 and"):
-        upgrade(first_release, tmp_path / "new")
+        upgrade(old_ledger, tmp_path / "new")
     assert tree(tmp_path / "new") == before

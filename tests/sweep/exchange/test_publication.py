@@ -109,10 +109,10 @@ def test_a_published_folder_is_the_ledger_again(sweep: Sweep, ledger: Ledger, wo
     again = Ledger(work / "again")
     assert merged.trials == len(ids)
     assert rows_of(again, ids) == rows_of(ledger, ids)
-    assert {name: again.copy(name) for name in again.note_names()} == {
-        name: ledger.copy(name) for name in ledger.note_names()
+    assert {name: again.copy(name) for name in again.notes.names()} == {
+        name: ledger.copy(name) for name in ledger.notes.names()
     }
-    assert len(ledger.note_names()) == 2  # the claims before the first row, and their reading
+    assert len(ledger.notes.names()) == 2  # the claims before the first row, and their reading
     assert set(package.plan(sweep, again).status.values()) == {"done"}
     back = merge([work / "published"], work / "results")
     assert (back.trials, back.present) == (0, len(ids))

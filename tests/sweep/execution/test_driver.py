@@ -391,7 +391,7 @@ def test_a_pause_from_elsewhere_stops_a_run_within_seconds_and_the_next_one_goes
 
     def told(event: Event) -> None:
         if event.kind == "record":
-            runs.ledger.pause("small")
+            runs.ledger.notes.pause("small")
 
     train = lambda trials, **_: Slow(lambda config, step: not marker.exists(), trials)  # noqa: E731
     paused = runs(sweep, train=train, on_event=told)
@@ -473,7 +473,7 @@ def test_what_another_driver_trains_is_left_to_it(runs: Runs) -> None:
     theirs, ours = sweep.points
     lease = runs.ledger.lease("driver-of-another-cluster")
     assert lease is not None
-    claims = runs.ledger.claims(lease)
+    claims = runs.ledger.reservations(lease)
     assert claims.take([theirs.trial_id])
 
     def finish(event: Event) -> None:
@@ -527,7 +527,7 @@ class Planned:
         self.began: list[bool] = []
 
     def begin(self, planned: Any, context: Any) -> tuple[dict[str, str], bool]:
-        self.began.append(self.ledger.paused("small"))
+        self.began.append(self.ledger.notes.paused("small"))
         return {}, False
 
     def __call__(self, on_event: Callable[[Event], None] = lambda event: None) -> Summary:
@@ -545,6 +545,23 @@ def planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Planned:
     return Planned(tmp_path, monkeypatch)
 
 
+def test_a_run_puts_finished_trials_together_once_they_are_many(
+    planned: Planned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = load(sweep_file(Path(planned.ledger.uri).parent, "axes: {seed: [1, 2]}\n"))
+    for point in others.points:
+        planned.ledger.commit(trial_row(point))
+    folder = Path(planned.ledger.uri, "trials")
+    planned()
+    assert len(list(folder.iterdir())) == 2
+
+    monkeypatch.setattr(driver, "COMPACT_AT", 2)
+    planned()
+
+    assert [path.name for path in folder.iterdir()] == ["segment-000001.parquet"]
+    assert planned.ledger.done() == {point.trial_id for point in others.points}
+
+
 def test_a_signal_amid_the_wait_for_another_driver_ends_it(planned: Planned) -> None:
     other = planned.ledger.lease(driver.lease_name())
     assert other is not None
@@ -558,21 +575,15 @@ def test_a_signal_amid_the_wait_for_another_driver_ends_it(planned: Planned) -> 
     assert (summary.interrupted, summary.missing, planned.began) == (True, 1, [])
 
 
-@pytest.mark.parametrize("old", [False, True])
-def test_a_pause_stays_until_the_driver_that_it_was_meant_for_has_ended(
-    planned: Planned, old: bool
-) -> None:
+def test_a_pause_stays_until_the_driver_that_it_was_meant_for_has_ended(planned: Planned) -> None:
     other = planned.ledger.lease(driver.lease_name())
     assert other is not None
-    planned.ledger.pause("small")
-    if old:
-        mark = Path(planned.ledger.uri, "leases/paused/small.json")
-        mark.write_bytes(b"{}")  # as the first release wrote it
+    planned.ledger.notes.pause("small")
     seen: list[bool] = []
 
     def told(event: Event) -> None:
         if event.kind == "waiting":
-            seen.append(planned.ledger.paused("small"))
+            seen.append(planned.ledger.notes.paused("small"))
             if len(seen) == 3:
                 other.release()
 
@@ -583,20 +594,20 @@ def test_a_pause_stays_until_the_driver_that_it_was_meant_for_has_ended(
 def test_a_pause_that_is_asked_for_while_a_run_waits_counts(planned: Planned) -> None:
     other = planned.ledger.lease(driver.lease_name())
     assert other is not None
-    planned.ledger.pause("small")
+    planned.ledger.notes.pause("small")
     said: list[str | None] = []
 
     def told(event: Event) -> None:
         said.append(event.message)
         if event.kind == "waiting":
-            planned.ledger.pause("small")
+            planned.ledger.notes.pause("small")
             other.release()
 
     summary = planned(told)
 
     assert (summary.interrupted, summary.missing, planned.began) == (True, 1, [])
     assert said[-1] == "not started: somebody asked for a pause"
-    assert planned.ledger.paused("small")
+    assert planned.ledger.notes.paused("small")
     assert not planned().interrupted
     assert planned.began == [False]
 
@@ -605,9 +616,9 @@ def test_the_driver_of_another_cluster_may_see_a_pause_before_it_is_taken_back(
     planned: Planned, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert planned.ledger.lease("driver-of-another-cluster") is not None
-    planned.ledger.pause("small")
+    planned.ledger.notes.pause("small")
     seen: list[tuple[float, bool]] = []
-    wait = lambda _, seconds: seen.append((seconds, planned.ledger.paused("small")))  # noqa: E731
+    wait = lambda _, seconds: seen.append((seconds, planned.ledger.notes.paused("small")))  # noqa: E731
     monkeypatch.setattr(Interrupts, "wait", wait)
 
     planned()
@@ -618,10 +629,10 @@ def test_the_driver_of_another_cluster_may_see_a_pause_before_it_is_taken_back(
 
 def test_a_run_with_nothing_to_do_takes_a_pause_back(planned: Planned) -> None:
     planned.ledger.commit(trial_row(planned.sweep.points[0]))
-    planned.ledger.pause("small")
+    planned.ledger.notes.pause("small")
 
     assert planned().done == 1
-    assert not planned.ledger.paused("small")
+    assert not planned.ledger.notes.paused("small")
 
 
 def test_what_is_pruned_leaves_other_sweeps_their_states(
@@ -629,8 +640,8 @@ def test_what_is_pruned_leaves_other_sweeps_their_states(
 ) -> None:
     ledger, ours, shared = planned.ledger, "0123456789ab", "0123456789cd"
     before = {ours: "old/0", shared: "old/1"}
-    ledger.remember("small", before)
-    ledger.remember("other", {shared: "b/0"})
+    ledger.notes.save_trial_list("small", before)
+    ledger.notes.save_trial_list("other", {shared: "b/0"})
     for name in before:
         ledger.save_state(name, b"state", step=10, attempt="a1")
     lease = ledger.lease("driver-here")
@@ -646,7 +657,7 @@ def test_what_is_pruned_leaves_other_sweeps_their_states(
     assert "2 trials forgotten" in said
     assert "1 of them: other sweeps have them too, so their states stay" in said
     assert ledger.states() == {shared}
-    assert ledger.remembered("small").keys() == {planned.sweep.points[0].trial_id}
+    assert ledger.notes.trial_list("small").keys() == {planned.sweep.points[0].trial_id}
 
 
 # ----------------------------------------------------------------- packs, with the trainer itself

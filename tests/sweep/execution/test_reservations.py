@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 
 from sweep.execution.reservations import ReservationsAhead
-from sweep.ledger.leases import Claims
 from sweep.ledger.ledger import Ledger, LedgerError
+from sweep.ledger.reservations import Reservations
 
 NAMES = [f"{k:012x}" for k in range(20)]
 
 
 class Noted:
-    """Claims that note what they are asked for, and fail for as long as they are told to."""
+    """Reservations that note what they are asked for, and fail for as long as they are told to."""
 
-    def __init__(self, claims: Claims) -> None:
+    def __init__(self, claims: Reservations) -> None:
         self.claims = claims
         self.taken: list[list[str]] = []
         self.released: list[list[str]] = []
@@ -48,7 +48,7 @@ def noted(ledger: Ledger) -> Iterator[Noted]:
     lease = ledger.lease("driver-here")
     assert lease is not None
     with lease:
-        yield Noted(ledger.claims(lease))
+        yield Noted(ledger.reservations(lease))
 
 
 def held(ledger: Ledger) -> set[str]:
@@ -103,7 +103,7 @@ def test_what_another_driver_has_is_asked_for_again_after_a_while(
     monkeypatch.setattr("sweep.execution.reservations.REFUSED_SECONDS", 0.3)
     other = ledger.lease("driver-elsewhere")
     assert other is not None
-    theirs = ledger.claims(other)
+    theirs = ledger.reservations(other)
     theirs.take(NAMES[:1])
     ahead = reserving(noted, [])
 

@@ -360,7 +360,7 @@ def test_of_two_drivers_one_trains_a_trial_until_it_lets_go(place: str) -> None:
     one, other = ledger.lease("driver-one"), ledger.lease("driver-other")
     assert one is not None
     assert other is not None
-    mine, theirs = ledger.claims(one), ledger.claims(other)
+    mine, theirs = ledger.reservations(one), ledger.reservations(other)
 
     assert mine.take(TRIALS[:2]) == set(TRIALS[:2])
     assert mine.take(TRIALS[:1]) == set(TRIALS[:1])  # asked again
@@ -374,13 +374,13 @@ def test_the_claims_of_a_driver_that_is_gone_are_worth_nothing(place: str) -> No
     ledger = Ledger(place)
     gone = ledger.lease("driver-one")
     assert gone is not None
-    assert ledger.claims(gone).take(TRIALS) == set(TRIALS)
+    assert ledger.reservations(gone).take(TRIALS) == set(TRIALS)
     gone.release()
 
     for number in range(3):  # each a successor of the one before, on the same cluster
         lease = ledger.lease("driver-one")
         assert lease is not None
-        assert ledger.claims(lease).take(TRIALS) == set(TRIALS), number
+        assert ledger.reservations(lease).take(TRIALS) == set(TRIALS), number
         lease.release()
 
 
@@ -388,9 +388,9 @@ def test_what_we_failed_to_let_go_of_is_still_ours(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     lease = ledger.lease("driver-one")
     assert lease is not None
-    assert ledger.claims(lease).take(TRIALS) == set(TRIALS)
+    assert ledger.reservations(lease).take(TRIALS) == set(TRIALS)
 
-    assert ledger.claims(lease).take(TRIALS) == set(TRIALS)
+    assert ledger.reservations(lease).take(TRIALS) == set(TRIALS)
 
 
 def test_what_storage_kept_us_from_letting_go_of_is_let_go_of_the_next_time(
@@ -400,7 +400,7 @@ def test_what_storage_kept_us_from_letting_go_of_is_let_go_of_the_next_time(
     one, other = ledger.lease("driver-one"), ledger.lease("driver-other")
     assert one is not None
     assert other is not None
-    mine, theirs = ledger.claims(one), ledger.claims(other)
+    mine, theirs = ledger.reservations(one), ledger.reservations(other)
     assert mine.take(TRIALS) == set(TRIALS)
 
     def away(paths: Iterable[str]) -> None:
@@ -426,9 +426,9 @@ def test_what_went_although_its_deletion_was_told_to_have_failed_is_claimed_anew
     assert gone is not None
     assert one is not None
     assert other is not None
-    ledger.claims(gone).take(TRIALS)
+    ledger.reservations(gone).take(TRIALS)
     gone.release()
-    mine, theirs = ledger.claims(one), ledger.claims(other)
+    mine, theirs = ledger.reservations(one), ledger.reservations(other)
     assert mine.take(TRIALS) == set(TRIALS)  # each with the second number
     delete = mine._storage.delete
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -249,3 +249,57 @@ def test_a_file_of_a_folder_is_itself(tmp_path: Path) -> None:
     assert storage.file("a/x", tmp_path / "cache") == tmp_path / "results/a/x"
     assert storage.file("a/y", tmp_path / "cache") is None
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_folder_of_a_trial_goes_with_its_last_file_and_comes_with_the_next(
+    tmp_path: Path,
+) -> None:
+    storage = open_storage(tmp_path)
+    folder = f"curves/{7:012x}"
+    storage.put(f"{folder}/a", b"1")
+    storage.put(f"{folder}/b", b"2")
+    storage.put("leases/driver/1.json", b"{}")
+
+    storage.delete([f"{folder}/a"])
+    assert storage.get(f"{folder}/b") == b"2"
+    storage.delete([f"{folder}/b", "leases/driver/1.json"])
+
+    assert not (tmp_path / folder).exists()
+    assert (tmp_path / "leases/driver").is_dir()  # of others there are few
+    assert storage.create(f"{folder}/c", b"3")
+    assert storage.get(f"{folder}/c") == b"3"
+
+
+def test_writers_beside_who_deletes_the_last_file_of_a_folder_lose_nothing(tmp_path: Path) -> None:
+    storage = open_storage(tmp_path)
+    folder = f"curves/{7:012x}"
+
+    def write(number: int) -> None:
+        storage.put(f"{folder}/kept-{number}", b"x")
+
+    def delete(number: int) -> None:
+        storage.put(f"{folder}/gone-{number}", b"x")
+        storage.delete([f"{folder}/gone-{number}"])
+
+    with ThreadPoolExecutor(4) as pool:
+        done = [pool.submit(what, number) for number in range(40) for what in (write, delete)]
+        assert [one.result() for one in done] == [None] * 80
+
+    assert len(storage.list(folder)) == 40
+
+
+def test_names_that_begin_alike_are_found_among_many(place: str) -> None:
+    storage = open_storage(place)
+    for name in ("0a", "segment-1", "segment-2", "segments", "z", "segment-3/of-a-folder"):
+        storage.put(f"trials/{name}", name.encode())
+    storage.put("curves/segment-9", b"9")
+
+    found = storage.beginning("trials", "segment-")
+
+    assert {"trials/segment-1", "trials/segment-2"} <= found.keys()
+    assert all(name.startswith("trials/segment-") for name in found)
+    listed = storage.list("trials")
+    assert {name: found[name] for name in ("trials/segment-1", "trials/segment-2")} == {
+        name: listed[name] for name in ("trials/segment-1", "trials/segment-2")
+    }
+    assert storage.beginning("nowhere", "segment-") == {}

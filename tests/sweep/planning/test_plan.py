@@ -175,7 +175,7 @@ def test_the_last_failure_counts_and_forgiveness_ends_it(sweep: Sweep, ledger: L
     ledger.fail(failure_row(point, attempt="a1", cause="worker"))
     ledger.fail(failure_row(point, attempt="a2", cause="code", at=later))
     assert statuses(plan(sweep, ledger))[RANDOM[0]] == "failed"
-    ledger.forgive([point.trial_id])
+    ledger.reset_failures([point.trial_id])
     assert statuses(plan(sweep, ledger))[RANDOM[0]] == "missing"
     much_later = dt.datetime.now(dt.UTC) + dt.timedelta(minutes=1)
     ledger.fail(failure_row(point, attempt="a3", cause="data", at=much_later))
@@ -191,7 +191,7 @@ def test_a_retry_outdoes_a_clock_that_is_ahead(sweep: Sweep, ledger: Ledger) -> 
     ledger.fail(failure_row(point, at=ahead))
     assert statuses(plan(sweep, ledger))[RANDOM[0]] == "failed"
 
-    ledger.forgive([point.trial_id])
+    ledger.reset_failures([point.trial_id])
 
     assert statuses(plan(sweep, ledger))[RANDOM[0]] == "missing"
 

@@ -499,7 +499,7 @@ def test_what_was_noted_is_what_trains(tmp_path: Path) -> None:
     for point in sweep.tunings:
         commit(ledger, [point], validation_accuracy=good(point))
     tuning.note_asked(sweep, ledger)
-    notes = ledger.notes("tuned", "generations")
+    notes = ledger.notes.on_claims("tuned", "generations")
     assert len(notes) == 10
     name = min(notes)
     (file,) = (tmp_path / "results/notes").rglob(f"{name}.json")
