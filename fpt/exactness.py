@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from fpt.model import Model
-from fpt.pack_layers import ROW_MULTIPLE, SharedLinear
+from fpt.pack_layers import ROW_MULTIPLE, MemberProduct, Product, SharedLinear
 
 ROW_MULTIPLES = (ROW_MULTIPLE, 2 * ROW_MULTIPLE, 4 * ROW_MULTIPLE)
 """What the rows of a product may be padded to a multiple of, tried in this order. A trial alone is
@@ -43,11 +43,7 @@ def row_multiple(model: Model) -> int:
     """Return what the rows of all products of `model` with frozen weights have to be padded to a
     multiple of, for a row's bits not to depend on how many there are; 0 if nothing tried does.
     """
-    layers = {
-        (*one.weight.shape, one.transposed, one.bias is not None)
-        for one in model.modules()
-        if isinstance(one, SharedLinear)
-    }
+    layers = {one.kind for one in model.modules() if isinstance(one, Product)}
     threads = torch.get_num_threads()
     return next((n for n in ROW_MULTIPLES if all(_exact(n, threads, *s) for s in layers)), 0)
 
@@ -99,7 +95,8 @@ def members_are_exact(
         forward: (members) -> their logits, (rows of these, P, classes), one after another; what it
             reads has to be the same at every call.
     """
-    key = kind, tuple(rows), torch.get_num_threads()
+    own = any(isinstance(one, MemberProduct) for one in model.modules())
+    key = kind, own, tuple(rows), torch.get_num_threads()
     if key not in _known:
         everyone = [k for k, n in enumerate(rows) if n]
         together = _bits(model, rows, everyone, forward)

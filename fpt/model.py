@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,10 @@ from fpt.pack_layers import (
     MemberLinear,
     MemberNorm,
     MemberPosition,
+    MemberProduct,
     Members,
     MemberScale,
+    MemberTable,
     SharedLinear,
     is_scale,
 )
@@ -83,11 +86,17 @@ class Model(nn.Module):
             self.buffers_own = tuple(groups.PREFIX + name for name in buffers)
             drawn = self.backbone.named_parameters() if first.backbone.init == "theirs" else ()
             theirs = {name: parameter.detach().float() for name, parameter in drawn}
-        initial = weights.initial(first, own, backbones or {}, theirs, buffers)
-        self.backbone_digest: str = weights.digest(initial)
-        self._fill(initial)
+        drawn_by = {
+            trial.drawn_from: weights.initial(trial, own, backbones or {}, theirs, buffers)
+            for trial in {trial.drawn_from: trial for trial in trials}.values()
+        }
+        digests = {seed: weights.digest(tensors) for seed, tensors in drawn_by.items()}
+        self.backbone_digests = tuple(digests[trial.drawn_from] for trial in trials)
+        """SHA-256 of each member's initial backbone; all the same, unless each draws its own."""
+        initial = [drawn_by[trial.drawn_from] for trial in trials]
+        self._fill(initial[0])
         self.drawn_positions = 0
-        self._put_members_in(row.packs)
+        self._put_members_in(row.packs, initial)
         self._add_own_layers()
         self._owners = {
             f"{owner}.{name}.{k}": (f"{owner}.{name}", k)
@@ -96,9 +105,13 @@ class Model(nn.Module):
             for name, values in module.named_children()
             for k in range(len(values))  # type: ignore[arg-type]
         }
-        if len(trials) > 1 and (shared := self.trained - {own for own, _ in self._owners.values()}):
+        # Where each draws a backbone, they share nothing.
+        whole = {groups.PREFIX + name for name in own} if len(drawn_by) > 1 else set()
+        of_members = {own for own, _ in self._owners.values()}
+        if len(trials) > 1 and (shared := (self.trained | whole) - of_members):
             raise ValueError(
-                f"backbone {first.backbone.name}: {min(shared)} trains, and would be one for all "
+                f"backbone {first.backbone.name}: {min(shared)} "
+                f"{'is drawn by each seed' if whole else 'trains'}, and would be one for all "
                 "trials of a pack"
             )
         for name, parameter in self.named_parameters():
@@ -115,52 +128,75 @@ class Model(nn.Module):
                 continue
             setattr(module, leaf, nn.Parameter(value, requires_grad=False))
 
-    def _put_members_in(self, packs: bool) -> None:
+    def _put_members_in(self, packs: bool, initial: Sequence[Mapping[str, Tensor]]) -> None:
         """Swap dropout modules for those of `fpt.pack_layers`; where trials can share the backbone,
-        norms, positions and products too.
+        norms, positions and products too, by the values that each member begins with.
         """
-        members = self.members
-        sites = 1  # 0 is the dropout behind the input layer
+        sites = itertools.count(1)  # 0 is the dropout behind the input layer
         for name, module in list(self.backbone.named_modules()):
             owner, _, leaf = name.rpartition(".")
             parent = self.backbone.get_submodule(owner)
-            group = self.groups.get(groups.PREFIX + f"{name}.weight")
-            trains = any(
-                groups.PREFIX + f"{name}.{p}" in self.trained for p, _ in module.named_parameters()
-            )
             replacement: nn.Module | None = None
             if isinstance(module, nn.Dropout):
-                replacement = Dropout(members, sites)
+                replacement = Dropout(self.members, next(sites))
                 # transformers reads the probability of an attention's dropout off the module.
                 replacement.p = 0.0  # type: ignore[assignment]
-                sites += 1
                 # An attention module is known by its causality; its first dropout is that of the
                 # attention weights.
                 if hasattr(parent, "is_causal") and not hasattr(parent, "member_dropout"):
                     parent.member_dropout = replacement
-            elif not packs:
-                table = module.weight if isinstance(module, nn.Embedding) else None
-                if table is not None and group == "position" and len(table) < self.shape.tokens:
-                    longer = self._positions(table, self.trials[0].seed)
-                    module.weight = nn.Parameter(longer)
-            elif isinstance(module, Conv1D | nn.Linear):
-                numerics = "fp32" if trains else self.trials[0].numerics
-                replacement = SharedLinear(module, numerics)
-            elif isinstance(module, nn.LayerNorm) and trains:
-                replacement = MemberNorm(members, module)
-            elif is_scale(module) and trains:
-                replacement = MemberScale(members, module)
-            elif isinstance(module, nn.Embedding) and group == "position":
-                replacement = MemberPosition(
-                    members, weight=[self._positions(module.weight, t.seed) for t in self.trials]
-                )
+            elif packs:
+                replacement = self._of_members(name, module, initial)
+            elif (
+                isinstance(module, nn.Embedding)
+                and self._group(name) == "position"
+                and len(module.weight) < self.shape.tokens
+            ):
+                longer = self._positions(module.weight, self.trials[0].seed)
+                module.weight = nn.Parameter(longer)
             if replacement is not None:
                 setattr(parent, leaf, replacement)
         for module in list(self.backbone.modules()):
             # Some hold the probability of their attention's dropout as a number.
             if hasattr(module, "is_causal") and not hasattr(module, "member_dropout"):
-                module.member_dropout = Dropout(members, sites)
-                sites += 1
+                module.member_dropout = Dropout(self.members, next(sites))
+
+    def _group(self, name: str) -> Group | None:
+        """The group of the weights of a module of the backbone; None: it has none."""
+        return self.groups.get(f"{groups.PREFIX}{name}.weight")
+
+    def _of_members(
+        self, name: str, module: nn.Module, initial: Sequence[Mapping[str, Tensor]]
+    ) -> nn.Module | None:
+        """What takes the place of a module of the backbone where trials can share it; None: it
+        stays, and is one for all.
+        """
+        members = self.members
+        own = {
+            leaf: [values.get(f"{name}.{leaf}", parameter.detach()) for values in initial]
+            for leaf, parameter in module.named_parameters(recurse=False)
+        }
+        trains = any(f"{groups.PREFIX}{name}.{leaf}" in self.trained for leaf in own)
+        draws = any(values is not initial[0] for values in initial)
+        if isinstance(module, Conv1D | nn.Linear):
+            numerics = "fp32" if trains else self.trials[0].numerics
+            if draws:
+                return MemberProduct(members, module, own, numerics)
+            return SharedLinear(module, numerics)
+        if isinstance(module, nn.Embedding) and self._group(name) == "position":
+            tables = zip(own["weight"], self.trials, strict=True)
+            return MemberPosition(members, weight=[self._positions(w, t.seed) for w, t in tables])
+        if not (trains or draws):
+            return None
+        if isinstance(module, nn.LayerNorm):
+            return MemberNorm(members, module, own)
+        if is_scale(module):
+            return MemberScale(members, module, own)
+        if isinstance(module, nn.Embedding) and not trains:
+            # A bias on scores is looked up alike by all rows.
+            relative = self._group(name) == "attention"
+            return (MemberTable if relative else MemberEmbedding)(members, **own)
+        return None
 
     def _positions(self, table: Tensor, seed: int) -> Tensor:
         """A member's position table: rows beyond the pretrained ones are its own draw."""
@@ -198,6 +234,11 @@ class Model(nn.Module):
             weight=[_uniform(s, "output.weight", (logits, width), width) for s in seeds],
             bias=[_uniform(s, "output.bias", (logits,), width) for s in seeds],
         )
+
+    @property
+    def backbone_digest(self) -> str:
+        """SHA-256 of the initial backbone of the first member."""
+        return self.backbone_digests[0]
 
     def canonical(self, name: str) -> tuple[str, int | None]:
         """(canonical name, member) of a parameter of this module; None: shared."""

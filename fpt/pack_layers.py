@@ -37,6 +37,9 @@ processor needs. Below 16 rows MKL's sgemm sums in an order that depends on the 
 
 _Rows = TypeVar("_Rows", Tensor, np.ndarray)
 
+Own = Mapping[str, Sequence[Tensor]]
+"""Name of a module's parameter -> its value for each member."""
+
 
 @dataclass
 class Members:
@@ -173,18 +176,33 @@ class MemberEmbedding(MemberLayer):
         return self.members.apply(ids, lambda k, rows: F.embedding(rows, self.weight[k]))
 
 
+class MemberTable(MemberLayer):
+    """A table a member that all rows of it are looked up in alike, as of relative positions:
+    (T, T) ids -> (R, T, T, heads).
+    """
+
+    weight: nn.ParameterList
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Look the ids up for each row."""
+        members = self.members
+        found = [
+            F.embedding(ids, self.weight[k]).expand(members.rows[k], *ids.shape, -1)
+            for k in members.present
+        ]
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+
 class MemberNorm(MemberLayer):
     """A layer norm with gain and bias of each member's own: (R, T, W) -> (R, T, W)."""
 
     weight: nn.ParameterList
     bias: nn.ParameterList
 
-    def __init__(self, members: Members, norm: nn.LayerNorm) -> None:
-        copies = range(len(members.seeds))
-        own = {name: p.detach() for name, p in norm.named_parameters()}  # some have no bias
-        super().__init__(members, **{n: [p.clone() for _ in copies] for n, p in own.items()})
+    def __init__(self, members: Members, norm: nn.LayerNorm, own: Own) -> None:
+        super().__init__(members, **{name: [v.clone() for v in own[name]] for name in own})
         self.eps = norm.eps
-        self.biased = "bias" in own
+        self.biased = "bias" in own  # some have none
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise each row and apply its member's gain and bias."""
@@ -234,8 +252,9 @@ class _Norms(torch.autograd.Function):
         backward = torch.ops.aten.native_layer_norm_backward
         rows = torch.split(x, sizes)
         gradients = torch.split(gradient.contiguous(), sizes)
+        trains = ctx.needs_input_grad[3]
         done = [
-            backward(gradients[k], rows[k], x.shape[-1:], *own, [True, True, True])
+            backward(gradients[k], rows[k], x.shape[-1:], *own, [True, trains, trains])
             for k, own in enumerate(zip(means, scales, gains, biases, strict=True))
         ]
         inputs, of_gains, of_biases = zip(*done, strict=True)
@@ -247,9 +266,8 @@ class MemberScale(MemberLayer):
 
     weight: nn.ParameterList
 
-    def __init__(self, members: Members, norm: nn.Module) -> None:
-        weight = norm.get_parameter("weight").detach()
-        super().__init__(members, weight=[weight.clone() for _ in members.seeds])
+    def __init__(self, members: Members, norm: nn.Module, own: Own) -> None:
+        super().__init__(members, weight=[v.clone() for v in own["weight"]])
         self.eps: Any = getattr(norm, "variance_epsilon", None) or norm.eps
         self.above_one = type(norm).__name__.startswith("Gemma")
         """Whether the gain is what a row is multiplied by, less 1."""
@@ -380,6 +398,44 @@ class Dropout(nn.Module):
         return drawn.view(sum(rows), *inside)
 
 
+class _Rounded:
+    """Weights in bfloat16: made when first wanted, and anew should they be others by then."""
+
+    def __init__(self) -> None:
+        self._made: tuple[Tensor, int, Tensor] | None = None
+
+    def of(self, weight: Tensor) -> Tensor:
+        """Return these weights, rounded."""
+        weight = weight.detach()
+        if self._made is not None:
+            source, version, rounded = self._made
+            if (source.data_ptr(), version) == (weight.data_ptr(), weight._version):
+                return rounded
+        # What they were made of is held on to, so that its address stays its own; it is mapped from
+        # a file as a rule.
+        self._made = weight, weight._version, weight.bfloat16()
+        return self._made[2]
+
+
+def _padded(flat: Tensor, multiple: int) -> Tensor:
+    padding = -len(flat) % multiple
+    return F.pad(flat, (0, 0, 0, padding)) if padding else flat
+
+
+def _affine(flat: Tensor, weight: Tensor, bias: Tensor | None, multiple: int) -> Tensor:
+    """(N, in) @ (in, out) + bias, in the form whose bits do not depend on the other rows.
+
+    Weights in bfloat16 make it a product of the class bf16, whose bias is added in fp32.
+    """
+    rows = _padded(flat.to(weight.dtype), multiple)
+    if weight.dtype == torch.bfloat16:
+        out = (rows @ weight).float()
+        out = out if bias is None else out.add_(bias)
+    else:
+        out = rows @ weight if bias is None else torch.addmm(bias, rows, weight)
+    return out if len(out) == len(flat) else out[: len(flat)]
+
+
 class SharedLinear(nn.Module):
     """A product with weights that the pack shares: (…, in) -> (…, out), rows padded.
 
@@ -400,36 +456,108 @@ class SharedLinear(nn.Module):
         self.transposed = isinstance(layer, Conv1D)  # Conv1D holds (in, out)
         self.numerics = numerics
         self.row_multiple = ROW_MULTIPLE
-        self._rounded: tuple[Tensor, int, Tensor] | None = None
+        self._rounded = _Rounded()
+
+    @property
+    def kind(self) -> tuple[int, int, bool, bool]:
+        """The shape of the weights as they are held, whether that is (in, out), and of a bias."""
+        first, second = self.weight.shape
+        return first, second, self.transposed, self.bias is not None
 
     def forward(self, x: Tensor) -> Tensor:
         """The affine map of the last dimension."""
-        weight = self.weight if self.numerics == "fp32" else self._bfloat16()
+        weight = self.weight if self.numerics == "fp32" else self._rounded.of(self.weight)
         weight = weight if self.transposed else weight.t()
-        flat = x.reshape(-1, x.shape[-1]).to(weight.dtype)
-        rows = flat.shape[0]
-        if padding := -rows % self.row_multiple:
-            flat = F.pad(flat, (0, 0, 0, padding))
-        if self.numerics == "bf16":
-            out = (flat @ weight).float()
-            out = out if self.bias is None else out.add_(self.bias)
-        else:
-            out = flat @ weight if self.bias is None else torch.addmm(self.bias, flat, weight)
-        return (out[:rows] if padding else out).view(*x.shape[:-1], -1)
+        out = _affine(x.reshape(-1, x.shape[-1]), weight, self.bias, self.row_multiple)
+        return out.view(*x.shape[:-1], -1)
 
-    def _bfloat16(self) -> Tensor:
-        """The weights in bfloat16: made when first wanted, and anew should they be others by then.
 
-        What they were made of is held on to, so that its address stays its own; it is mapped from
-        a file as a rule.
-        """
-        weight = self.weight.detach()
-        if self._rounded is not None:
-            source, version, rounded = self._rounded
-            if (source.data_ptr(), version) == (weight.data_ptr(), weight._version):
-                return rounded
-        self._rounded = weight, weight._version, weight.bfloat16()
-        return self._rounded[2]
+class MemberProduct(MemberLayer):
+    """A product with frozen weights of each member's own, as members have that draw a backbone
+    each: (…, in) -> (…, out); a member's bits are those of `SharedLinear`.
+    """
+
+    weight: nn.ParameterList
+    bias: nn.ParameterList
+
+    def __init__(
+        self,
+        members: Members,
+        layer: nn.Linear | Conv1D,
+        own: Own,
+        numerics: Numerics = "fp32",
+    ) -> None:
+        super().__init__(members, **own)
+        self.transposed = isinstance(layer, Conv1D)
+        self.numerics = numerics
+        self.row_multiple = ROW_MULTIPLE
+        self._biased = "bias" in own
+        self._rounded = [_Rounded() for _ in members.seeds]
+
+    @property
+    def kind(self) -> tuple[int, int, bool, bool]:
+        """As `SharedLinear.kind`."""
+        first, second = self.weight[0].shape
+        return first, second, self.transposed, self._biased
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The affine map of the last dimension, each member's rows by its own weights."""
+        present = self.members.present
+        weights = [
+            self.weight[k] if self.numerics == "fp32" else self._rounded[k].of(self.weight[k])
+            for k in present
+        ]
+        weights = [weight if self.transposed else weight.t() for weight in weights]
+        biases = [self.bias[k] for k in present] if self._biased else []
+        flat = x.reshape(-1, x.shape[-1])
+        # Rows of tokens are those of sequences, as many for each.
+        tokens = len(flat) // sum(self.members.rows)
+        sizes = [tokens * self.members.rows[k] for k in present]
+        out: Tensor = _Products.apply(flat, sizes, self.row_multiple, *weights, *biases)  # type: ignore[no-untyped-call]
+        return out.view(*x.shape[:-1], -1)
+
+
+Product = SharedLinear | MemberProduct
+"""A product with frozen weights, whose rows are padded."""
+
+
+class _Products(torch.autograd.Function):
+    """A product a member as one node of the graph: each in the shapes that it has alone, without
+    what autograd does for each of them. The weights and biases are frozen.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, flat: Tensor, sizes: list[int], multiple: int, *own: Tensor) -> Tensor:
+        """Weights (in, out) of all members, then their biases, are in `own`."""
+        members = len(sizes)
+        weights = own[:members]
+        biases: Sequence[Tensor | None] = own[members:] or [None] * members
+        ctx.save_for_backward(*weights)
+        ctx.sizes, ctx.multiple = sizes, multiple
+        parts = zip(torch.split(flat, sizes), weights, biases, strict=True)
+        return _joined([_affine(rows, weight, bias, multiple) for rows, weight, bias in parts])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        """The gradient of the rows alone."""
+        weights = ctx.saved_tensors
+        nothing = [None] * (len(ctx.needs_input_grad) - 1)
+        parts = zip(torch.split(gradient, ctx.sizes), weights, strict=True)
+        # As autograd does for `_affine`: the rows that were added have a gradient of zero.
+        return (
+            _joined(
+                [
+                    (_padded(rows.to(weight.dtype), ctx.multiple) @ weight.t())[: len(rows)].float()
+                    for rows, weight in parts
+                ]
+            ),
+            *nothing,
+        )
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(tuple(parts))
 
 
 def _alike(x: Tensor) -> Tensor:
@@ -527,7 +655,8 @@ def attention(
         value: As key.
         attention_mask: (R, 1, T, T), True where a key may be attended to, or None.
         scaling: Factor on the scores.
-        position_bias: (1, heads, T, T), added to the scores, or None.
+        position_bias: (1, heads, T, T), or of each row, (R, heads, T, T), added to the scores; or
+            None.
         softcap: Scores are bent to stay below it in size (Gemma 2), or None.
 
     Returns:
@@ -545,15 +674,18 @@ def attention(
     runs = [(drops, list(ks)) for drops, ks in itertools.groupby(members.present, dropout.active)]
     sizes = [sum(members.rows[k] for k in ks) for _, ks in runs]
     masks = [None] * len(runs) if attention_mask is None else torch.split(attention_mask, sizes)
+    biases: Sequence[Tensor | None] = [position_bias] * len(runs)
+    if position_bias is not None and len(position_bias) > 1:
+        biases = torch.split(position_bias, sizes)
     done = []
-    for (drops, ks), mask, queries, keys, values in zip(
-        runs, masks, *(torch.split(x, sizes) for x in (query, key, value)), strict=True
+    for (drops, ks), mask, its_bias, queries, keys, values in zip(
+        runs, masks, biases, *(torch.split(x, sizes) for x in (query, key, value)), strict=True
     ):
         if not drops and members.maps is None and softcap is None:
             bias = mask
-            if position_bias is not None:
-                lowest = torch.finfo(position_bias.dtype).min
-                bias = position_bias if mask is None else position_bias.masked_fill(~mask, lowest)
+            if its_bias is not None:
+                lowest = torch.finfo(its_bias.dtype).min
+                bias = its_bias if mask is None else its_bias.masked_fill(~mask, lowest)
             done.append(
                 F.scaled_dot_product_attention(
                     queries, keys, values, attn_mask=bias, is_causal=causal, scale=scaling
@@ -570,7 +702,7 @@ def attention(
         weights: Tensor
         if softcap is None:
             attended, weights = _Attention.apply(  # type: ignore[no-untyped-call]
-                queries, keys, values, mask, position_bias, kept, scale
+                queries, keys, values, mask, its_bias, kept, scale
             )
         else:
             attended, weights = _capped(queries, keys, values, mask, kept, scale, softcap)

@@ -6,12 +6,14 @@ from fpt.config import TrialConfig
 
 
 def pack_key(trial: TrialConfig) -> tuple[object, ...]:
-    """What trials of one pack have in common: the frozen weights and every tensor shape."""
+    """What trials of one pack have in common: the frozen weights, unless each may draw its own, and
+    every tensor shape.
+    """
     return (
         trial.task.shape(trial.protocol),
         trial.backbone,
         trial.pretraining,
-        trial.drawn_from,
+        "a seed each" if draws_its_own(trial) else trial.drawn_from,
         trial.train,
         trial.numerics,
         # Rows beyond the pretrained position table are drawn from the trial's seed, but are a
@@ -23,3 +25,9 @@ def packs(trial: TrialConfig) -> bool:
     """Whether a trial can train beside others: its backbone can be shared, and stays frozen."""
     own = {"input", "output", "norm", "position"}
     return trial.backbone.row.packs and set(trial.train) <= own
+
+
+def draws_its_own(trial: TrialConfig) -> bool:
+    """Whether a trial's seed draws its backbone, and a pack can hold several such backbones."""
+    drawn = trial.drawn_from is not None and trial.backbone_seed is None
+    return drawn and trial.backbone.row.packs_draws

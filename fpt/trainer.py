@@ -26,7 +26,7 @@ from fpt.checkpoints import State
 from fpt.config import TrialConfig
 from fpt.files import DataError
 from fpt.model import Model, Weights, build_model
-from fpt.pack_layers import SharedLinear
+from fpt.pack_layers import Product
 from fpt.packing import pack_key, packs
 from fpt.precision import AMX, cpu_capabilities, refusal
 from fpt.tasks.base import Batch, Splits, Stored
@@ -138,7 +138,7 @@ class Training(Iterator[Record]):
         """Whether packs are to change no bit."""
         self._row_multiple = exactness.row_multiple(model) if self._may_be_exact else 0
         for module in model.modules() if self._row_multiple or device_path else ():
-            if isinstance(module, SharedLinear):
+            if isinstance(module, Product):
                 module.row_multiple = self._row_multiple or 1  # a device is exact in no padding
 
     @property
@@ -390,7 +390,7 @@ class Training(Iterator[Record]):
             seconds=figures.seconds,
             examples=figures.step * member.trial.batch_size,
             groups=self.model.counts(),
-            backbone_digest=self.model.backbone_digest,
+            backbone_digest=self.model.backbone_digests[member.index],
             data_digest=self._splits.digest,
             state=state,
         )

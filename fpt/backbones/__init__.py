@@ -70,8 +70,11 @@ class Backbone:
     the architecture of a language model may have been trained on any sequences."""
     packs: bool = False
     """Whether trials can share its frozen weights, each with norms and positions of its own."""
+    packs_draws: bool = False
+    """Whether a pack can hold a backbone for each trial, where their seeds draw one each: every
+    parameter then has to be in a layer that members can have for themselves."""
     alone: str | None = None
-    """Why they cannot, where there is more to say than that."""
+    """Why they cannot share, where there is more to say than that."""
     initial: tuple[tuple[str, float | None], ...] = ()
     """(regular expression, value): see `fpt.backbones.families.Family.initial`."""
     renames: tuple[tuple[str, str], ...] = ()
@@ -138,6 +141,7 @@ BACKBONES: dict[str, Backbone] = {
         residual_outputs=r"\.c_proj\.weight$",
         modality="language",
         packs=True,
+        packs_draws=True,
     ),
     "bert": Backbone(
         module="fpt.backbones.huggingface:Bert",
@@ -153,6 +157,7 @@ BACKBONES: dict[str, Backbone] = {
         residual_outputs=r"\.output\.dense\.weight$",
         modality="language",
         packs=True,
+        packs_draws=True,
     ),
     "t5": Backbone(
         module="fpt.backbones.huggingface:T5",
@@ -173,6 +178,7 @@ BACKBONES: dict[str, Backbone] = {
         residual_outputs=r"\.(o|wo)\.weight$",
         modality="language",
         packs=True,
+        packs_draws=True,
         renames=((r"^encoder\.", ""),),
     ),
     "longformer": Backbone(
@@ -207,6 +213,7 @@ BACKBONES: dict[str, Backbone] = {
         residual_outputs=r"\.(o_proj|fc2)\.weight$",
         modality="image",
         packs=True,
+        packs_draws=True,
         # What files on the Hub call them, and what transformers 5 does.
         renames=(
             (r"^encoder\.layer\.", "layers."),

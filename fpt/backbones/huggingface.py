@@ -129,6 +129,23 @@ def seen_by(embedded: Tensor, mask: Tensor | None) -> Tensor | None:
     return None if mask is None else mask[:, None, None].expand(rows, 1, tokens, tokens)
 
 
+def _relative_bias(attention: Any, tokens: int) -> Tensor:
+    """T5's bias on the scores, (1, heads, T, T); where members have tables of their own, (R, ...).
+
+    transformers' `compute_bias`, which knows of one table for all.
+    """
+    table = attention.relative_attention_bias
+    positions = torch.arange(tokens, device=next(table.parameters()).device)
+    buckets = attention._relative_position_bucket(
+        positions - positions[:, None],
+        bidirectional=True,
+        num_buckets=attention.relative_attention_num_buckets,
+        max_distance=attention.relative_attention_max_distance,
+    )
+    bias: Tensor = table(buckets).movedim(-1, -3)
+    return bias if bias.ndim == 4 else bias[None]
+
+
 class Gpt2(GPT2Model):
     """GPT-2 (Radford et al. 2019) without its token table: causal, pre-norm."""
 
@@ -220,7 +237,7 @@ class T5(T5Stack):
         seen = seen_by(embedded, mask)
         blocks: Any = self.block
         # All layers share the first one's relative bias.
-        bias = blocks[0].layer[0].SelfAttention.compute_bias(tokens, tokens)
+        bias = _relative_bias(blocks[0].layer[0].SelfAttention, tokens)
         for block in blocks[:-1]:
             hidden, *_ = block(hidden, seen, bias)
         outer, feed_forward = blocks[-1].layer
