@@ -534,30 +534,35 @@ class _Products(torch.autograd.Function):
         biases: Sequence[Tensor | None] = own[members:] or [None] * members
         ctx.save_for_backward(*weights)
         ctx.sizes, ctx.multiple = sizes, multiple
-        parts = zip(torch.split(flat, sizes), weights, biases, strict=True)
-        return _joined([_affine(rows, weight, bias, multiple) for rows, weight, bias in parts])
+        out = flat.new_empty(len(flat), weights[0].shape[1])
+        parts = zip(*(torch.split(x, sizes) for x in (flat, out)), weights, biases, strict=True)
+        for rows, place, weight, bias in parts:
+            _put_affine(place, rows, weight, bias, multiple)
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         """The gradient of the rows alone."""
         weights = ctx.saved_tensors
-        nothing = [None] * (len(ctx.needs_input_grad) - 1)
-        parts = zip(torch.split(gradient, ctx.sizes), weights, strict=True)
-        # As autograd does for `_affine`: the rows that were added have a gradient of zero.
-        return (
-            _joined(
-                [
-                    (_padded(rows.to(weight.dtype), ctx.multiple) @ weight.t())[: len(rows)].float()
-                    for rows, weight in parts
-                ]
-            ),
-            *nothing,
-        )
+        out = gradient.new_empty(len(gradient), weights[0].shape[0])
+        both = (torch.split(x, ctx.sizes) for x in (gradient.contiguous(), out))
+        for rows, place, weight in zip(*both, weights, strict=True):
+            # As autograd does for `_affine`: rows that are added have a gradient of zero.
+            _put_affine(place, rows, weight.t(), None, ctx.multiple)
+        return (out, *[None] * (len(ctx.needs_input_grad) - 1))
 
 
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(tuple(parts))
+def _put_affine(
+    place: Tensor, rows: Tensor, weight: Tensor, bias: Tensor | None, multiple: int
+) -> None:
+    """Write `_affine` of rows where it belongs, at once if they are as many as they have to be."""
+    if len(rows) % multiple or weight.dtype != rows.dtype:
+        place.copy_(_affine(rows, weight, bias, multiple))
+    elif bias is None:
+        torch.mm(rows, weight, out=place)
+    else:
+        torch.addmm(bias, rows, weight, out=place)
 
 
 def _alike(x: Tensor) -> Tensor:

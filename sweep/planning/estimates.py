@@ -375,7 +375,7 @@ def _ends(packs: Iterable[float], workers: int) -> float:
 def _memory(pack: Pack) -> int:
     """Bytes of a worker at its largest."""
     config = pack.points[0].config
-    weights = 4.0 * _weights(config)
+    weights = 4.0 * _weights(config) * packing.backbones(pack.points)
     trained = 16.0 * sum(_trained(point.config) for point in pack.points)
     return round(PROCESS + weights + trained + packing.activations(pack.points))
 

@@ -50,6 +50,15 @@ CPU_FIXED_ROWS = 25
 """What a step on a CPU core costs beside its rows, in rows: fits GPT-2 base; a tiny backbone has
 about 50, so that what packs save is rather underestimated."""
 
+CPU_LAYER_SECONDS = 0.5e-3
+"""Seconds a layer of a step on a CPU core that members share also where each has a backbone of its
+own: what is in no product. The rest of the fixed part is each member's, as its weights are read."""
+
+CPU_DRAWN_ROW = 0.06
+"""The part by which a row costs more there. With this and the former, a tiny backbone gains 1.28
+times with 6 trials of 40 rows, 1.02 with 3 of 160 and nothing with 3 of 320: measured, on a loaded
+machine. GPT-2 base would gain nothing."""
+
 CPU_SPEED = 30e9
 """Operations a second of a core that has measured nothing yet. Two kinds of core had 15e9 to 60e9
 with backbones of 4 layers of 128 and of 12 of 768."""
@@ -71,7 +80,8 @@ ACTIVATIONS = 17
 """Numbers of a row's width that a layer keeps for the backward pass; measured with GPT-2 base."""
 
 MEMORY_SHARE = 0.5
-"""Of a worker's memory, what the activations of a pack may take."""
+"""Of a worker's memory, what the activations of a pack, and the backbones of its members beyond the
+first one, may take."""
 
 GPU_MEMORY = 16e9
 """Bytes that a GPU is taken to have before one was asked (`sweep.cluster.preflight`)."""
@@ -152,16 +162,21 @@ class Workers:
         """Return the operations a second of one that has measured nothing yet."""
         return GPU_SPEED if self.gpus else CPU_SPEED
 
-    def fixed_operations(self, layers: int, row: float, members: int = 1) -> float:
+    def fixed_operations(
+        self, layers: int, row: float, members: int = 1, backbones: int = 1
+    ) -> float:
         """Return what a step costs beside its rows, as operations that take as long.
 
         Args:
             layers: Of the backbone.
             row: Operations of a row.
             members: Of the pack.
+            backbones: Different ones that its members have.
         """
         if not self.gpus:
-            return CPU_FIXED_ROWS * row
+            alone = CPU_FIXED_ROWS * row
+            shared = min(alone, layers * CPU_LAYER_SECONDS * CPU_SPEED)
+            return alone + (backbones - 1) * (alone - shared)
         return layers * (GPU_LAYER_SECONDS + members * GPU_MEMBER_SECONDS) * GPU_SPEED
 
     @property
@@ -221,8 +236,14 @@ def activations(pack: Iterable[Point]) -> int:
     return sum(_Member.of(point).size for point in pack)
 
 
+def backbones(pack: Iterable[Point]) -> int:
+    """Return how many different backbones the members of a pack have."""
+    return len({_draw(point.config) for point in pack})
+
+
 def seeds_apart(packs: Iterable[Sequence[Point]], workers: Workers) -> int:
-    """Trials that are alone because each seed has drawn a backbone of its own.
+    """Trials that are alone because each seed has drawn a backbone of its own: those that could not
+    be packed as they are, or would gain too little.
 
     With one `backbone_seed` for all they could be packed, and a table's intervals would leave out
     the draw.
@@ -238,9 +259,16 @@ def seeds_apart(packs: Iterable[Sequence[Point]], workers: Workers) -> int:
         len(pack)
         for members in alike.values()
         if len({one.point.config.seed for one in members}) > 1
-        for pack in _divided(members, workers, None)
+        if not _packs_draws(members, workers)
+        for pack in _divided([replace(one, draw=None) for one in members], workers, None)
         if len(pack) > 1
     )
+
+
+def _packs_draws(members: Sequence[_Member], workers: Workers) -> bool:
+    """Whether trials that draw a backbone each are packed all the same, where workers are few."""
+    each = packing.draws_its_own(members[0].point.config)
+    return each and any(len(pack) > 1 for pack in _divided(members, workers, None))
 
 
 def no_quicker(ledger: Ledger, device: str) -> frozenset[tuple[object, ...]]:
@@ -331,6 +359,10 @@ class _Member:
     """Bytes that its activations take, at most: attention's weights are not always kept."""
     operations: float
     """Of a row: of products with frozen weights, forward and backward."""
+    backbone: int
+    """Bytes of the weights of its backbone's layers."""
+    draw: int | None
+    """The seed of a backbone of its own; None: the pack's."""
 
     @classmethod
     def of(cls, point: Point, place: int = 0) -> _Member:
@@ -339,8 +371,14 @@ class _Member:
         rows = config.batch_size * tokens
         row = ACTIVATIONS * backbone.width + 3 * backbone.heads * tokens
         size = 4 * backbone.layers * row * rows
-        operations = 48.0 * backbone.layers * backbone.width**2
-        return cls(point, place, config.steps, rows, size, operations)
+        weights = 12 * backbone.layers * backbone.width**2
+        return cls(
+            point, place, config.steps, rows, size, 4.0 * weights, 4 * weights, _draw(config)
+        )
+
+
+def _draw(config: TrialConfig) -> int | None:
+    return config.drawn_from if packing.draws_its_own(config) else None
 
 
 def _alike(points: Iterable[Point], alone: Collection[tuple[object, ...]]) -> list[list[_Member]]:
@@ -399,7 +437,9 @@ def _cut(members: Sequence[_Member], weights: Sequence[int], parts: int) -> list
 def _fits(pack: Sequence[_Member], workers: Workers, most: int | None) -> bool:
     rows = sum(one.rows for one in pack)
     pays = rows <= _most_rows(pack, workers) if most is None else len(pack) <= most
-    room = sum(one.size for one in pack) <= workers.memory * MEMORY_SHARE
+    further = len({one.draw for one in pack}) - 1
+    memory = sum(one.size for one in pack) + further * pack[0].backbone
+    room = memory <= workers.memory * MEMORY_SHARE
     return len(pack) == 1 or (pays and room)
 
 
@@ -476,9 +516,13 @@ def _cost(pack: Sequence[_Member], workers: Workers) -> float:
     """Return what a pack takes to train, as operations that take as long."""
     layers, row = pack[0].point.config.backbone.layers, pack[0].operations
     rows, members = sum(one.rows for one in pack), len(pack)
-    total, done = 0.0, 0
+    draws = Counter(one.draw for one in pack)
+    total, done, backbones = 0.0, 0, len(draws)
     for one in sorted(pack, key=lambda one: one.steps):
-        step = workers.fixed_operations(layers, row, members) + rows * row
+        each = row * (1 + CPU_DRAWN_ROW) if backbones > 1 and not workers.gpus else row
+        step = workers.fixed_operations(layers, row, members, backbones) + rows * each
         total += (one.steps - done) * step
         done, rows, members = one.steps, rows - one.rows, members - 1
+        draws[one.draw] -= 1
+        backbones -= not draws[one.draw]
     return total

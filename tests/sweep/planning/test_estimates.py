@@ -222,3 +222,18 @@ def test_more_workers_end_sooner_and_packs_are_never_split_over_them() -> None:
     assert estimates._ends([3, 3, 3], 2) == 6
     assert estimates._ends([3, 3, 3], 3) == 3
     assert estimates._ends([10, 1, 1], 8) == 10
+
+
+def test_a_pack_of_drawn_backbones_takes_their_memory(tmp_path: Path) -> None:
+    file = tmp_path / "seeds.yaml"
+    wide = SEEDS.replace("pack: off", "pack: 4")
+    memory = {}
+    for drawn in ("backbone_seed: 0", "backbone_seed: null"):
+        file.write_text(wide.replace("steps: 10", f"steps: 10\n  {drawn}"))
+        sweep = load(file)
+        assert [len(pack.points) for pack in plan(sweep, tmp_path).packs] == [4, 4]
+        memory[drawn] = priced(tmp_path / drawn[-1], sweep, [])[1].memory
+    layers, width = sweep.points[0].config.backbone.layers, sweep.points[0].config.backbone.width
+    assert memory["backbone_seed: null"] - memory["backbone_seed: 0"] == (
+        3 * 4 * 12 * layers * width**2
+    )
