@@ -465,10 +465,15 @@ def _balanced(
     """Packs in order: more and smaller ones for as long as all of them together are done sooner, or
     fewer workers idle.
     """
+
+    def cost(pack: Sequence[_Member]) -> float:
+        # Packs of a given size are meant, whether they pay or not.
+        return _cost(pack if most is None else [replace(one, draw=None) for one in pack], workers)
+
     groups = [_divided(members, workers, most) for members in alike]
     packs, kin = _in_order(groups)
     while len(packs) <= BALANCED * workers.count:
-        costs = [_cost(pack, workers) for pack in packs]
+        costs = [cost(pack) for pack in packs]
         best, candidates = _schedule(costs, workers)
         if len(packs) < workers.count:
             candidates = sorted(range(len(packs)), key=costs.__getitem__)
@@ -479,7 +484,7 @@ def _balanced(
             finer = list(groups)
             finer[group] = _divided(members, workers, most, len(groups[group]) + 1)
             tried, tried_kin = _in_order(finer)
-            if _schedule([_cost(pack, workers) for pack in tried], workers)[0] < best:
+            if _schedule([cost(pack) for pack in tried], workers)[0] < best:
                 groups, packs, kin = finer, tried, tried_kin
                 break
         else:

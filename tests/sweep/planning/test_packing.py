@@ -205,7 +205,9 @@ def test_each_trial_is_in_one_pack_and_packs_hold_what_they_may(
         assert len({pack_key(p.config) for p in pack}) == 1
         assert len(pack) == 1 or sum(rows) <= CPU_ROWS or most is not None
         assert most is None or len(pack) <= most
-    assert 0 <= saving(packs, Workers(workers)) < 1
+    saved = saving(packs, Workers(workers))
+    assert saved < 1
+    assert saved >= 0 or most is not None  # a number holds whether packs pay or not
 
 
 def test_the_estimate_is_that_of_what_was_measured() -> None:
