@@ -57,7 +57,9 @@ trial:
 
 def sweep_file(folder: Path, rest: str, steps: int = 20) -> Path:
     file = folder / "small.yaml"
-    file.write_text(FILE.replace("STEPS", str(steps)) + textwrap.dedent(rest))
+    rest = textwrap.dedent(rest)
+    alone = "" if "pack:" in rest else "\npack: off\n"
+    file.write_text(FILE.replace("STEPS", str(steps)) + rest + alone)
     return file
 
 

@@ -23,6 +23,7 @@ trial:
   steps: {steps}
 axes:
   seed: [0, 1]
+pack: off
 """
 FIGURES = ("train_loss", "validation_loss", "validation_accuracy", "test_loss", "best_step")
 
