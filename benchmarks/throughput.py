@@ -13,7 +13,7 @@ different sizes. The last table says where our step spends its time, under PyTor
 slows small operations down: read its shares, not its times; there, making the examples is included.
 
 `--quickstart` takes minutes more: the wall clock of the whole quickstart under Ray Tune, packs off
-and on in turn, as the ratio of the two of each round. Nothing else may run on the machine meanwhile.
+and on in turn, as the ratio of the two of each round. Nothing else may run meanwhile.
 """
 
 from __future__ import annotations
