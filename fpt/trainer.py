@@ -126,7 +126,8 @@ class Training(Iterator[Record]):
             if state is not None:
                 member.restore(self.model, state)
         self._live = list(self._members)
-        self._frozen = self._frozen_digest()
+        owners = (None, *range(len(own)))
+        self._frozen = {owner: self._frozen_digest(owner) for owner in owners}
         self._together = device_path
         model.members.device_path = device_path
         self._feeding = Feeding(model, splits.train, device)
@@ -317,10 +318,15 @@ class Training(Iterator[Record]):
         if ending:
             self._end(ending)
 
-    def _frozen_digest(self) -> str:
-        """SHA-256 of all that no member trains."""
-        frozen = {n: p for n, p in self.model.named_parameters() if not p.requires_grad}
-        return backbone_weights.digest(frozen)
+    def _frozen_digest(self, owner: int | None) -> str:
+        """SHA-256 of what does not train: of a member's own, or (None) of what all share."""
+        return backbone_weights.digest(
+            {
+                name: parameter
+                for name, parameter in self.model.named_parameters()
+                if not parameter.requires_grad and self.model.canonical(name)[1] == owner
+            }
+        )
 
     def _diverged(self, member: Member) -> None:
         """End a member at its last finite step; its figures are those of the last evaluation."""
@@ -331,7 +337,8 @@ class Training(Iterator[Record]):
         self, ending: Sequence[tuple[Member, Literal["steps", "plateau", "diverged"]]]
     ) -> None:
         """Read the test set once, with the picked checkpoints, and let the members leave."""
-        if self._frozen_digest() != self._frozen:
+        owners = (None, *(member.index for member, _ in ending))
+        if any(self._frozen_digest(owner) != self._frozen[owner] for owner in owners):
             raise RuntimeError(
                 "frozen weights changed while they were trained on: no figure of this pack can be "
                 "trusted; a module of the backbone writes into its weights"
