@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -70,43 +72,43 @@ def clone(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def loaded_by(code: str, folder: Path) -> set[str]:
-    """The heavy packages that are in a fresh process after some code."""
-    check = f"{code}\nimport sys; print('\\nloaded:', *({set(HEAVY)!r} & set(sys.modules)))"
+def loaded_by(codes: Sequence[str], folder: Path) -> list[set[str]]:
+    """The heavy packages that are in a fresh process after each of some pieces of code, in turn."""
+    check = (
+        f"import json, sys\nloaded = []\nfor code in json.loads({json.dumps(json.dumps(codes))}):\n"
+        f"    exec(code, {{'__name__': '__main__'}})\n"
+        f"    loaded.append(sorted({set(HEAVY)!r} & set(sys.modules)))\n"
+        "print('\\nloaded:', json.dumps(loaded))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", check], cwd=folder, capture_output=True, text=True, check=False
     )
 
     assert done.returncode == 0, done.stderr
-    return set(done.stdout.rsplit("loaded:", 1)[1].split())
+    return [set(one) for one in json.loads(done.stdout.rsplit("loaded:", 1)[1])]
 
 
-@pytest.mark.parametrize(
-    "code",
-    [
+def test_what_plans_and_tabulates_loads_nothing_heavy(clone: Path) -> None:
+    file = "experiments/quickstart.yaml"
+    words = [["validate", file], ["plan", file], ["status", file], ["table", file]]
+    codes = [
         "import sweep, fpt, sweep.cli",
         "import fpt; fpt.TrialConfig",
         "import sweep; sweep.load_trials('results')",
         "import sweep; sweep.load_curves('results')",
-        "import sweep; sweep.plan('experiments/quickstart.yaml')",
-        "import sweep; sweep.load_table('experiments/quickstart.yaml').to_markdown()",
+        f"import sweep; sweep.plan({file!r})",
+        f"import sweep; sweep.load_table({file!r}).to_markdown()",
         *(
             f"from typer.testing import CliRunner; from sweep.cli import app\n"
             f"result = CliRunner().invoke(app, {argv!r})\n"
             f"assert result.exit_code == 0, result.output"
-            for argv in (
-                ["validate", "experiments/quickstart.yaml"],
-                ["plan", "experiments/quickstart.yaml"],
-                ["status", "experiments/quickstart.yaml"],
-                ["status"],
-                ["table", "experiments/quickstart.yaml"],
-                ["schema"],
-            )
+            for argv in (*words, ["status"], ["schema"])
         ),
-    ],
-)
-def test_what_plans_and_tabulates_loads_nothing_heavy(code: str, clone: Path) -> None:
-    assert loaded_by(code, clone) == set()
+    ]
+
+    loaded = loaded_by(codes, clone)
+
+    assert dict(zip(codes, loaded, strict=True)) == {code: set() for code in codes}
 
 
 LIGHT = """\
@@ -432,11 +434,11 @@ def test_readmes_snippets_run_and_load_what_they_need(clone: Path) -> None:
     for point in load(clone / "experiments/quickstart.yaml").points:
         Ledger(clone / "results").commit(trial_row(point))
 
-    for block in blocks("python"):
-        if block.startswith("# mine.py"):
-            continue  # see above
-        trains = "fpt.train" in block
-        assert loaded_by(block, clone) == ({"torch", "transformers"} if trains else set())
+    snippets = [one for one in blocks("python") if not one.startswith("# mine.py")]  # see above
+    training = [one for one in snippets if "fpt.train" in one]
+    others = [one for one in snippets if one not in training]
+    assert loaded_by(others, clone) == [set() for _ in others]
+    assert loaded_by(training, clone) == [{"torch", "transformers"} for _ in training]
 
 
 def test_every_command_is_on_a_page() -> None:
