@@ -10,9 +10,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from fpt import metrics
     from fpt.checkpoints import load_model
     from fpt.config import TrialConfig
     from fpt.contract import check_backbone, check_task
+    from fpt.metrics import Metric
     from fpt.model import build_model
     from fpt.tasks.base import Baseline, Batch, Generated, Shape, Splits, Stored, Task
     from fpt.trainer import train
@@ -21,6 +23,7 @@ __all__ = [
     "Baseline",
     "Batch",
     "Generated",
+    "Metric",
     "Shape",
     "Splits",
     "Stored",
@@ -30,6 +33,7 @@ __all__ = [
     "check_backbone",
     "check_task",
     "load_model",
+    "metrics",
     "train",
 ]
 
@@ -37,6 +41,7 @@ _HOME = {
     "Baseline": "fpt.tasks.base",
     "Batch": "fpt.tasks.base",
     "Generated": "fpt.tasks.base",
+    "Metric": "fpt.metrics",
     "Shape": "fpt.tasks.base",
     "Splits": "fpt.tasks.base",
     "Stored": "fpt.tasks.base",
@@ -51,6 +56,8 @@ _HOME = {
 
 
 def __getattr__(name: str) -> object:
+    if name == "metrics":
+        return import_module("fpt.metrics")
     if name not in _HOME:
         raise AttributeError(f"module 'fpt' has no attribute {name!r}; it has {', '.join(__all__)}")
     return getattr(import_module(_HOME[name]), name)

@@ -42,6 +42,8 @@ class Figures:
     best_loss: float | None = None
     """At `best_step`, on the split that picks the checkpoint (paper: the test batches)."""
     best_accuracy: float | None = None
+    best_metrics: dict[str, float | None] = field(default_factory=dict)
+    """The task's own, by name."""
     lowest_loss: float | None = None
     """What the plateau rule compares with."""
     stale: int = 0

@@ -8,23 +8,47 @@ here. Nothing in this module, nor in what it imports, imports torch.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import re
 import sys
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    Self,
+    Union,
+    cast,
+    get_type_hints,
+)
 
 from pydantic import (
+    BaseModel,
     Discriminator,
     Field,
     SerializeAsAny,
     Tag,
+    ValidationError,
     ValidationInfo,
     ValidatorFunctionWrapHandler,
     WrapValidator,
+    create_model,
     field_validator,
     model_validator,
 )
 
-from fpt.backbones import AUTO, BACKBONES, NOTHING, Backbone, Group, row, row_of_weights
+from fpt.backbones import (
+    AUTO,
+    BACKBONE_GROUP,
+    BACKBONES,
+    NOTHING,
+    Backbone,
+    Group,
+    row,
+    row_of_weights,
+)
 from fpt.backbones.headers import inventory
 from fpt.backbones.sources import (
     HUB,
@@ -42,6 +66,7 @@ from fpt.backbones.sources import (
     weights_identity,
 )
 from fpt.files import DataError
+from fpt.metrics import Metric
 from fpt.plugins import class_path, describe, digests, imported, line_of, registered
 from fpt.precision import Numerics
 from fpt.spec import JSON, Spec
@@ -92,7 +117,15 @@ def _own_task(value: Any, ours: ValidatorFunctionWrapHandler) -> Any:
     own = imported(path)
     if not issubclass(own, Task):
         raise ValueError(f"{name} is not a subclass of fpt.Task")
-    return own.model_validate(value)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            return own.model_validate(value)
+    except (ValidationError, DataError):
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"{line_of(own)}: task {name}: making one raises {describe(error)}"
+        ) from error
 
 
 def shape_of(task: Task, protocol: ProtocolName) -> Shape:
@@ -103,17 +136,37 @@ def shape_of(task: Task, protocol: ProtocolName) -> Shape:
     """
     if task.name in TASKS:
         return task.shape(protocol)
-    where = f"{line_of(type(task))}: task {task.name}: shape(protocol)"
+    shape = _said(task, "shape", protocol)
+    if not isinstance(shape, Shape):
+        where = f"{line_of(type(task))}: task {task.name}: shape(protocol)"
+        raise ValueError(f"{where} gives a {type(shape).__name__}, wanted fpt.Shape")
+    return shape
+
+
+def check_metrics(task: Task, protocol: ProtocolName) -> None:
+    """Check that a task can say what its metrics are.
+
+    Raises:
+        ValueError: If a user's own class cannot.
+    """
+    if task.name in TASKS:
+        return
+    found = _said(task, "metrics", protocol)
+    if not isinstance(found, tuple | list) or not all(isinstance(one, Metric) for one in found):
+        where = f"{line_of(type(task))}: task {task.name}: metrics(protocol)"
+        raise ValueError(f"{where} gives {found!r:.60}, wanted a tuple of fpt.Metric")
+
+
+def _said(task: Task, what: str, protocol: ProtocolName) -> Any:
+    """Return what a method of a user's own class gives."""
+    where = f"{line_of(type(task))}: task {task.name}: {what}(protocol)"
     try:
         with contextlib.redirect_stdout(sys.stderr):
-            shape = task.shape(protocol)
+            return getattr(task, what)(protocol)
     except NotImplementedError:
         raise ValueError(f"{where} is not implemented") from None
     except Exception as error:
         raise ValueError(f"{where} raises {describe(error)}") from error
-    if not isinstance(shape, Shape):
-        raise ValueError(f"{where} gives a {type(shape).__name__}, wanted fpt.Shape")
-    return shape
 
 
 if TYPE_CHECKING:
@@ -291,6 +344,8 @@ class BackboneConfig(Spec):
     @property
     def has_own_config(self) -> bool:
         """Whether a drawn backbone too is built by the config.json of `weights`: a directory's."""
+        if self.row.version is not None:
+            return False  # its class says what it computes
         published = {size.weights for size in self.row.sizes.values()}
         return self.weights not in (None, *published) and not str(self.weights).startswith(HUB)
 
@@ -304,6 +359,127 @@ class BackboneConfig(Spec):
         return (
             deviations(self.weights or "", self.name, **self.sizes) if self.has_own_config else {}
         )
+
+
+class OwnBackbone(BackboneConfig):
+    """A class of a user's own, whose `Config` has given it fields: see `backbone_of`."""
+
+    own: ClassVar[type]
+    """The class of the user's own."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Its type is made anew in every process.
+        return backbone_of, (self.model_dump(mode="json"),)
+
+    @model_validator(mode="after")
+    def _check_own(self) -> Self:
+        config = self.own.Config  # type: ignore[attr-defined]
+        fields = {name: getattr(self, name) for name in own_fields(self.own)}
+        where = f"{line_of(config)}: {config.__qualname__}"
+        if unhashable := [name for name, value in fields.items() if not _is_hashable(value)]:
+            raise ValueError(f"{where}: {unhashable[0]} can be changed in place; make it a tuple")
+        try:
+            with contextlib.redirect_stdout(sys.stderr):
+                config(**fields)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]["msg"]
+            raise ValueError(f"{where}: {first.removeprefix('Value error, ')}") from None
+        except Exception as error:
+            raise ValueError(f"{where}: raises {describe(error)}") from error
+        return self
+
+
+def _is_hashable(value: object) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
+
+
+def own_fields(own: type) -> dict[str, tuple[Any, Any]]:
+    """Return the fields that a class's `Config`, a dataclass or a pydantic model, adds to those of
+    every backbone: name -> type, and default or pydantic's FieldInfo.
+
+    Raises:
+        ValueError: If it is neither, if a type cannot be read, or if every backbone has the field.
+    """
+    config = getattr(own, "Config", None)
+    if config is None:
+        return {}
+    where = f"{line_of(own)}: {own.__qualname__}.Config"
+    found: dict[str, tuple[Any, Any]]
+    if isinstance(config, type) and issubclass(config, BaseModel):
+        found = {name: (field.annotation, field) for name, field in config.model_fields.items()}
+    elif isinstance(config, type) and dataclasses.is_dataclass(config):
+        try:
+            types = get_type_hints(config)
+        except Exception as error:
+            raise ValueError(f"{where}: {describe(error)}") from error
+        found = {
+            one.name: (types[one.name], _default(one))
+            for one in dataclasses.fields(config)
+            if one.init
+        }
+    else:
+        raise ValueError(f"{where} is {config!r:.60}, wanted a dataclass or a pydantic model")
+    if twice := sorted(found.keys() & {*BackboneConfig.model_fields, "size", "own", "row"}):
+        raise ValueError(f"{where}: every backbone has a field {twice[0]}; choose another name")
+    return found
+
+
+def _default(one: dataclasses.Field[Any]) -> Any:
+    if one.default is not dataclasses.MISSING:
+        return one.default
+    if one.default_factory is not dataclasses.MISSING:
+        return Field(default_factory=one.default_factory)
+    return ...
+
+
+@functools.cache
+def own_config(own: type) -> type[BackboneConfig]:
+    """Return what stands under `backbone:` for a class of a user's own.
+
+    Raises:
+        ValueError: As `own_fields`.
+    """
+    fields = own_fields(own)
+    if not fields:
+        return BackboneConfig
+    try:
+        made = create_model("OwnBackbone", __base__=OwnBackbone, **fields)  # type: ignore[call-overload]
+    except Exception as error:
+        raise ValueError(f"{line_of(own)}: {own.__qualname__}.Config: {describe(error)}") from error
+    made.own = own
+    return cast("type[BackboneConfig]", made)
+
+
+def backbone_of(value: Any) -> BackboneConfig:
+    """Return the config of a backbone from what stands under `backbone:` in a sweep file.
+
+    Raises:
+        ValueError: If it is wrong.
+    """
+    if isinstance(value, BackboneConfig):
+        return value
+    name = _task_name(value)
+    path = None if name in BACKBONES else class_path(name, BACKBONE_GROUP)
+    made = BackboneConfig if path is None else own_config(imported(path))
+    return made.model_validate(value)
+
+
+def _own_backbone(value: Any, ours: ValidatorFunctionWrapHandler) -> Any:
+    """A backbone of the table, or of a user's own class."""
+    if isinstance(value, BackboneConfig) or _task_name(value) in BACKBONES:
+        return ours(value)
+    return backbone_of(value)
+
+
+if TYPE_CHECKING:
+    AnyBackbone = BackboneConfig
+else:
+    # A user's own class may have fields of its own.
+    AnyBackbone = Annotated[BackboneConfig, WrapValidator(_own_backbone), SerializeAsAny()]
 
 
 class OptimizerConfig(Spec):
@@ -348,7 +524,7 @@ class TrialConfig(Spec):
 
     task: AnyTask
     """What is learned: a task's name, or its name and parameters."""
-    backbone: BackboneConfig = BackboneConfig.model_validate("gpt2")
+    backbone: AnyBackbone = BackboneConfig.model_validate("gpt2")
     """The transformer between the layers; a name, or name and size (or layers, width, heads)."""
     pretraining: str = LANGUAGE
     """Where the backbone's weights come from. language, image, speech, protein: weights that were
@@ -431,6 +607,7 @@ class TrialConfig(Spec):
     @model_validator(mode="after")
     def _check(self) -> Self:
         shape = shape_of(self.task, self.protocol)
+        check_metrics(self.task, self.protocol)
         if shape.causal and not self.backbone.row.causal:
             raise ValueError(
                 f"task {self.task.name} predicts each next token, which {self.backbone.name} can "
@@ -523,7 +700,7 @@ class TrialConfig(Spec):
         out["task"] = self.task.identity() | {"version": self.task.version}
         out["train"] = list(self.train)
         out["backbone"]["weights"] = (
-            weights_identity(self.backbone.weights)
+            weights_identity(self.backbone.weights, own=self.backbone.row.version is not None)
             if self.backbone.weights is not None
             and (self.reads_weights or self.backbone.name == AUTO)
             else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -16,6 +17,7 @@ import pickle
 import random
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -23,8 +25,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from fpt import plugins, random_streams
-from fpt.config import BackboneConfig, TrialConfig
+from fpt.config import BackboneConfig, TrialConfig, backbone_of
 from fpt.files import DataError
+from fpt.metrics import Metric
 from fpt.spec import JSON
 from fpt.tasks.base import Baseline, Batch, Generated, ProtocolName, Shape, Splits, Stored, Task
 
@@ -39,6 +42,9 @@ SAMPLE = 128
 MOST_BYTES = 2**28
 """Bytes of one array of inputs that are read; of a larger one, its beginning."""
 
+MOST_COMPARED = 100_000
+"""Examples of a split that are looked for in another one."""
+
 
 class ContractError(DataError):
     """A class of a user's own does not keep its contract; the message says how."""
@@ -47,7 +53,9 @@ class ContractError(DataError):
 # -------------------------------------------------------------------------------------------- tasks
 
 
-def check_task(task: Task, protocol: ProtocolName = "sound", *, other_process: bool = True) -> None:
+def check_task(
+    task: Task, protocol: ProtocolName = "sound", *, other_process: bool = True
+) -> tuple[str, ...]:
     """Check that a task keeps its contract: shapes, types, ranges, and the same data every time.
 
     Labels and lengths are checked of every example, inputs as far as `MOST_BYTES` go, what is drawn
@@ -58,6 +66,10 @@ def check_task(task: Task, protocol: ProtocolName = "sound", *, other_process: b
         protocol: The protocol that it is to be trained under.
         other_process: Whether the data is also made in another process and compared, which takes a
             second or two. A class that no other process can import is left out.
+
+    Returns:
+        What is allowed and doubtful, a sentence each: labels of one class, examples that stand in
+        two splits.
 
     Raises:
         ContractError: Says what is wrong, and where.
@@ -93,15 +105,129 @@ def check_task(task: Task, protocol: ProtocolName = "sound", *, other_process: b
             f"split {', '.join(differ)}: its examples differ in another process; the order of a "
             "set, of a directory or of threads decides something",
         )
+    metrics = check.call("metrics(protocol)", lambda: task.metrics(protocol))
+    splits = task.splits(protocol)
+    _metrics(check, metrics, shape, splits)
+    _baseline(check, task, shape, protocol, {metric.name for metric in metrics})
+    return tuple(_doubts(check, shape, splits))
+
+
+def _baseline(
+    check: _Check, task: Task, shape: Shape, protocol: ProtocolName, metrics: set[str]
+) -> None:
     baseline = check.call("baseline(protocol)", lambda: task.baseline(protocol))
     check.is_a("baseline(protocol)", baseline, Baseline)
-    check.that(
-        isinstance(baseline.accuracy, int | float) and 0 <= baseline.accuracy <= 1,
-        f"baseline(protocol): accuracy is {baseline.accuracy!r}, wanted a fraction from 0 to 1",
-    )
+    accuracy, own = baseline.accuracy, baseline.metrics
+    if shape.loss == "mse":
+        check.that(
+            accuracy is None,
+            f"baseline(protocol): accuracy is {accuracy!r}, wanted None: of numbers there is none; "
+            "say `metrics={...}` of it",
+        )
+    else:
+        check.that(
+            isinstance(accuracy, int | float) and 0 <= accuracy <= 1,
+            f"baseline(protocol): accuracy is {accuracy!r}, wanted a fraction from 0 to 1",
+        )
     check.that(
         isinstance(baseline.rule, str),
         f"baseline(protocol): rule is {baseline.rule!r}, wanted a few words",
+    )
+    check.that(
+        isinstance(own, Mapping), f"baseline(protocol): metrics is {_kind(own)}, wanted a dict"
+    )
+    known = sorted(metrics | {"loss"})
+    for name, value in own.items():
+        check.that(
+            name in known,
+            f"baseline(protocol): metrics has {name!r}, and the task has {', '.join(known)}",
+        )
+        check.that(
+            isinstance(value, int | float | np.number) and math.isfinite(value),
+            f"baseline(protocol): its {name} is {value!r}, wanted a number",
+        )
+
+
+def _metrics(check: _Check, metrics: Any, shape: Shape, splits: Splits) -> None:
+    check.that(
+        isinstance(metrics, tuple | list),
+        f"metrics(protocol) is {_kind(metrics)}, wanted a tuple of fpt.Metric",
+    )
+    for metric in metrics:
+        check.is_a("a metric", metric, Metric)
+    names = [metric.name for metric in metrics]
+    twice = next((name for name in names if names.count(name) > 1), "")
+    check.that(not twice, f"metrics(protocol) has two of the name {twice!r}")
+    if not metrics or not isinstance(splits.test, Stored):
+        return
+    examples = min(SAMPLE, len(splits.test))
+    targets = splits.test.plain(np.arange(examples)).targets.reshape(-1, shape.outputs)
+    rng = np.random.default_rng(5)
+    last = () if shape.loss == "mse" else (shape.classes,)
+    outputs = rng.standard_normal((*targets.shape, *last), dtype=np.float32)
+    for metric in metrics:
+        what = f"metric {metric.name}: function(outputs, targets)"
+        kept = outputs.copy(), targets.copy()
+        with _other_luck(0):
+            value = check.call(what, functools.partial(metric.function, outputs, targets))
+        check.that(
+            isinstance(value, int | float | np.number) and not isinstance(value, bool),
+            f"{what} gives {_kind(value)}, wanted a number",
+        )
+        check.that(
+            np.array_equal(outputs, kept[0]) and np.array_equal(targets, kept[1]),
+            f"{what} writes into what it is given; work on a copy",
+        )
+        with _other_luck(1):
+            again = check.call(what, functools.partial(metric.function, outputs, targets))
+        check.that(
+            bool(np.float64(again) == np.float64(value)) or (again != again and value != value),
+            f"{what} gives another number a second time",
+        )
+
+
+def _doubts(check: _Check, shape: Shape, splits: Splits) -> Iterator[str]:
+    """Yield what is doubtful about data that keeps the contract.
+
+    Raises:
+        ContractError: If two splits are the same examples.
+    """
+    parts: dict[str, Stored] = {
+        name: part
+        for name in ("train", "validation", "test")
+        if isinstance(part := getattr(splits, name), Stored)
+    }
+    for name, part in parts.items():
+        targets = part.examples.targets
+        if len(targets) > 1 and bool((targets == targets.flat[0]).all()):
+            what = "number" if shape.loss == "mse" else "class"
+            yield check.within(f"split {name}").say(
+                f"all targets are the {what} {targets.flat[0]}; nothing is to be learned of them"
+            )
+    known = {name: _examples(part) for name, part in parts.items()}
+    for one, other in itertools.combinations(known, 2):
+        shared = sum(example in known[one] for example in known[other].elements())
+        check.that(
+            known[one] != known[other],
+            f"splits {one} and {other} are the same examples; a figure on {other} would say "
+            "nothing of what is new",
+        )
+        if shared:
+            yield check.say(
+                f"{shared} of {known[other].total()} examples of split {other} stand in split "
+                f"{one} as well"
+            )
+
+
+def _examples(part: Stored) -> Counter[bytes]:
+    """Count each different example among the first ones, `MOST_COMPARED` at most."""
+    raw = part.examples
+    rows = min(MOST_COMPARED, max(1, MOST_BYTES // max(1, raw.inputs[:1].nbytes)))
+    arrays = [raw.inputs, raw.targets, *([] if raw.lengths is None else [raw.lengths])]
+    whole = [np.ascontiguousarray(array[:rows]) for array in arrays]
+    return Counter(
+        hashlib.blake2b(b"".join(array[n].tobytes() for array in whole), digest_size=16).digest()
+        for n in range(len(whole[0]))
     )
 
 
@@ -219,7 +345,7 @@ class _Part:
                 if shape.embedded
                 else ((rows, shape.tokens, shape.inputs), "f")
             ),
-            "targets": ((rows, shape.positions), "iu"),
+            "targets": ((rows, shape.positions), "iuf" if shape.loss == "mse" else "iu"),
             "lengths": ((rows,), "iu"),
         }
         for name, (size, kinds) in wanted.items():
@@ -243,7 +369,8 @@ class _Part:
             check.that(
                 value.dtype.kind in kinds or (name == "targets" and cast),
                 f"{name} are {value.dtype}, wanted "
-                f"{'integers' if 'i' in kinds else 'floats, as x.astype(np.float32)'}",
+                f"{'integers' if 'i' in kinds else 'floats, as x.astype(np.float32)'}"
+                + ('; of numbers shape() says loss="mse"' if name == "targets" else ""),
             )
         self.targets(batch.targets)
         if shape.embedded:
@@ -252,10 +379,18 @@ class _Part:
             self.finite("inputs", batch.inputs)
         if batch.lengths is not None:
             what = f"tokens={shape.tokens}, readout={shape.readout}"
-            self.range("lengths", batch.lengths, shape.readout, shape.tokens, what)
+            least = 1 if shape.readout == shape.tokens else shape.readout
+            self.range("lengths", batch.lengths, least, shape.tokens, what)
 
     def targets(self, targets: np.ndarray) -> None:
         shape = self.shape
+        if shape.loss == "mse":
+            self.check.that(
+                targets.dtype.kind in "fiu",
+                f"targets are {targets.dtype}, wanted numbers, as y.astype(np.float32)",
+            )
+            self.finite("targets", targets)
+            return
         self.check.that(
             targets.dtype.kind in "iu",
             f"targets are {targets.dtype}, wanted integers: the class of each prediction",
@@ -361,11 +496,7 @@ def check_backbone(
         ContractError: Says what is wrong, and where.
         ValueError: If the config is wrong.
     """
-    config = (
-        backbone
-        if isinstance(backbone, BackboneConfig)
-        else BackboneConfig.model_validate(backbone)
-    )
+    config = backbone_of(backbone)
     check = _Check(f"backbone {config.name}", plugins.imported(config.row.module))
     trial = TrialConfig(
         task=_Probe(tokens=tokens, name="fpt.contract:_Probe"),
@@ -523,18 +654,21 @@ def is_own(trial: TrialConfig) -> bool:
     return bool(trial.own_classes)
 
 
-def check_trial(trial: TrialConfig, *, other_process: bool = False) -> None:
+def check_trial(trial: TrialConfig, *, other_process: bool = False) -> tuple[str, ...]:
     """Check a trial's task and backbone where they are a user's own, once in a process.
+
+    Returns:
+        What is doubtful about the task, the first time: see `check_task`.
 
     Raises:
         ContractError: As `check_task` and `check_backbone`.
         DataError: If data is missing.
     """
     if not is_own(trial):
-        return
+        return ()
     dumped = trial.model_dump(mode="json")
     own = json.dumps([dumped["task"], dumped["backbone"], trial.train, trial.protocol])
-    _check_once(own, trial, other_process)
+    return _check_once(own, trial, other_process)
 
 
 @functools.lru_cache(maxsize=256)
@@ -542,13 +676,14 @@ def _remember(own: str, other_process: bool) -> list[bool]:
     return []
 
 
-def _check_once(own: str, trial: TrialConfig, other_process: bool) -> None:
+def _check_once(own: str, trial: TrialConfig, other_process: bool) -> tuple[str, ...]:
     done = _remember(own, other_process)
     if done:
-        return
+        return ()
     names = {name for name, _ in trial.own_classes}
+    doubts: tuple[str, ...] = ()
     if "task" in names:
-        check_task(trial.task, trial.protocol, other_process=other_process)
+        doubts = check_task(trial.task, trial.protocol, other_process=other_process)
     if "backbone" in names:
         splits = trial.task.splits(trial.protocol)
         parts = [splits.train.batch(1, random_streams.TRAINING, 0, 2)]
@@ -560,6 +695,7 @@ def _check_once(own: str, trial: TrialConfig, other_process: bool) -> None:
             padded=any(part.lengths is not None for part in parts),
         )
     done.append(True)
+    return doubts
 
 
 # --------------------------------------------------------------------------------------- how to say
@@ -576,9 +712,12 @@ class _Check:
     def within(self, part: str) -> _Check:
         return _Check(self.what, self.own, f"{part}: ")
 
+    def say(self, what: str) -> str:
+        return f"{plugins.line_of(self.own)}: {self.what}: {self.part}{what}"
+
     def that(self, holds: bool, problem: str) -> None:
         if not holds:
-            raise ContractError(f"{plugins.line_of(self.own)}: {self.what}: {self.part}{problem}")
+            raise ContractError(self.say(problem))
 
     def is_a(self, what: str, value: object, wanted: type) -> None:
         name = f"fpt.{wanted.__name__}"
@@ -592,14 +731,9 @@ class _Check:
         except DataError:
             raise
         except NotImplementedError as error:
-            raise ContractError(
-                f"{plugins.line_of(self.own)}: {self.what}: {self.part}{what} is not implemented"
-            ) from error
+            raise ContractError(self.say(f"{what} is not implemented")) from error
         except Exception as error:
-            raise ContractError(
-                f"{plugins.line_of(self.own)}: {self.what}: {self.part}{what} raises "
-                f"{plugins.describe(error)}"
-            ) from error
+            raise ContractError(self.say(f"{what} raises {plugins.describe(error)}")) from error
 
 
 def _kind(value: object) -> str:

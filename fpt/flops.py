@@ -139,7 +139,7 @@ def _products(trial: TrialConfig) -> Iterator[_Product]:
         last = layer == backbone.layers - 1 and backbone.name in READ_OUT
         read = shape.readout if last else None
         yield from _layer(backbone, layer, shape.tokens, read)
-    logits = shape.outputs * shape.classes
+    logits = shape.outputs * shape.numbers
     yield _Product(2.0 * shape.readout * backbone.width * logits, "output", backbone.layers)
 
 

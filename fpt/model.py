@@ -228,7 +228,7 @@ class Model(nn.Module):
                 bias=[torch.zeros(inner) for _ in seeds],
             )
         self.input_dropout = nn.Identity() if shape.embedded else Dropout(self.members, 0)
-        logits = shape.outputs * shape.classes
+        logits = shape.outputs * shape.numbers
         self.output = MemberLinear(
             self.members,
             weight=[_uniform(s, "output.weight", (logits, width), width) for s in seeds],
@@ -315,7 +315,7 @@ class Model(nn.Module):
                 function of seed and step.
 
         Returns:
-            (R, P, classes), R = members x batch where all batches are alike.
+            (R, P, C), R = members x batch where all batches are alike.
         """
         with self._whose(inputs):
             return self.head(self.features(inputs, lengths, hidden))
@@ -346,7 +346,7 @@ class Model(nn.Module):
         members.tokens = inputs.shape[1]
 
         def pick(x: Tensor) -> Tensor:
-            if lengths is None:
+            if lengths is None or shape.readout == shape.tokens:
                 return x[:, x.shape[1] - shape.readout :]
             back = torch.arange(shape.readout, 0, -1, device=lengths.device)
             index = lengths[:, None] - back
@@ -367,9 +367,9 @@ class Model(nn.Module):
         return read
 
     def head(self, read: Tensor) -> Tensor:
-        """(R, read-out tokens, W) features to (R, P, classes) logits."""
+        """(R, read-out tokens, W) features to (R, P, C) logits; of loss mse, numbers."""
         logits: Tensor = self.output(read)
-        return logits.reshape(len(read), self.shape.positions, self.shape.classes)
+        return logits.reshape(len(read), self.shape.positions, self.shape.numbers)
 
     def _initial_hidden(self, embedded: Tensor, given: Tensor | None) -> tuple[Tensor, ...]:
         """What a backbone that draws its hidden states is called with beside its inputs."""

@@ -13,7 +13,7 @@ import functools
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,12 +25,13 @@ from fpt.backbones import weights as backbone_weights
 from fpt.checkpoints import State
 from fpt.config import TrialConfig
 from fpt.files import DataError
+from fpt.metrics import SPLITS, on_split
 from fpt.model import Model, Weights, build_model
 from fpt.pack_layers import Product
 from fpt.packing import pack_key, packs
 from fpt.precision import AMX, cpu_capabilities, refusal
 from fpt.tasks.base import Batch, Splits, Stored
-from fpt.training.evaluation import Evaluator, note
+from fpt.training.evaluation import Evaluator, Measured, note
 from fpt.training.features import FeatureCache
 from fpt.training.feeding import Feeding, inputs_of
 from fpt.training.grouped import GroupedUpdate, can_group
@@ -50,13 +51,15 @@ class Record:
     """train: mean over the steps since the last such record, dropout on. The others: a whole set
     (protocol sound), or the random batches of the protocol paper."""
     loss: float
-    """Mean cross entropy, in nats."""
-    accuracy: float
-    """Fraction of predictions that are right."""
+    """Mean cross entropy, in nats; of loss mse, the mean squared error."""
+    accuracy: float | None
+    """Fraction of predictions that are right; None of loss mse."""
     seconds: float
     """Training seconds of the trial so far, over all its attempts."""
     examples: int
     """Training examples seen so far."""
+    metrics: dict[str, float | None] = field(default_factory=dict)
+    """The task's own, by name; of the split train none."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,8 @@ class Outcome:
     """SHA-256 of the backbone's initial weights."""
     data_digest: str | None
     state: State
+    metrics: dict[str, float | None] = field(default_factory=dict)
+    """The task's own metrics, by split and name: `test_r2`."""
 
 
 class Training(Iterator[Record]):
@@ -291,11 +296,19 @@ class Training(Iterator[Record]):
             member.figures.seconds += (now - self._began) / len(self._live)
         self._began = now
 
-    def _record(self, member: Member, split: Any, loss: float, accuracy: float) -> None:
-        figures = member.figures
-        examples = figures.step * member.trial.batch_size
+    def _record(
+        self,
+        member: Member,
+        split: Any,
+        loss: float,
+        accuracy: float | None,
+        metrics: Mapping[str, float | None] | None = None,
+    ) -> None:
+        step, seconds = member.figures.step, member.figures.seconds
+        examples = step * member.trial.batch_size
+        own = dict(metrics or {})
         self._queue.append(
-            Record(member.index, figures.step, split, loss, accuracy, figures.seconds, examples)
+            Record(member.index, step, split, loss, accuracy, seconds, examples, own)
         )
 
     def _evaluate(self, members: Sequence[Member]) -> None:
@@ -303,10 +316,10 @@ class Training(Iterator[Record]):
         measured = self._evaluator.measure(members)
         self._tick()
         ending: list[tuple[Member, Literal["steps", "plateau"]]] = []
-        for member, metrics in zip(members, measured, strict=True):
-            self._record(member, self._evaluator.split, *metrics)
+        for member, found in zip(members, measured, strict=True):
+            self._record(member, self._evaluator.split, *found)
             figures = member.figures
-            note(metrics, figures, member.trial.stop)
+            note(found, figures, member.trial.stop)
             picked = figures.best_step == figures.step
             if picked:
                 member.best = {}
@@ -348,7 +361,7 @@ class Training(Iterator[Record]):
             if member.best:
                 self.model.load(member.index, member.best)
         picked = [member for member, _ in ending if member.figures.best_step is not None]
-        tested: dict[int, tuple[float, float]] = {}
+        tested: dict[int, Measured] = {}
         if self._splits.validation is not None and isinstance(self._splits.test, Stored) and picked:
             found = self._evaluator.measure_test(picked)
             tested = {member.index: test for member, test in zip(picked, found, strict=True)}
@@ -371,16 +384,18 @@ class Training(Iterator[Record]):
         member: Member,
         why: Literal["steps", "plateau", "diverged"],
         state: State,
-        tested: Mapping[int, tuple[float, float]],
-        fitted: Mapping[int, tuple[float, float]],
+        tested: Mapping[int, Measured],
+        fitted: Mapping[int, Measured],
     ) -> None:
         """Note how a member ended, by what was measured of those that end with it."""
-        figures, nothing = member.figures, (None, None)
-        picked = (figures.best_loss, figures.best_accuracy)
+        figures, best = member.figures, member.figures.best_loss
+        picked = (
+            None if best is None else Measured(best, figures.best_accuracy, figures.best_metrics)
+        )
         sound = self._splits.validation is not None
-        validation = picked if sound else nothing
-        test = tested.get(member.index, nothing) if sound else picked
-        training_set = fitted.get(member.index, nothing)
+        validation = picked if sound else None
+        test = tested.get(member.index) if sound else picked
+        training_set = fitted.get(member.index)
         self.outcomes[member.index] = Outcome(
             outcome="diverged" if why == "diverged" else "done",
             stopped=why,
@@ -388,18 +403,23 @@ class Training(Iterator[Record]):
             best_step=figures.best_step,
             train_loss=figures.train_loss,
             train_accuracy=figures.train_accuracy,
-            validation_loss=validation[0],
-            validation_accuracy=validation[1],
-            test_loss=test[0],
-            test_accuracy=test[1],
-            training_set_loss=training_set[0],
-            training_set_accuracy=training_set[1],
+            validation_loss=validation and validation.loss,
+            validation_accuracy=validation and validation.accuracy,
+            test_loss=test and test.loss,
+            test_accuracy=test and test.accuracy,
+            training_set_loss=training_set and training_set.loss,
+            training_set_accuracy=training_set and training_set.accuracy,
             seconds=figures.seconds,
             examples=figures.step * member.trial.batch_size,
             groups=self.model.counts(),
             backbone_digest=self.model.backbone_digests[member.index],
             data_digest=self._splits.digest,
             state=state,
+            metrics={
+                name: value
+                for split, found in zip(SPLITS, (validation, test, training_set), strict=True)
+                for name, value in on_split(split, found.metrics if found else {}).items()
+            },
         )
         self.stop(member.index)
 

@@ -124,6 +124,7 @@ def trial_row(point: Point, **overrides: Any) -> dict[str, Any]:
         "test_loss": 0.5,
         "test_accuracy": 0.5,
         "baseline_accuracy": 0.5,
+        "metrics": None,
         "baseline_rule": "guess",
         "seconds": 1.5,
         "examples": config.steps * config.batch_size,

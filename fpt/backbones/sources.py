@@ -67,10 +67,14 @@ HEADLESS = ("fnet", "mamba", "mamba2")
 """Families without attention heads: they count as one."""
 
 
-def weights_identity(weights: str) -> str:
+def weights_identity(weights: str, *, own: bool = False) -> str:
     """Pretrained weights by what they are: a hub id with revision, or a digest of the content.
 
     Before that of a GGUF file stands the kind of its quantisation.
+
+    Args:
+        weights: Where they come from.
+        own: Whether they are for a class of the user's own: see `weight_files`.
 
     Raises:
         DataError: If a directory lacks config.json or weights.
@@ -80,7 +84,7 @@ def weights_identity(weights: str) -> str:
     if weights.endswith(GGUF):
         kind = quantisation(weights) or "plain"
         return f"gguf:{kind}:sha256:{tree_digest(_folder(weights))}"
-    return f"sha256:{content_digest(weight_files(weights))}"
+    return f"sha256:{content_digest(weight_files(weights, own=own))}"
 
 
 def quantisation(weights: str) -> str | None:
@@ -95,12 +99,13 @@ def quantisation(weights: str) -> str | None:
 
 
 def given_files(weights: str) -> list[Path]:
-    """Return the files of weights as they were given, of which all else can be made.
+    """Return the files of weights as they were given, of which all else can be made; of those for
+    a class of the user's own there may be no config.json.
 
     Raises:
         DataError: As `weight_files`.
     """
-    return [_folder(weights)] if weights.endswith(GGUF) else weight_files(weights)
+    return [_folder(weights)] if weights.endswith(GGUF) else weight_files(weights, own=True)
 
 
 def _dequantised(file: Path) -> list[Path]:
@@ -111,10 +116,14 @@ def _dequantised(file: Path) -> list[Path]:
     return [target / "config.json", target / FORMATS[0]]
 
 
-def weight_files(weights: str) -> list[Path]:
+def weight_files(weights: str, *, own: bool = False) -> list[Path]:
     """config.json and the weights of `shipped:NAME`, `package:MODULE[/FOLDER]` or a directory.
 
     Of a GGUF file, those that are made of it once and kept in this machine's cache.
+
+    Args:
+        weights: Where they come from.
+        own: Whether they are for a class of the user's own, which needs no config.json.
 
     Raises:
         DataError: If one of them is not there.
@@ -129,6 +138,8 @@ def weight_files(weights: str) -> list[Path]:
     files = [folder / "config.json", folder / (found or FORMATS)[0]]
     if files[1].suffix == ".json":
         files += [folder / name for name in shards(files[1])]
+    if own and not files[0].is_file():
+        del files[0]
     for file in files:
         if not file.is_file():
             raise DataError(

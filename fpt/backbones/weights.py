@@ -97,7 +97,7 @@ def initial(
         file = _trained(trial.parent, backbones)
         stored = read_tensors(file)
         return _select(stored, shapes, file) | _buffers(stored, buffers or {})
-    file = weights_file(trial.backbone.weights or "")
+    file = weights_file(trial.backbone.weights or "", own=row.version is not None)
     stored = _own_names(read_tensors(file), shapes, row, file)
     first = row.first_position
     if first:
@@ -166,6 +166,8 @@ def config_of(trial: TrialConfig, backbones: Mapping[str, Path]) -> dict[str, An
         return plain | function_of(_trained(trial.parent, backbones))
     if own.weights is None or not (trial.reads_weights or own.has_own_config):
         return plain
+    if own.row.version is not None:
+        return plain  # its class says what it computes
     file = config_file(own.weights)
     if file is None:
         return plain
@@ -324,13 +326,15 @@ def _own_names(
     return by_prefix[best[0]] if best else {}
 
 
-def weights_file(weights: str) -> Path:
+def weights_file(weights: str, *, own: bool = False) -> Path:
     """The safetensors file of `hub:ID[@REVISION]`, `package:MODULE`, `shipped:NAME` or a directory.
 
     Raises:
         DataError: If it is not there, or the Hub cannot be reached.
     """
-    files = hub_files(weights) if weights.startswith(HUB) else weight_files(weights)[1:]
+    if weights.startswith(HUB):
+        return one_safetensors(hub_files(weights))
+    files = [file for file in weight_files(weights, own=own) if file.name != "config.json"]
     return one_safetensors(files)
 
 

@@ -8,8 +8,8 @@ installed; the trainer makes tensors.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -19,6 +19,7 @@ from pydantic import BaseModel, model_validator
 from fpt import random_streams
 from fpt.files import DataError, tree_digest
 from fpt.hub import HubData
+from fpt.metrics import Metric
 from fpt.spec import JSON, Spec
 
 ProtocolName = Literal["paper", "sound"]
@@ -36,7 +37,8 @@ class Shape:
     """The shapes that a task asks of a model.
 
     Raises:
-        ValueError: If a number is no integer from 1, or more tokens are read out than there are.
+        ValueError: If a number is no integer from 1, if more tokens are read out than there are, or
+            if `classes` and `loss` do not fit.
     """
 
     tokens: int
@@ -45,17 +47,28 @@ class Shape:
     """Features of a token (linear input layer), or number of token ids (embedding)."""
     embedded: bool
     """True: inputs are token ids. False: inputs are vectors."""
-    classes: int
-    """Classes of one prediction."""
+    classes: int = 0
+    """Classes of one prediction; left out where predictions are numbers (loss mse)."""
     readout: int = 1
-    """Tokens that are read out: the last (real) one, or the last `readout` ones."""
+    """Tokens that are read out: the last (real) one, or the last `readout` ones. As many as there
+    are tokens: every one, and the predictions of padding count for nothing."""
     outputs: int = 1
-    """Predictions a read-out token makes (bit-memory: the 50 bits of its patch)."""
+    """K: predictions a read-out token makes (bit-memory: the 50 bits of its patch)."""
     causal: bool = False
     """True: the targets lie in the sequence itself, so that only a causal backbone may be used."""
+    loss: Literal["cross-entropy", "mse"] = "cross-entropy"
+    """cross-entropy: of classes, in nats. mse: the mean squared error of numbers (regression)."""
 
     def __post_init__(self) -> None:
-        for name in ("tokens", "inputs", "classes", "readout", "outputs"):
+        if self.loss not in ("cross-entropy", "mse"):
+            raise ValueError(f"Shape: loss is {self.loss!r}, wanted cross-entropy or mse")
+        if self.loss == "mse" and self.classes:
+            raise ValueError(
+                f"Shape: classes is {self.classes!r}, and loss mse predicts numbers; leave one of "
+                "them out"
+            )
+        counts = ["tokens", "inputs", "readout", "outputs"]
+        for name in counts if self.loss == "mse" else ["classes", *counts]:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
                 raise ValueError(f"Shape: {name} is {value!r}, wanted an integer from 1")
@@ -67,18 +80,29 @@ class Shape:
         """P: predictions an example makes."""
         return self.readout * self.outputs
 
+    @property
+    def numbers(self) -> int:
+        """C: numbers that a prediction is made of: a logit a class, or one."""
+        return self.classes or 1
+
 
 @dataclass(frozen=True)
 class Batch:
-    """Examples, on the host."""
+    """Examples, on the host: B of them, T tokens of F features, P predictions an example.
+
+    Of stored examples, integers may be narrower and floats wider than is said here; what a
+    `Stored` or the trainer hands on is not. `fpt.check_task` raises where one of these is another.
+    """
 
     inputs: np.ndarray
-    """(B, T, F) float32, or (B, T) int64 token ids."""
+    """(B, T, F) float32, finite; or (B, T) int64 token ids, 0 to `Shape.inputs` - 1."""
     targets: np.ndarray
-    """(B, P) int64 class of each prediction."""
+    """(B, P) int64, the class of each prediction, 0 to `Shape.classes` - 1; or of loss mse float32,
+    finite. Where every token is read out, those of padding may be any such value."""
     lengths: np.ndarray | None = None
-    """(B,) int64 real tokens of each sequence: the rest is masked, and the read-out is at the last
-    real token. None: every token is real (or the protocol says that padding is not masked)."""
+    """(B,) int64 real tokens of each sequence, `Shape.readout` to T (where every token is read out,
+    1 to T): the rest is masked, and the read-out is at the last real token. None: every token is
+    real (or the protocol says that padding is not masked)."""
     hidden: np.ndarray | None = None
     """(B, layers, 2, W) float32 initial hidden and cell states of a backbone that has such (the
     LSTM of the paper's code). None: drawn."""
@@ -166,13 +190,17 @@ class Stored:
     def _handed_out(self, rng: np.random.Generator | None, batch: Batch) -> Batch:
         if self.transform is not None:
             batch = self.transform(rng, batch)
-        real = np.issubdtype(batch.inputs.dtype, np.floating)
         return Batch(
-            batch.inputs.astype(np.float32 if real else np.int64, copy=False),
-            batch.targets.astype(np.int64, copy=False),
+            _widened(batch.inputs),
+            _widened(batch.targets),
             None if batch.lengths is None else batch.lengths.astype(np.int64, copy=False),
             batch.hidden,
         )
+
+
+def _widened(values: np.ndarray) -> np.ndarray:
+    real = np.issubdtype(values.dtype, np.floating)
+    return values.astype(np.float32 if real else np.int64, copy=False)
 
 
 # A permutation of 96,000 costs milliseconds, and a step needs at most two: those of an epoch are
@@ -186,13 +214,18 @@ def epoch_order(seed: int, stream: int, epoch: int, n: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Splits:
-    """The data of a task under a protocol."""
+    """The data of a task under a protocol: the same at every call, in every process.
+
+    `fpt.check_task` raises where it is not, and where two splits are the same examples.
+    """
 
     train: Source
+    """A `Stored` or `Generated` set, or whatever gives a `Batch` as `Source` says."""
     test: Source
     """Under the protocol sound a `Stored` set, read whole."""
     validation: Stored | None = None
-    """Picks the checkpoint (protocol sound). None under the protocol paper, which has none."""
+    """Picks the checkpoint (protocol sound): by accuracy and then loss; of loss mse, by loss. None
+    under the protocol paper, which has none."""
     digest: str | None = None
     """SHA-256 of the content that the data was read from; None where it is generated."""
     factor: float = 1.0
@@ -201,12 +234,14 @@ class Splits:
 
 @dataclass(frozen=True)
 class Baseline:
-    """The accuracy of a rule that learns nothing of what the task is about."""
+    """The figures of a rule that learns nothing of what the task is about, on the test split."""
 
-    accuracy: float
-    """A fraction."""
+    accuracy: float | None
+    """A fraction; None of loss mse."""
     rule: str
     """The rule, in a few words."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Figures of the task's own metrics, by name, and its `loss`; as far as they are known."""
 
 
 def majority_class(train: np.ndarray, test: np.ndarray) -> Baseline:
@@ -216,7 +251,13 @@ def majority_class(train: np.ndarray, test: np.ndarray) -> Baseline:
 
 
 class Task(Spec):
-    """The base of all tasks: a subclass has a Literal `name`, parameters, and these methods."""
+    """The base of all tasks: fields are its parameters; a subclass says what its examples are.
+
+    A subclass gives `shape`, `splits` and `baseline`, and `metrics` if it has any. Each is a pure
+    function of the fields and the protocol. `fpt.check_task` tries them out, and names what is
+    wrong; whatever else these methods raise ends the trial as a fault of its code, DataError as one
+    of its data.
+    """
 
     version: ClassVar[int] = 1
     """Bumped whenever the numbers of this task may change; it enters the identity of a trial."""
@@ -230,11 +271,14 @@ class Task(Spec):
         return {"name": value} if isinstance(value, str) else value
 
     def shape(self, protocol: ProtocolName) -> Shape:
-        """The shapes of inputs and outputs."""
+        """Return the shapes of inputs and outputs. It is asked for while a file is read, and so has
+        to be quick, and to need no data.
+        """
         raise NotImplementedError
 
     def splits(self, protocol: ProtocolName) -> Splits:
-        """Load or generate the data.
+        """Load or generate the data: arrays as `Batch` says, (B, T, F) float32 vectors or (B, T)
+        ids, with (B, P) targets.
 
         Raises:
             DataError: If the data is missing or not what it should be.
@@ -242,12 +286,16 @@ class Task(Spec):
         raise NotImplementedError
 
     def baseline(self, protocol: ProtocolName) -> Baseline:
-        """The trivial baseline, computed (on the test split, where there is one).
+        """Compute the trivial baseline, on the test split, where there is one.
 
         Raises:
             DataError: As `splits`.
         """
         raise NotImplementedError
+
+    def metrics(self, protocol: ProtocolName) -> tuple[Metric, ...]:
+        """Return what is measured beside loss and accuracy; see `fpt.metrics`."""
+        return ()
 
     def test_examples(self) -> int | None:
         """Return the examples of the whole test split; None where only the data tells."""

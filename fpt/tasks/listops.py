@@ -126,8 +126,8 @@ def best_guess(train: Batch, test: Batch) -> Baseline:
     np.add.at(counts, (train.inputs[:, 0], train.targets[:, 0]), 1)
     right = counts.argmax(axis=1)[test.inputs[:, 0]] == test.targets[:, 0]
     guess = Baseline(float(right.mean()), "best guess from the outermost operator alone")
-    majority = majority_class(train.targets, test.targets)
-    return guess if guess.accuracy >= majority.accuracy else majority
+    rules = (guess, majority_class(train.targets, test.targets))
+    return max(rules, key=lambda rule: rule.accuracy or 0.0)
 
 
 class ListOps(Task):

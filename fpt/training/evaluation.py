@@ -8,13 +8,14 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 
 from fpt import random_streams
 from fpt.checkpoints import Figures
 from fpt.config import PlateauConfig
+from fpt.metrics import measured
 from fpt.model import Model
 from fpt.tasks.base import FIXED_SET_SEED, Batch, Splits, Stored
+from fpt.training import losses
 from fpt.training.features import FeatureCache, Features, chunk_size
 from fpt.training.feeding import inputs_of, send
 from fpt.training.member import Member
@@ -24,32 +25,36 @@ DEVICE_TOKENS = 65536
 leaves a choice."""
 
 
-class Metrics(NamedTuple):
+class Measured(NamedTuple):
     """Of one member on one set of examples, dropout off."""
 
     loss: float
-    """Mean cross entropy, in nats."""
-    accuracy: float
-    """Fraction of predictions that are right."""
+    """Mean cross entropy, in nats, or mean squared error."""
+    accuracy: float | None
+    """Fraction of predictions that are right; None of numbers."""
+    metrics: dict[str, float | None]
+    """The task's own, by name."""
 
 
-def is_better(metrics: Metrics, figures: Figures) -> bool:
+def is_better(found: Measured, figures: Figures) -> bool:
     """Return whether a checkpoint is to be picked before the best so far: for its accuracy, and
-    among equals for its loss.
+    among equals for its loss; of numbers for its loss.
     """
-    if figures.best_loss is None or figures.best_accuracy is None:
+    if figures.best_loss is None:
         return True
-    return (metrics.accuracy, -metrics.loss) > (figures.best_accuracy, -figures.best_loss)
+    if found.accuracy is None or figures.best_accuracy is None:
+        return found.loss < figures.best_loss
+    return (found.accuracy, -found.loss) > (figures.best_accuracy, -figures.best_loss)
 
 
-def note(metrics: Metrics, figures: Figures, stop: PlateauConfig | None) -> None:
+def note(found: Measured, figures: Figures, stop: PlateauConfig | None) -> None:
     """Enter an evaluation at the step of `figures` into them."""
-    if is_better(metrics, figures):
+    if is_better(found, figures):
         figures.best_step = figures.step
-        figures.best_loss, figures.best_accuracy = metrics
+        figures.best_loss, figures.best_accuracy, figures.best_metrics = found
     tolerance = 0.0 if stop is None else stop.tolerance
-    if figures.lowest_loss is None or metrics.loss < figures.lowest_loss - tolerance:
-        figures.lowest_loss, figures.stale = metrics.loss, 0
+    if figures.lowest_loss is None or found.loss < figures.lowest_loss - tolerance:
+        figures.lowest_loss, figures.stale = found.loss, 0
     else:
         figures.stale += 1
 
@@ -77,23 +82,26 @@ class Evaluator:
             "test" if splits.validation is None else "validation"
         )
         """The split that picks checkpoints."""
+        first = model.trials[0]
+        self._metrics = first.task.metrics(first.protocol)
 
-    def measure(self, members: Sequence[Member]) -> list[Metrics]:
-        """Return metrics on the split that picks checkpoints, each member's at its step."""
+    def measure(self, members: Sequence[Member]) -> list[Measured]:
+        """Return figures on the split that picks checkpoints, each member's at its step."""
         if self._splits.validation is not None:
             return self._on_set(members, self._splits.validation)
+        factor = self._splits.factor
         return [
-            Metrics(loss, accuracy * self._splits.factor)
-            for loss, accuracy in self._on(members, self._random_batches)
+            one if one.accuracy is None else one._replace(accuracy=one.accuracy * factor)
+            for one in self._on(members, self._random_batches)
         ]
 
-    def measure_test(self, members: Sequence[Member]) -> list[Metrics]:
-        """Return metrics on the whole test set (protocol sound)."""
+    def measure_test(self, members: Sequence[Member]) -> list[Measured]:
+        """Return figures on the whole test set (protocol sound)."""
         assert isinstance(self._splits.test, Stored)
         return self._on_set(members, self._splits.test)
 
-    def measure_training(self, member: Member, size: int) -> Metrics:
-        """Return a member's metrics on `size` training examples (or all, if they are fewer) as they
+    def measure_training(self, member: Member, size: int) -> Measured:
+        """Return a member's figures on `size` training examples (or all, if they are fewer) as they
         are evaluated; of a task that is drawn anew at every step, on a fixed draw.
         """
         train, chunk = self._splits.train, chunk_size(self._model)
@@ -118,7 +126,7 @@ class Evaluator:
                 trial.seed, random_streams.EVALUATION, n, trial.batch_size
             )
 
-    def _on_set(self, members: Sequence[Member], examples: Stored) -> list[Metrics]:
+    def _on_set(self, members: Sequence[Member], examples: Stored) -> list[Measured]:
         chunk = chunk_size(self._model)
         known = {m.index: self._features.of(m, examples) for m in members}
         return self._on(members, lambda member: examples.chunks(chunk), known)
@@ -128,14 +136,10 @@ class Evaluator:
         members: Sequence[Member],
         batches: Callable[[Member], Iterable[Batch]],
         features: Mapping[int, Features | None] | None = None,
-    ) -> list[Metrics]:
-        """Return each member's metrics on its batches, of which `features` may be known."""
+    ) -> list[Measured]:
+        """Return each member's figures on its batches, of which `features` may be known."""
         groups = [members] if self._together else [[member] for member in members]
-        return [
-            metrics
-            for group in groups
-            for metrics in self._of_group(group, batches, features or {})
-        ]
+        return [one for group in groups for one in self._of_group(group, batches, features or {})]
 
     @torch.no_grad()
     def _of_group(
@@ -143,9 +147,10 @@ class Evaluator:
         group: Sequence[Member],
         batches: Callable[[Member], Iterable[Batch]],
         features: Mapping[int, Features | None],
-    ) -> list[Metrics]:
+    ) -> list[Measured]:
         self._model.eval()
-        pack = self._model.members
+        pack, shape = self._model.members, self._model.shape
+        outputs: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in group]
         sums = torch.zeros(len(group), 2, dtype=torch.float64, device=self._device)
         counts, starts = [0] * len(group), [0] * len(group)
         rounds = itertools.zip_longest(*map(batches, group))
@@ -167,15 +172,27 @@ class Evaluator:
                     logits = self._model.head(read[0] if len(read) == 1 else torch.cat(read))
                 pieces = [piece for _, piece in pack.pieces(logits)]
             for n, own in zip(present, pieces, strict=True):
-                target = send(np.concatenate([b.targets for b in held[n]]), self._device).flatten()
-                flat = own.flatten(0, 1)
-                loss = F.cross_entropy(flat, target, reduction="none").double().sum()
-                sums[n] += torch.stack([loss, (flat.argmax(-1) == target).double().sum()])
-                counts[n] += len(target)
-        found = sums.tolist()
+                target = send(np.concatenate([b.targets for b in held[n]]), self._device)
+                lengths = [b.lengths for b in held[n] if b.lengths is not None]
+                real = send(np.concatenate(lengths), self._device) if lengths else None
+                counted = losses.counted(shape, real)
+                right = losses.right(shape, own, target, counted)
+                loss = losses.of_each(shape, own, target, counted).double().sum()
+                sums[n] += torch.stack([loss, right.sum()])
+                counts[n] += len(right)
+                if self._metrics:
+                    kept = losses.per_token(shape, own, target, counted)
+                    outputs[n].append((kept[0].cpu().numpy(), kept[1].cpu().numpy()))
         return [
-            Metrics(loss / n, right / n) for (loss, right), n in zip(found, counts, strict=True)
+            Measured(loss / n, None if shape.loss == "mse" else right / n, self._measured(rows))
+            for (loss, right), n, rows in zip(sums.tolist(), counts, outputs, strict=True)
         ]
+
+    def _measured(self, rows: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, float | None]:
+        """Return the task's own metrics of outputs and targets."""
+        if not rows:
+            return {}
+        return measured(self._metrics, *map(np.concatenate, zip(*rows, strict=True)))
 
     def _merged(
         self, rounds: Iterable[tuple[Batch | None, ...]]

@@ -99,7 +99,8 @@ class Feeding:
                     f"batches: {name} of trial {member.index} are {given.shape}; wanted "
                     f"{its or f'none, {backbone.name} begins with no hidden states of its own'}"
                 )
-        limits = {"targets": (0, shape.classes), "lengths": (1, shape.tokens + 1)}
+        limits = {"lengths": (1, shape.tokens + 1)}
+        limits |= {"targets": (0, shape.classes)} if shape.classes else {}
         limits |= {"inputs": (0, shape.inputs)} if shape.embedded else {}
         for name, (low, high) in limits.items():
             given = getattr(batch, name)
@@ -111,8 +112,8 @@ class Feeding:
 
 
 def send(array: np.ndarray, device: torch.device) -> Tensor:
-    """Return an array on the device: vectors in float32, ids and classes (stored as they may be) in
-    int64.
+    """Return an array on the device: vectors and numbers in float32, ids and classes (stored as
+    they may be) in int64.
     """
     tensor = torch.from_numpy(np.ascontiguousarray(array))
     if device.type == "cuda":

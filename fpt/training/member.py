@@ -95,6 +95,10 @@ class Member:
         """The parameters that train, by canonical name."""
         return {n: p for n, p in self.parameters.items() if p.requires_grad}
 
+    @functools.cached_property
+    def _classifies(self) -> bool:
+        return self.trial.task.shape(self.trial.protocol).loss != "mse"
+
     def kept(self, model: Model) -> dict[str, Tensor]:
         """Return what of it changes in training, by canonical name."""
         return {**self.trained, **model.own_buffers()}
@@ -119,18 +123,20 @@ class Member:
             return rate * (0.1 + 0.45 * (1 + math.cos(math.pi * part)))
         return rate
 
-    def take_recent(self, loss: float, accuracy: float) -> tuple[float, float]:
-        """Return mean training loss and accuracy since the last call, of these sums."""
+    def take_recent(self, loss: float, accuracy: float) -> tuple[float, float | None]:
+        """Return mean training loss and accuracy since the last call, of these sums; of numbers no
+        accuracy.
+        """
         steps = self.figures.recent_steps
         self.recent.zero_()
         self.figures.recent_steps = 0
-        return loss / steps, accuracy / steps
+        return loss / steps, accuracy / steps if self._classifies else None
 
     def close_window(self, loss: float, accuracy: float) -> None:
         """Note mean training loss and accuracy since the last evaluation, of these sums."""
         figures = self.figures
         figures.train_loss = loss / figures.window_steps
-        figures.train_accuracy = accuracy / figures.window_steps
+        figures.train_accuracy = accuracy / figures.window_steps if self._classifies else None
         self.window.zero_()
         figures.window_steps = 0
 

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 from torch import Tensor
 
 from fpt import random_streams
 from fpt.model import Model
-from fpt.tasks.base import Batch, Source, Stored
+from fpt.tasks.base import Batch, Shape, Source, Stored
+from fpt.training import losses as losses_
 from fpt.training.features import FeatureCache
 from fpt.training.feeding import inputs_of, send
 from fpt.training.grouped import GroupedUpdate
@@ -71,16 +71,20 @@ class Stepper:
         ):
             logits = self._logits(live, batches, cuts)
             pieces = [piece for _, piece in pack.pieces(logits)]
+        shape = self._model.shape
         targets = [batch.targets[cut] for batch, cut in zip(batches, cuts, strict=True)]
-        shares = [len(own) / len(batch) for own, batch in zip(targets, batches, strict=True)]
+        counts = [self._counted(batch, cut) for batch, cut in zip(batches, cuts, strict=True)]
+        shares = [_share(shape, batch, cut) for batch, cut in zip(batches, cuts, strict=True)]
         if self._grouped is not None:
-            return self._of_all(self._grouped, live, logits, targets, shares)
+            return self._of_all(self._grouped, live, logits, targets, counts, shares)
         losses = []
-        for member, own, target, share in zip(live, pieces, targets, shares, strict=True):
+        for member, own, target, counted, share in zip(
+            live, pieces, targets, counts, shares, strict=True
+        ):
             wanted = send(target, self._device)
-            loss = F.cross_entropy(own.flatten(0, 1), wanted.flatten()) * share
+            loss = losses_.mean_loss(shape, own, wanted, counted) * share
             with torch.no_grad():
-                right = (own.argmax(-1) == wanted).double().mean() * share
+                right = losses_.right(shape, own, wanted, counted).mean() * share
                 figures = torch.stack([loss.double(), right])
                 member.window += figures
                 member.recent += figures
@@ -94,16 +98,27 @@ class Stepper:
         live: Sequence[Member],
         logits: Tensor,
         targets: Sequence[np.ndarray],
+        counts: Sequence[Tensor | None],
         shares: Sequence[float],
     ) -> Tensor:
         """Likewise, with one loss for all."""
+        shape = self._model.shape
         wanted = send(np.concatenate(targets), self._device)
-        each = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none")
-        right = (logits.argmax(-1) == wanted).double().flatten()
-        losses, accuracies = (_means(x, targets, shares) for x in (each, right))
+        real = [own for own in counts if own is not None]
+        counted = torch.cat(real) if real else None
+        each = losses_.of_each(shape, logits, wanted, counted)
+        right = losses_.right(shape, logits, wanted, counted)
+        sizes = [int(own.sum()) for own in real] or [own.size for own in targets]
+        losses, accuracies = (_means(x, sizes, shares) for x in (each, right))
         losses.sum().backward()  # type: ignore[no-untyped-call]
         grouped.note(live, losses.detach(), accuracies)
         return losses.detach()
+
+    def _counted(self, batch: Batch, cut: slice) -> Tensor | None:
+        """Return which predictions of rows of a batch count; None: all of them."""
+        if batch.lengths is None or not losses_.has_padding(self._model.shape):
+            return None
+        return losses_.counted(self._model.shape, send(batch.lengths[cut], self._device))
 
     def _logits(
         self, live: Sequence[Member], batches: Sequence[Batch], cuts: Sequence[slice]
@@ -126,12 +141,18 @@ class Stepper:
         return self._model.head(torch.cat(read))
 
 
-def _means(values: Tensor, targets: Sequence[np.ndarray], shares: Sequence[float]) -> Tensor:
+def _share(shape: Shape, batch: Batch, cut: slice) -> float:
+    """Return the part of a batch's predictions that these rows make, as far as they count."""
+    if batch.lengths is None or not losses_.has_padding(shape):
+        return (cut.stop - cut.start) / len(batch)
+    return int(batch.lengths[cut].sum()) / int(batch.lengths.sum())
+
+
+def _means(values: Tensor, sizes: Sequence[int], shares: Sequence[float]) -> Tensor:
     """Return the mean of each member's predictions times its share, (live,)."""
-    sizes = [own.size for own in targets]
     if len({*zip(sizes, shares, strict=True)}) == 1:
         return values.view(len(sizes), -1).mean(1) * shares[0]
-    pieces = torch.split(values, sizes)
+    pieces = torch.split(values, list(sizes))
     return torch.stack([own.mean() * share for own, share in zip(pieces, shares, strict=True)])
 
 

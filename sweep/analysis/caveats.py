@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from sweep.analysis import looks
-from sweep.analysis.cells import BEST_SEEN, Found, is_accuracy, is_number, traits
+from sweep.analysis.cells import BEST_SEEN, Found, is_number, traits
 from sweep.analysis.contrasts import LEAST_PAIRS, p_text
 from sweep.analysis.readings import Reading
 from sweep.analysis.stats import APART
+from sweep.sweepfile.metrics import declared, is_accuracy
 from sweep.sweepfile.schema import ClaimSpec, MetricName
 from sweep.sweepfile.trials import Point
 
@@ -60,7 +61,8 @@ def _fates(
             elif not is_number(found.value(point.trial_id, claim.on)):
                 unconverged = found.converged.get(point.trial_id)
                 reason = unconverged.reason if unconverged else f"{fate}, without a figure"
-                out.setdefault((side, f"{reason}, {_counted(claim.on, fate)}"), []).append(label)
+                what = f"{reason}, {_counted(claim.on, fate, point)}"
+                out.setdefault((side, what), []).append(label)
             elif fate == "diverged":
                 what = "diverged, the last good figures before that count"
                 out.setdefault((side, what), []).append(label)
@@ -128,8 +130,10 @@ def _unlike(
             yield f"{side}: {trait}"
 
 
-def _counted(metric: MetricName, fate: str) -> str:
+def _counted(metric: MetricName, fate: str, point: Point) -> str:
     # How a trial without a figure enters.
+    if fate == "diverged" and declared(metric, point.like) is not None:
+        return "counted as the worst figure"
     if fate == "diverged" and is_accuracy(metric):
         return "counted as the trivial baseline"
     if fate == "diverged" and metric.endswith("_loss"):

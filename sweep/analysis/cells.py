@@ -27,17 +27,17 @@ from fpt.backbones.sources import quantisation
 from fpt.config import TrialConfig
 from fpt.published import ACCURACY, Figure, Reference, differences, references
 from fpt.spec import JSON
-from fpt.tasks.base import Baseline
 from sweep.analysis.convergence import Convergence, convergence, judged_split
 from sweep.analysis.stats import Interval, t_interval
 from sweep.ledger.ledger import WAITS, Ledger
-from sweep.planning.plan import trained_by_other_code
+from sweep.planning.plan import trained_by_other_code, trained_under_older_version
 from sweep.planning.tuning import resolve
+from sweep.sweepfile.metrics import is_accuracy, trivial, unit
 from sweep.sweepfile.pairing import mixed_cell
 from sweep.sweepfile.schema import CONVERGENCE, ConvergenceSpec, SweepFileError, TableSpec
 from sweep.sweepfile.trials import Point, Sweep
 
-State = Literal["done", "diverged", "provisional", "failed", "begun", "missing"]
+State = Literal["done", "diverged", "provisional", "failed", "begun", "stale", "missing"]
 
 Verdict = Literal["reproduced", "differs", "undecided", "not comparable"]
 
@@ -69,21 +69,9 @@ _PUBLISHED_METRICS = {
 }
 
 
-def is_accuracy(metric: str) -> bool:
-    """Return whether a metric is a fraction that tables print per cent."""
-    return metric.endswith("_accuracy")
-
-
 def words(metric: str) -> str:
     """Return a metric as people write it: test accuracy."""
     return metric.replace("_", " ")
-
-
-def unit(metric: str) -> str:
-    """Return what a table gives a metric in: per cent, nats, or "" for what is a mere number."""
-    if is_accuracy(metric):
-        return "per cent"
-    return "nats" if metric.endswith("_loss") else ""
 
 
 def test_predictions(config: TrialConfig) -> int | None:
@@ -102,6 +90,16 @@ def in_unit(metric: str, value: float) -> float:
 
 
 @dataclass(frozen=True)
+class Trivial:
+    """What a rule that learns nothing has of a metric."""
+
+    figure: float
+    """In the unit of the table."""
+    rule: str
+    """The rule, in a few words."""
+
+
+@dataclass(frozen=True)
 class Cell:
     """The trials at one row and one column, and one metric of theirs."""
 
@@ -112,17 +110,20 @@ class Cell:
     points: tuple[Point, ...]
     """The trials that the sweep has here: one config, a seed each."""
     counts: Mapping[str, int]
-    """Trials by what became of them: done, diverged, failed, begun (a state was saved), missing."""
+    """Trials by what became of them: done, diverged, failed, begun (a state was saved), stale
+    (trained by other code, or under another version), missing."""
     values: tuple[float, ...]
     """The metric of those that have it, in the unit of the table, in the order of `points`. A
     diverged trial's are its last good figures."""
     failures: tuple[str, ...]
     """What failed each failed trial: `code, OverflowError`."""
+    stale: tuple[str, ...]
+    """Why each stale trial is."""
     unconverged: tuple[str, ...]
     """Why each trial that is done and not converged has no steps to convergence; of other metrics,
     none."""
-    baseline: Baseline | None
-    """The trivial baseline, in the unit of the table; None if unknown or not of this metric."""
+    baseline: Trivial | None
+    """The trivial baseline; None if unknown or not of this metric."""
     figure: Figure | None
     """The published figure that belongs here."""
     differs: tuple[str, ...]
@@ -134,6 +135,11 @@ class Cell:
     """Parts that a batch was computed in, for want of memory -> trials of which that holds."""
     devices: Mapping[str, int]
     """Device (cpu, cuda) -> trials that ended on it."""
+
+    @property
+    def unit(self) -> str:
+        """What its figures are in: per cent, nats, or "" for what is a mere number."""
+        return unit(self.metric, self.points[0].like)
 
     @property
     def expected(self) -> int:
@@ -152,7 +158,8 @@ class Cell:
             return "diverged" if self.counts["diverged"] else "done"
         if self.finished:
             return "provisional"
-        return next((state for state in ("failed", "begun") if self.counts[state]), "missing")
+        open_: tuple[State, ...] = ("failed", "begun", "stale")
+        return next((state for state in open_ if self.counts[state]), "missing")
 
     @functools.cached_property
     def interval(self) -> Interval | None:
@@ -197,7 +204,7 @@ class Cell:
             "row": self.row,
             "column": self.column,
             "metric": self.metric,
-            "unit": "per cent" if is_accuracy(self.metric) else None,
+            "unit": told(self.unit),
             "state": self.state,
             "expected": self.expected,
             **self.counts,
@@ -205,7 +212,7 @@ class Cell:
             "mean": interval.mean if interval else None,
             "half_width": interval.half_width if interval else None,
             "values": list(self.values),
-            "baseline": baseline.accuracy if baseline else None,
+            "baseline": baseline.figure if baseline else None,
             "baseline_rule": baseline.rule if baseline else None,
             "published": figure.number if figure else None,
             "published_trust": figure.trust if figure else None,
@@ -319,6 +326,8 @@ class Found:
     """Trial -> what failed it: `code, OverflowError`."""
     begun: Collection[str]
     """Trials that have a saved state; of those that are not done."""
+    stale: Mapping[str, str]
+    """Trial -> why what was trained of it does not count, and how to train it anew."""
     converged: Mapping[str, Convergence]
     """Trial -> when it had converged; only of those that are done, where a table asks for it."""
 
@@ -342,8 +351,8 @@ class Found:
             sweep.ledger.ledger.LedgerError: If the ledger cannot be read.
         """
         columns = [metric for metric in metrics if metric != CONVERGENCE]
-        names = ["trial_id", "outcome", "device", "accumulation"]
-        names += ["baseline_accuracy", "baseline_rule"]
+        names = ["trial_id", "outcome", "device", "accumulation", "baseline_rule"]
+        names += [one for one in dict.fromkeys(map(trivial, metrics)) if one is not None]
         other = trained_by_other_code(points, ledger)  # as if they had no row
         ids = [point.trial_id for point in points if point.trial_id not in other]
         table = ledger.trials(ids, columns=[*names, *columns])
@@ -356,8 +365,12 @@ class Found:
             converged = _converged(ledger, done, rule)
         unfinished = [point.trial_id for point in points if point.trial_id not in rows]
         if not unfinished:
-            return cls(rows, own, {}, (), converged)
-        return cls(rows, own, _waiting_failures(ledger, unfinished), ledger.states(), converged)
+            return cls(rows, own, {}, (), {}, converged)
+        failed = _waiting_failures(ledger, unfinished)
+        open_ = {p.trial_id: p for p in points if p.trial_id not in rows and not p.undecided}
+        others = [p for name, p in open_.items() if name not in failed and name not in other]
+        stale = other | trained_under_older_version(others, ledger, ledger.done())
+        return cls(rows, own, failed, ledger.states(), stale, converged)
 
     def value(self, trial_id: str, metric: str) -> float | None:
         """Return the metric of a trial that has ended, as the ledger has it; None: it has none."""
@@ -377,12 +390,14 @@ class Found:
         return device
 
     def fate(self, trial_id: str) -> str:
-        """Return what became of a trial: done, diverged, failed, begun or missing."""
+        """Return what became of a trial: done, diverged, failed, stale, begun or missing."""
         if trial_id in self.rows:
             outcome = self.columns["outcome"][self.rows[trial_id]]
             return "diverged" if outcome == "diverged" else "done"
         if trial_id in self.failed:
             return "failed"
+        if trial_id in self.stale:
+            return "stale"
         return "begun" if trial_id in self.begun else "missing"
 
 
@@ -395,17 +410,17 @@ def _cell(
     found: Found,
     tolerance: float,
 ) -> Cell:
-    counts = dict.fromkeys(("done", "diverged", "failed", "begun", "missing"), 0)
+    counts = dict.fromkeys(("done", "diverged", "failed", "begun", "stale", "missing"), 0)
     counts |= Counter(found.fate(point.trial_id) for point in points)
     ended = [p.trial_id for p in points if p.trial_id in found.rows]
     rows = [found.rows[trial_id] for trial_id in ended]
     measured = [found.value(trial_id, metric) for trial_id in ended]
     values = [in_unit(metric, one) for one in measured if is_number(one)]
-    accuracies, rules = (found.columns[f"baseline_{what}"] for what in ("accuracy", "rule"))
+    trivials = found.columns.get(trivial(metric) or "", ())
     baselines = (
-        Baseline(in_unit(metric, accuracies[row]), rules[row] or "")
-        for row in rows
-        if is_accuracy(metric) and is_number(accuracies[row])
+        Trivial(in_unit(metric, trivials[row]), found.columns["baseline_rule"][row] or "")
+        for row in (rows if trivials else ())
+        if is_number(trivials[row])
     )
     open_ = [point.trial_id for point in points if point.trial_id not in found.rows]
     failures = [found.failed[trial_id] for trial_id in open_ if trial_id in found.failed]
@@ -425,6 +440,7 @@ def _cell(
         counts=counts,
         values=tuple(values),
         failures=tuple(failures),
+        stale=tuple(found.stale[i] for i in open_ if found.fate(i) == "stale"),
         unconverged=tuple(unconverged),
         baseline=next(baselines, None),
         figure=figure,
@@ -433,6 +449,11 @@ def _cell(
         accumulated=parts,
         devices=devices,
     )
+
+
+def told(unit_: str) -> str | None:
+    """Return a unit as records name it: nats never were."""
+    return None if unit_ in ("", "nats") else unit_
 
 
 def is_number(value: float | None) -> TypeGuard[float]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Sequence
 
-from sweep.analysis.cells import FACTS, is_accuracy, unit, words
+from sweep.analysis.cells import FACTS, words
 from sweep.analysis.contrasts import LEAST_PAIRS, Aggregate, Contrast, Overall, p_text
 from sweep.analysis.stats import MOST_PAIRS
 from sweep.analysis.typeset import Entry, Footnotes, Line, Sheet
+from sweep.sweepfile.metrics import is_accuracy
 
 LISTED = 12
 """Seeds that an edit names when it is printed; the record has them all."""
@@ -26,7 +27,7 @@ def claims_sheet(
         unnoted: Whether there are results, and no list was noted.
     """
     notes = Footnotes()
-    metrics = dict.fromkeys(_named(one.metric) for one in contrasts)
+    metrics = dict.fromkeys(map(_named, contrasts))
     axes = dict.fromkeys(axis for one in contrasts for axis in one.place)
     common = [n for n in contrasts[0].notes if all(n in one.notes for one in contrasts)]
     # What is the same for all is said once, so that narrow terminals hold the rest.
@@ -137,10 +138,10 @@ def overall_sheet(sweep: str, overall: Sequence[Overall]) -> Sheet:
     return Sheet(f"Claims of {sweep} over places", "claim", heads, tuple(lines), (("", text),))
 
 
-def _named(metric: str) -> str:
+def _named(one: Contrast) -> str:
     # A metric with the unit of its differences: per cents differ by points.
-    own = "points" if is_accuracy(metric) else unit(metric)
-    return words(metric) + (f" ({own})" if own else "")
+    own = "points" if is_accuracy(one.metric) else one.unit
+    return words(one.metric) + (f" ({own})" if own else "")
 
 
 def _difference(one: Contrast) -> str:

@@ -52,6 +52,7 @@ from sweep.analysis.typeset import Sheet
 from sweep.ledger.ledger import Ledger
 from sweep.planning import tuning
 from sweep.sweepfile.expansion import load
+from sweep.sweepfile.metrics import unit
 from sweep.sweepfile.reading import axis_labels
 from sweep.sweepfile.schema import ConvergenceSpec, SweepFileError
 from sweep.sweepfile.trials import Sweep
@@ -329,6 +330,7 @@ def _contrast(
         plan=_plan(read, more) if edit else None,
         notes=notes,
         trials=tuple((one.trial_id, other.trial_id) for _, one, other in read.spot.place.pairs),
+        unit=next((unit(claim.on, one.like) for _, one, _ in read.spot.place.pairs), ""),
     )
 
 

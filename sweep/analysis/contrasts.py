@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from fpt.spec import JSON
-from sweep.analysis.cells import is_accuracy
+from sweep.analysis.cells import told
 
 Verdict = Literal["supported", "contradicted", "undecided", "untested"]
 
@@ -64,13 +64,15 @@ class Contrast:
     """What is to be known of both sides: what is missing, diverged, untuned ..."""
     trials: tuple[tuple[str, str], ...]
     """(left, right) trial ids, of every pair that the sweep has."""
+    unit: str = ""
+    """What the difference is in; "per cent" of an accuracy, which differs by points."""
 
     def record(self) -> JSON:
         """All of it as JSON values."""
         return asdict(self) | {
             "notes": list(self.notes),
             "trials": [list(pair) for pair in self.trials],
-            "unit": "per cent" if is_accuracy(self.metric) else None,
+            "unit": told(self.unit),
         }
 
 

@@ -18,10 +18,11 @@ import numpy as np
 
 from fpt.spec import JSON
 from sweep.analysis import looks
-from sweep.analysis.cells import in_unit, is_accuracy, is_number
+from sweep.analysis.cells import in_unit, is_number
 from sweep.analysis.stats import LEVEL, POWER, pairs_needed, power
 from sweep.ledger.ledger import Ledger
 from sweep.sweepfile import pairing
+from sweep.sweepfile.metrics import is_accuracy
 from sweep.sweepfile.schema import CONVERGENCE, ClaimSpec
 from sweep.sweepfile.trials import Point, Sweep
 

@@ -2,7 +2,8 @@
 
 Columns are those of `sweep.ledger.columns` (`sweep columns` prints what each means, and its unit:
 accuracies are fractions), with one type each, whatever the rows hold: integers that may be missing
-are pandas' Int64, times bear their zone, names of which there are few are categories.
+are pandas' Int64, times bear their zone, names of which there are few are categories. Metrics that
+a task declares are columns of their own, behind these.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sweep.ledger.columns import CATEGORIES
+from sweep.ledger.columns import CATEGORIES, METRICS, unfolded
 from sweep.ledger.ledger import MARKS, Ledger
 from sweep.planning.tuning import resolve
 
@@ -109,6 +110,8 @@ def _frame(table: pa.Table) -> pd.DataFrame:
         pa.bool_(): pd.BooleanDtype(),
         pa.string(): pd.StringDtype(na_value=float("nan")),
     }
+    if METRICS in table.column_names:
+        table = unfolded(table)
     for number, field in enumerate(table.schema):
         if field.name in CATEGORIES:
             column = table.column(number).dictionary_encode()

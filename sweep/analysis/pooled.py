@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sweep.analysis.across import across
-from sweep.analysis.cells import Found, in_unit, is_accuracy, is_number
+from sweep.analysis.cells import Found, in_unit, is_number
 from sweep.analysis.contrasts import Aggregate, Overall
 from sweep.analysis.readings import Made, bounds_of, value_of
 from sweep.analysis.stats import stratified
 from sweep.sweepfile import pairing
+from sweep.sweepfile.metrics import is_accuracy
 from sweep.sweepfile.schema import MetricName
 from sweep.sweepfile.trials import Point
 

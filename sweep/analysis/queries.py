@@ -151,7 +151,21 @@ def _readable(ledger: Ledger, name: Stored) -> Path | pa.Table:
 
 
 def _put(connection: duckdb.DuckDBPyConnection, name: str, rows: Path | pa.Table) -> None:
-    """Put in a table."""
+    """Put in a table, with a column for each metric of a task's own."""
+    if name.endswith("failures"):
+        _put_stored(connection, name, rows)
+        return
+    stored = f"stored_{name}"
+    _put_stored(connection, stored, rows)
+    keys = f"SELECT DISTINCT unnest(json_keys(metrics)) FROM {stored} WHERE metrics IS NOT NULL"
+    metrics = sorted(one for (one,) in connection.execute(keys).fetchall())
+    # Names of metrics are letters, digits and underscores.
+    own = "".join(f", CAST(metrics ->> '$.{one}' AS DOUBLE) AS {one}" for one in metrics)
+    connection.execute(f"CREATE TEMP VIEW {name} AS SELECT *{own} FROM {stored}")
+
+
+def _put_stored(connection: duckdb.DuckDBPyConnection, name: str, rows: Path | pa.Table) -> None:
+    """Put in a table as it is stored."""
     if isinstance(rows, Path):
         file = str(rows).replace("'", "''")
         # A folder `a=b` on the way is no column.

@@ -13,10 +13,11 @@ import numpy as np
 
 from fpt.spec import JSON
 from sweep.analysis import history, looks
-from sweep.analysis.cells import Found, in_unit, is_accuracy, is_number, test_predictions
+from sweep.analysis.cells import Found, in_unit, is_number, test_predictions
 from sweep.analysis.contrasts import LEAST_PAIRS, Contrast
 from sweep.analysis.stats import LEVEL, Comparison, Tests, compare, holm, paired
 from sweep.sweepfile import pairing
+from sweep.sweepfile.metrics import declared, is_accuracy
 from sweep.sweepfile.schema import CONVERGENCE, ClaimSpec, MetricName
 from sweep.sweepfile.trials import Point, Sweep
 
@@ -258,6 +259,8 @@ def _worst(
     # What a trial counts as that diverged without a figure.
     if point.trial_id not in found.rows or found.fate(point.trial_id) != "diverged":
         return None
+    if (own := declared(metric, point.like)) is not None:
+        return (min if own.better == "higher" else max)(measured, default=None)
     if is_accuracy(metric):
         chance = found.columns["baseline_accuracy"][found.rows[point.trial_id]]
         if is_number(chance):
@@ -274,7 +277,8 @@ def bounds_of(spot: Spot) -> tuple[float, float] | None:
     configs = [point.like for _, *both in spot.place.pairs for point in both]
     if not is_accuracy(spot.claim.on) or not configs:
         return None
-    return 100 / max(one.task.shape(one.protocol).classes for one in configs), 100.0
+    classes = max(one.task.shape(one.protocol).classes for one in configs)
+    return (100 / classes, 100.0) if classes else None
 
 
 def value_of(found: Found, point: Point, metric: MetricName) -> float | None:

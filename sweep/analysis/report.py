@@ -24,7 +24,7 @@ from fpt.backbones.sources import TRIAL
 from fpt.printable import printable
 from sweep.analysis import typeset
 from sweep.analysis.accounting import spent
-from sweep.analysis.cells import Cell, is_accuracy
+from sweep.analysis.cells import Cell
 from sweep.analysis.figures import Material, draw, gather, inline_svg
 from sweep.analysis.tables import Table, build
 from sweep.analysis.typeset import Sheet
@@ -33,6 +33,7 @@ from sweep.planning import tuning
 from sweep.planning.estimates import compare, quote
 from sweep.planning.plan import Plan, plan
 from sweep.sweepfile.expansion import load
+from sweep.sweepfile.metrics import is_accuracy
 from sweep.sweepfile.trials import Point, Sweep
 
 if TYPE_CHECKING:
@@ -65,9 +66,10 @@ FACTS = 12
 """Values of a fact of provenance that are listed, at most."""
 
 _COLUMNS = (
-    "trial_id", "steps_trained", "seconds", "attempts", "test_accuracy", "git_commit", "git_dirty",
-    "version", "versions", "device", "device_name", "host", "numerics", "protocol", "task",
-    "task_version", "data_digest", "pretraining", "backbone_digest", "started_at", "finished_at",
+    "trial_id", "steps_trained", "seconds", "attempts", "test_accuracy", "test_loss", "git_commit",
+    "git_dirty", "version", "versions", "device", "device_name", "host", "numerics", "protocol",
+    "task", "task_version", "data_digest", "pretraining", "backbone_digest", "started_at",
+    "finished_at",
 )  # fmt: skip
 
 
@@ -449,7 +451,7 @@ def _trace(cell: Cell, table: Table) -> str:
 
 
 def _mean(cell: Cell) -> str:
-    unit = " %" if is_accuracy(cell.metric) else ""
+    unit = " %" if is_accuracy(cell.metric) else f" {cell.unit}".rstrip()
     mean = "none"
     if cell.interval:
         half = cell.interval.half_width
@@ -487,9 +489,15 @@ def _row(point: Point, planned: Plan, row: Mapping[str, Any] | None) -> dict[str
         "commit": "",
     }
     if row is not None:
-        accuracy = row["test_accuracy"]
+        accuracy, loss = row["test_accuracy"], row["test_loss"]
         if accuracy is not None and math.isfinite(accuracy):
             out["accuracy"] = f"{100 * accuracy:.2f}"
+        elif (
+            loss is not None
+            and math.isfinite(loss)
+            and not point.like.task.shape(point.like.protocol).classes
+        ):
+            out["accuracy"] = f"loss {loss:.4g}"
         out["steps"] = f"{row['steps_trained']:,}" if row["steps_trained"] is not None else ""
         out["time"] = duration(row["seconds"]) if row["seconds"] is not None else ""
         out["attempts"] = row["attempts"] if row["attempts"] is not None else ""

@@ -27,10 +27,8 @@ from sweep.analysis.cells import (
     Grid,
     declared,
     grid,
-    is_accuracy,
     test_predictions,
     traits,
-    unit,
     words,
 )
 from sweep.analysis.stats import Interval
@@ -38,6 +36,7 @@ from sweep.analysis.typeset import Entry, Footnotes, Line, Sheet
 from sweep.ledger.ledger import Ledger
 from sweep.planning import tuning
 from sweep.sweepfile.expansion import load
+from sweep.sweepfile.metrics import is_accuracy
 from sweep.sweepfile.schema import CONVERGENCE, TableSpec
 from sweep.sweepfile.trials import Sweep
 
@@ -208,7 +207,9 @@ class _Printer:
         table, columns = self.table, self.columns
         heads = [self._head(one.label, one.metric) for one in columns]
         # A trivial baseline is one of a task: it belongs to the columns, if these are tasks.
-        tabulated = any(is_accuracy(one.metric) for one in columns)
+        tabulated = any(is_accuracy(one.metric) for one in columns) or any(
+            cell.baseline for cell in self.cells
+        )
         below = tabulated and self._one_task(lambda cell: cell.column)
         beside = tabulated and not below and self._one_task(lambda cell: cell.row)
         lines: list[Line] = []
@@ -221,7 +222,8 @@ class _Printer:
             label = Entry(row, tuple(map(self.notes.mark, common)))
             entries = [self._ours(cell, common) for cell in cells]
             if beside:
-                entries.append(self._baseline(cells))
+                own = (one for one in cells if one and one.metric == self.metrics[0])
+                entries.append(self._baseline(own if self.several else cells))
             lines.append(Line("ours", label, tuple(entries)))
             if table.reference and any(cell and cell.figure for cell in cells):
                 label = Entry(f"{table.reference.source}, {table.reference.name}")
@@ -249,7 +251,7 @@ class _Printer:
         if cell is None:
             return Entry("")
         so_far = f"{cell.finished}/{cell.expected}"
-        if cell.state == "missing":
+        if cell.state in ("missing", "stale"):
             text = so_far
         else:
             nothing = "none" if cell.state in ("done", "provisional") else cell.state
@@ -260,7 +262,7 @@ class _Printer:
         if cell.metric not in FACTS:
             notes.extend(one for one in self._traits(cell) if one not in common)
         marks = tuple(self.notes.mark(note) for note in notes)
-        said = cell.state if cell.state in ("missing", "provisional") else ""
+        said = cell.state if cell.state in ("missing", "stale", "provisional") else ""
         return Entry(text, marks, said=said, cell=f"cell-{cell.points[0].cell_id}")
 
     def _traits(self, cell: Cell) -> tuple[str, ...]:
@@ -290,7 +292,9 @@ class _Printer:
             if cell and cell.baseline:
                 rule = cell.baseline.rule
                 marks = (self.notes.mark(f"trivial baseline: {rule}"),) if rule else ()
-                return Entry(f"{cell.baseline.accuracy:.1f}", marks)
+                figure = cell.baseline.figure
+                decimals = 1 if is_accuracy(cell.metric) else _decimals(figure, (figure,))
+                return Entry(f"{figure:,.{decimals}f}", marks)
         return Entry("")
 
     def _general_notes(self) -> Iterator[tuple[str, str]]:
@@ -298,7 +302,8 @@ class _Printer:
             yield "", "the sweep has no trial on the axes of this table"
             return
         metrics = self.metrics
-        units = [f"{words(metric)}, {unit(metric)}" for metric in metrics if unit(metric)]
+        unit = {cell.metric: cell.unit for cell in self.cells}
+        units = [f"{words(one)}, {unit[one]}" for one in metrics if unit.get(one)]
         what = "" if self.several else f"{(units or [words(*metrics)])[0]}: "
         seeds = f"mean ± half-width of the 95 % Student-t interval over {self.usual} seeds"
         seeds = seeds if self.usual > 1 else "one seed, hence no interval"
@@ -437,6 +442,8 @@ def _fates(cell: Cell) -> Iterator[str]:
             f"trained on devices of two kinds ({where}): their figures agree on average, and not "
             "digit by digit"
         )
+    for reason in dict.fromkeys(cell.stale):
+        yield f"{cell.stale.count(reason)} of {cell.expected} stale: {reason}"
     if diverged := cell.counts["diverged"]:
         without = min(diverged, cell.finished - len(cell.values) - len(cell.unconverged))
         text = f"{diverged} of {cell.expected} diverged"
@@ -490,12 +497,14 @@ def _examples(number: float) -> str:
     return f"{number:,.0f}" if math.isfinite(number) else "without end"
 
 
+def _decimals(mean: float, values: Iterable[float]) -> int:
+    whole = abs(mean) >= 100 or all(value == round(value) for value in values)
+    return 0 if whole else 2 - math.floor(math.log10(abs(mean) or 1))
+
+
 def _mean(cell: Cell, interval: Interval) -> str:
     # Accuracies to a tenth of a per cent; counts whole; all else to three digits of the mean.
-    decimals = 1
-    if not is_accuracy(cell.metric):
-        whole = abs(interval.mean) >= 100 or all(value == round(value) for value in cell.values)
-        decimals = 0 if whole else 2 - math.floor(math.log10(abs(interval.mean) or 1))
+    decimals = 1 if is_accuracy(cell.metric) else _decimals(interval.mean, cell.values)
     fixed = cell.metric in FACTS and len(set(cell.values)) == 1
     numbers = [interval.mean, None if fixed else interval.half_width]
     return " ± ".join(f"{one:,.{decimals}f}" for one in numbers if one is not None)

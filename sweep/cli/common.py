@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Annotated, Any, TextIO, TypeVar
 
 import typer
 from rich.console import Console
@@ -65,8 +66,30 @@ def _print_version(asked: bool) -> None:
         raise typer.Exit
 
 
+_stdout: list[TextIO] = []
+# Where results go, while a command runs.
+
+
+def stdout() -> TextIO:
+    """Return where results go. While a command runs, `sys.stdout` is stderr: what a class of the
+    user's prints is no part of what a program reads.
+    """
+    return _stdout[-1] if _stdout else sys.stdout
+
+
+@contextmanager
+def _results_alone() -> Iterator[None]:
+    _stdout.append(sys.stdout)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _stdout.pop()
+
+
 @app.callback()
 def sweep_command(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option(
@@ -75,6 +98,8 @@ def sweep_command(
     ] = False,
 ) -> None:
     """Ablation sweeps for frozen pretrained transformers."""
+    if "--help" not in sys.argv:  # A command's help is a result.
+        context.with_resource(_results_alone())
 
 
 class UserError(Exception):
@@ -88,13 +113,17 @@ def say(text: str) -> None:
 
 def echo(text: str = "") -> None:
     """Print a result, on stdout."""
-    typer.echo(printable(text, keep=LINES))
+    typer.echo(printable(text, keep=LINES), file=stdout())
 
 
 class SafeConsole(Console):
     """A console of rich's whose texts are no commands to the terminal: labels may come from
     anywhere.
     """
+
+    def __init__(self, *, file: IO[str] | None = None, stderr: bool = False, **how: Any) -> None:
+        """Make one for results, or for stderr; arguments as of rich's."""
+        super().__init__(file=file if file or stderr else stdout(), stderr=stderr, **how)
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
@@ -223,3 +252,9 @@ def whole_id(prefix: str, known: Iterable[str], where: str) -> str:
     shown: Sequence[str] = found[:5]
     more = f" and {len(found) - 5} more" if len(found) > 5 else ""
     raise UserError(f"{where}: {prefix!r} begins {', '.join(shown)}{more}; give more of it")
+
+
+def figures(loss: float | None, accuracy: float | None, metrics: Mapping[str, float | None]) -> str:
+    """Return the figures of a record in a line: `loss 0.6931 accuracy 0.5000`."""
+    found = {"loss": loss, "accuracy": accuracy, **metrics}
+    return " ".join(f"{name} {value:.4f}" for name, value in found.items() if value is not None)

@@ -124,14 +124,17 @@ def validate(
 
 
 def _problems_of_code(sweep: Sweep) -> Iterable[str]:
-    """Try out each task and backbone of the user's own once, and yield what is wrong with it."""
+    """Try out each task and backbone of the user's own once; yield what is wrong with it, and say
+    what is doubtful.
+    """
     from fpt import contract
     from fpt.files import DataError
 
     told: set[str] = set()
     for point in sweep.all:
         try:
-            contract.check_trial(point.config, other_process=True)
+            for doubt in contract.check_trial(point.config, other_process=True):
+                say(f"warning: {doubt}")
         except DataError as error:
             if str(error) not in told:
                 told.add(str(error))

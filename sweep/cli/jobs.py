@@ -20,6 +20,7 @@ from sweep.cli.common import (
     count,
     echo,
     say,
+    stdout,
     whole_id,
 )
 
@@ -195,4 +196,5 @@ def _follow(client: JobSubmissionClient, job: Job) -> int:
 
 def _print(text: str) -> None:
     # Colours of Ray's own are dropped; whatever else is a command to a terminal, shown.
-    typer.echo(printable(re.sub(r"\x1b\[[\d;]*m", "", text), keep=LINES + "\r"), nl=False)
+    text = re.sub(r"\x1b\[[\d;]*m", "", text)
+    typer.echo(printable(text, keep=LINES + "\r"), nl=False, file=stdout())

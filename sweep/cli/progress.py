@@ -182,7 +182,8 @@ def _figure(value: float | None) -> str:
 def _figures(split: str | None, loss: float | None, accuracy: float | None) -> str:
     if loss is None and accuracy is None:
         return ""
-    return f"{split or ''} loss {_figure(loss)} accuracy {_figure(accuracy)}".strip()
+    right = "" if accuracy is None else f" accuracy {_figure(accuracy)}"
+    return f"{split or ''} loss {_figure(loss)}{right}".strip()
 
 
 def span(seconds: float) -> str:

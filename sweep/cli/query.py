@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
@@ -26,6 +25,7 @@ from sweep.cli.common import (
     echo,
     say,
     show_json,
+    stdout,
     writing,
 )
 
@@ -82,7 +82,7 @@ def query(
         raise UserError("--format parquet: no text for a terminal; name a file: --output PATH")
     table = arrow(sql, results, sweep)
     if output is None and chosen is Format.table:
-        _print(table, sys.stdout)
+        _print(table, stdout())
         return
     if output is None:
         echo(_written(table, chosen).rstrip("\n"))
@@ -131,7 +131,7 @@ def columns(
         grid.add_column(head, overflow="fold", no_wrap=head in ("table", "column"))
     for row in told:
         grid.add_row(*row.values())
-    SafeConsole(width=None if sys.stdout.isatty() else 10_000).print(grid)
+    SafeConsole(width=None if stdout().isatty() else 10_000).print(grid)
 
 
 def _written(table: pa.Table, form: Format) -> str:

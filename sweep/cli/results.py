@@ -22,6 +22,7 @@ from sweep.cli.common import (
     chosen_format,
     count,
     echo,
+    figures,
     in_json,
     reading,
     say,
@@ -195,6 +196,6 @@ def _show_curve(ledger: Ledger, trial: str) -> None:
     echo(f"\ncurve, the last {min(TAIL, len(records))} of {count(len(records), 'record')}")
     for record in records[-TAIL:]:
         echo(
-            f"  step {record['step']:>7} {record['split']:<10} loss {record['loss']:.4f} "
-            f"accuracy {record['accuracy']:.4f}"
+            f"  step {record['step']:>7} {record['split']:<10} "
+            + figures(record["loss"], record["accuracy"], json.loads(record["metrics"] or "{}"))
         )

@@ -23,6 +23,7 @@ from sweep.cli.common import (
     count,
     counted,
     echo,
+    figures,
     in_hours,
     last_causes,
     reading,
@@ -136,10 +137,11 @@ def _tell_removed(sweep: Sweep, ledger: Ledger, *, prune: bool) -> None:
     before = ledger.notes.trial_list(sweep.name)
     now = {point.trial_id: point.label for point in sweep.all if not point.undecided}
     removed = {name: label for name, label in before.items() if name not in now}
-    done = ledger.done()
+    done, labels = ledger.done(), set(now.values())
     for name, label in removed.items():
         what = "finished" if name in done else "unfinished"
-        say(f"  no longer in the file: {label} ({name}, {what})")
+        gone = "no longer in the file" if label not in labels else "another trial in the file now"
+        say(f"  {gone}: {label} ({name}, {what})")
     if prune and removed and ledger.holders(DRIVER):
         say("  a run is under way; --prune forgets them once it has ended")
         prune = False
@@ -256,12 +258,13 @@ def debug(
     from fpt import contract
     from sweep.execution.worker import train_on_this_core
 
-    contract.check_trial(config, other_process=True)
+    for doubt in contract.check_trial(config, other_process=True):
+        say(f"warning: {doubt}")
     training = train_on_this_core([config], backbones=backbones, log_every=1)
     for record in training:
         echo(
-            f"step {record.step} {record.split} loss {record.loss:.4f} "
-            f"accuracy {record.accuracy:.4f} ({record.seconds:.2f} s)"
+            f"step {record.step} {record.split} "
+            f"{figures(record.loss, record.accuracy, record.metrics)} ({record.seconds:.2f} s)"
         )
     outcome = training.outcomes[0]
     echo(f"{outcome.outcome}, stopped by {outcome.stopped} after {outcome.steps} steps")

@@ -62,9 +62,10 @@ def studies(
 def _print(states: Sequence[State]) -> None:
     """A line a cell and point: its setting with its figure, the chosen one marked; then budgets."""
     from sweep.planning.tuning import in_order
+    from sweep.sweepfile.metrics import is_accuracy
 
     tune = states[0].study.tune
-    accuracy = tune.by.endswith("_accuracy")
+    accuracy = is_accuracy(tune.by)
     grid = Grid(box=None, padding=(0, 2, 0, 0), header_style="dim")
     measured = tune.by.replace("_", " ") + (", per cent" if accuracy else "")
     names = ["rate"] if tune.rate_alone else list(tune.spaces)
@@ -85,7 +86,7 @@ def _print(states: Sequence[State]) -> None:
     SafeConsole().print(grid)
     for state in states:
         for line in _budgets(state, accuracy=accuracy):
-            typer.echo(f"{state.study.label}: {line}")
+            echo(f"{state.study.label}: {line}")
 
 
 def _figure(value: float, *, accuracy: bool) -> str:

@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 from fpt.config import TrialConfig
+from fpt.metrics import on_split
 from fpt.spec import JSON
 from fpt.tasks.base import Baseline
 from sweep.execution import output
@@ -91,6 +92,9 @@ def trial_row(trial: Progress, outcome: Outcome, job: Job) -> JSON:
     """Return the row of a trial that has ended: a value for each column of `trials`."""
     point, config = trial.point, trial.point.config
     baseline = _baseline(config)
+    metrics = outcome.metrics | {
+        name: float(value) for name, value in on_split("baseline", baseline.metrics).items()
+    }
     values = {
         **vars(outcome),  # named as columns are, but for these
         "steps_trained": outcome.steps,
@@ -98,6 +102,7 @@ def trial_row(trial: Progress, outcome: Outcome, job: Job) -> JSON:
         "parameters": sum(group["parameters"] for group in outcome.groups.values()),
         "parameters_trained": sum(group["trained"] for group in outcome.groups.values()),
         **config_columns(point),
+        "metrics": _json(metrics) if metrics else None,
         "baseline_accuracy": baseline.accuracy,
         "baseline_rule": baseline.rule,
         "pack_size": len(job.points),

@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import json
 import time
 import traceback
 import warnings
@@ -55,7 +56,7 @@ Train = Callable[..., "Training"]
 SHARED = (contract.ContractError, output.BreakpointError)
 """Errors of code that all trials of a pack have in common."""
 
-CURVE = ("step", "split", "loss", "accuracy", "seconds", "examples")
+CURVE = ("step", "split", "loss", "accuracy", "seconds", "examples", "metrics")
 """What of a record goes into a curve, by the names of both."""
 
 LOG_EVERY = 10
@@ -242,7 +243,8 @@ class _Attempt:
         if job.keep_backbones:
             self.again = self._read(self.ledger.done) & {point.trial_id for point in points}
         for point in points:
-            contract.check_trial(point.config)
+            for doubt in contract.check_trial(point.config):
+                warnings.warn(doubt, stacklevel=1)  # It goes to the trial's log.
         self.outdated = self._read(lambda: trained_by_other_code(points, self.ledger))
         states = [self._read(functools.partial(self._saved, trial)) for trial in self.trials]
         for trial, state in zip(self.trials, states, strict=True):
@@ -375,7 +377,9 @@ class _Attempt:
     def _take(self, record: Record) -> None:
         trial = self.trials[record.trial]
         trial.step, trial.seconds = record.step, record.seconds
-        trial.rows.append({column: getattr(record, column) for column in CURVE})
+        row = {column: getattr(record, column) for column in CURVE}
+        own = json.dumps(record.metrics, sort_keys=True) if record.metrics else None
+        trial.rows.append(row | {"metrics": own})
         self.reporter.record(trial.point, record)
 
     # ----------------------------------------------------------- what is handed to the writer

@@ -6,7 +6,8 @@ and the metadata of Parquet files are all read off these tables, so that a new c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -234,6 +235,14 @@ TRIALS = (
         FRACTION,
         mlflow="metric",
     ),
+    Column(
+        "metrics",
+        _STRING,
+        "outcome",
+        "Figures of the metrics that the task declares, a JSON object such as "
+        '{"test_r2": 0.9, "baseline_r2": 0}; null: it declares none. What reads the ledger has '
+        "each as a column of its name",
+    ),
     Column("baseline_rule", _STRING, "provenance", "What the trivial baseline does", category=True),
     Column(
         "seconds",
@@ -423,6 +432,12 @@ CURVES = (
     Column("accuracy", _FLOAT, "outcome", "Accuracy", FRACTION),
     Column("seconds", _FLOAT, "cost", "Training time up to the point", "seconds"),
     Column("examples", _LONG, "cost", "Training examples up to the point", "examples"),
+    Column(
+        "metrics",
+        _STRING,
+        "outcome",
+        'Figures of the metrics that the task declares, a JSON object such as {"r2": 0.9}',
+    ),
 )
 
 TABLES: Mapping[str, tuple[Column, ...]] = {
@@ -439,6 +454,42 @@ FIGURES = tuple(one.name for one in TRIALS if one.role == "outcome")
 
 ORIGIN = tuple(one.name for one in TRIALS if one.origin)
 """Columns of a trial that say where its figures come from."""
+
+
+METRICS = "metrics"
+"""The column of trials and of curves that holds the figures of a task's own metrics."""
+
+
+def own_metrics(table: pa.Table) -> tuple[str, ...]:
+    """Return the names of the metrics in a table of trials or curves, sorted."""
+    return tuple(sorted({name for one in _figures(table) if one for name in one}))
+
+
+def unfolded(table: pa.Table, names: Sequence[str] | None = None) -> pa.Table:
+    """Return columns of a table, and of its metrics each as one in float64; null: it has none.
+
+    Args:
+        table: It has `METRICS`, where `names` has a metric.
+        names: Columns and metrics, in their order; None: all columns and then all metrics.
+    """
+    if names is None:
+        names = [*table.column_names, *own_metrics(table)]
+    folded = [name for name in names if name not in table.column_names]
+    figures = _figures(table) if folded else []
+    columns = [
+        table.column(name)
+        if name not in folded
+        else pa.chunked_array([[(one or {}).get(name) for one in figures]], pa.float64())
+        for name in names
+    ]
+    return pa.table(columns, names=list(names))
+
+
+def _figures(table: pa.Table) -> list[dict[str, float | None] | None]:
+    column = table.column(METRICS)
+    if column.null_count == len(column):
+        return [None] * len(column)
+    return [None if one is None else json.loads(one) for one in column.to_pylist()]
 
 
 def schema_of(name: str) -> pa.Schema:

@@ -34,6 +34,7 @@ import pyarrow as pa
 
 from fpt.files import cache_folder
 from sweep.ledger.cache import RowCache
+from sweep.ledger.columns import METRICS, unfolded
 from sweep.ledger.compaction import Compacted, add, compact, parts
 from sweep.ledger.datasets import (
     CAUSES,
@@ -334,7 +335,8 @@ class Ledger:
             trial_id: The trial.
             attempt: See `new_attempt`.
             segment: Number of the piece in this attempt, from 0.
-            rows: step, split, loss, accuracy, seconds, examples of each point; none is no piece.
+            rows: step, split, loss, accuracy, seconds, examples, metrics of each point; none is
+                no piece.
 
         Raises:
             ValueError: If a row does not fit the schema (a bug of the caller's).
@@ -616,10 +618,14 @@ class Ledger:
         *,
         strict: bool,
     ) -> pa.Table:
-        table, problems = self._rows[dataset.name].table(ids, columns)
+        stored = columns
+        if columns is not None and (own := set(columns) - set(dataset.schema.names)):
+            # Metrics of a task's own, which one column holds.
+            stored = [*dict.fromkeys((*(one for one in columns if one not in own), METRICS))]
+        table, problems = self._rows[dataset.name].table(ids, stored)
         if strict:
             _raise(problems)
-        return table
+        return table if stored is columns else unfolded(table, columns)
 
 
 def _raise(problems: Sequence[str]) -> None:

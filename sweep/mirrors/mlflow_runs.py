@@ -43,7 +43,7 @@ from typing import TYPE_CHECKING, Any
 from fpt.files import cache_folder
 from fpt.printable import printable
 from sweep.analysis import tables
-from sweep.ledger.columns import in_mlflow
+from sweep.ledger.columns import METRICS, in_mlflow
 from sweep.ledger.errors import in_one_line, without_password
 from sweep.ledger.ledger import Ledger, LedgerError
 from sweep.planning.tuning import resolve
@@ -774,12 +774,12 @@ def _metrics(row: Row, curve: Iterable[Row]) -> Iterator[Metric]:
     start = _milliseconds(row["started_at"])
     for record in curve:
         at = start + round(1000 * (record["seconds"] or 0.0))
-        for name in ("loss", "accuracy"):
-            value = record[name]
+        found = {name: record[name] for name in ("loss", "accuracy")}
+        for name, value in (found | json.loads(record[METRICS] or "{}")).items():
             if value is not None and math.isfinite(value):
                 yield Metric(f"{record['split']}/{name}", value, at, record["step"])
-    for name in in_mlflow("metric"):
-        value = row[name]
+    figures = {name: row[name] for name in in_mlflow("metric")}
+    for name, value in (figures | json.loads(row[METRICS] or "{}")).items():
         if value is not None and math.isfinite(value):
             step = row["steps_trained"] or 0
             yield Metric(name, float(value), _milliseconds(row["finished_at"]), step)

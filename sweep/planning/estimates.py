@@ -391,7 +391,7 @@ def _trained(config: TrialConfig) -> float:
     width, layers, trains = backbone.width, backbone.layers, set(config.train)
     sizes = {
         "input": shape.inputs * width,
-        "output": width * shape.outputs * shape.classes,
+        "output": width * shape.outputs * shape.numbers,
         "position": shape.tokens * width,
         "norm": 4 * layers * width,
         "attention": 4 * layers * width**2,

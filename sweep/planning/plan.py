@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from fpt.precision import refusal
 from fpt.spec import JSON
@@ -108,7 +108,9 @@ class Plan:
         """
         if workers == self.workers:
             return self
-        packs, apart, inexact = _packs(self.stages, self.sweep, ledger, workers)
+        points = [point for stage in self.stages for point in stage]
+        shorter = _shorter(ledger, points)
+        packs, apart, inexact = _packs(self.stages, self.sweep, ledger, workers, shorter)
         return replace(self, packs=packs, workers=workers, apart=apart, inexact=inexact)
 
     def to_json(self) -> JSON:
@@ -186,7 +188,9 @@ def plan(
             runs[point.trial_id] = 0
     workers = workers or Workers.here()
     stages = _stages(sweep, runs)
-    packs, apart, inexact = _packs(stages, sweep, ledger, workers)
+    shorter = _shorter(ledger, [point for stage in stages for point in stage])
+    why = _extensions(shorter) | why
+    packs, apart, inexact = _packs(stages, sweep, ledger, workers, shorter)
     return Plan(sweep, status, why, packs, workers, apart, inexact, stages)
 
 
@@ -277,7 +281,11 @@ def _stages(sweep: Sweep, runs: Mapping[str, int]) -> tuple[tuple[Point, ...], .
 
 
 def _packs(
-    stages: Collection[Collection[Point]], sweep: Sweep, ledger: Ledger, workers: Workers
+    stages: Collection[Collection[Point]],
+    sweep: Sweep,
+    ledger: Ledger,
+    workers: Workers,
+    shorter: Mapping[str, _Shorter],
 ) -> tuple[tuple[Pack, ...], int, int]:
     # What to train, and how many trials the ledger has measured to be no quicker in packs, and how
     # many not to be exact there.
@@ -291,12 +299,12 @@ def _packs(
     if points and rule != "off":
         inexact = packing.not_exact(ledger, workers.device)
     formed = packing.form(stages, workers, most, slow | inexact)
-    shorter = _shorter(ledger, points)
+    goes_on = {n: one.trial_id for n, one in shorter.items() if not one.obstacle}
     packs = tuple(
         Pack(
             members,
             workers.resources,
-            {n: shorter[n] for n in (point.trial_id for point in members) if n in shorter},
+            {n: goes_on[n] for n in (point.trial_id for point in members) if n in goes_on},
         )
         for members in formed
     )
@@ -321,9 +329,9 @@ def _judge(
         if name not in outcomes and not point.undecided
     }
     failed = _failed(ledger, open_)
-    older = changed | _older(
-        ledger,
+    older = changed | trained_under_older_version(
         [p for name, p in open_.items() if name not in failed and name not in changed],
+        ledger,
         done,
     )
     backbones = ledger.backbones() if any(p.parent for p in points.values()) else set()
@@ -401,23 +409,40 @@ def _failed(ledger: Ledger, ids: Collection[str]) -> dict[str, str]:
     }
 
 
-def _older(ledger: Ledger, points: Collection[Point], done: Collection[str]) -> dict[str, str]:
-    # Trials that were trained under another version of their task, or of the identity.
+def trained_under_older_version(
+    points: Collection[Point], ledger: Ledger, done: Collection[str]
+) -> dict[str, str]:
+    """Return the trials that were trained under another version of their task, or of the identity.
+
+    Args:
+        points: Trials without a row.
+        ledger: The ledger.
+        done: `Ledger.done`.
+
+    Returns:
+        Trial id -> what is to be said of it.
+
+    Raises:
+        LedgerError: If the ledger cannot be read.
+    """
     ours = {point.trial_id for point in points}
     others = {name for name in done if name not in ours}
     if not points or not others:
         return {}
-    columns = ["trial_id", "task", "task_version", "identity_version", "config"]
+    versions = {name: task.version for name, task in TASKS.items()}
+    versions |= {point.like.task.name: point.like.task.version for point in points}
+    columns = ["trial_id", "task", "task_version", "identity_version"]
     # Damage to rows that are none of ours is no reason to stop.
-    rows = ledger.trials(others, columns=columns, strict=False).to_pylist()
-    found = {
-        _unversioned(json.loads(row["config"])): row
-        for row in rows
+    rows = {
+        row["trial_id"]: row
+        for row in ledger.trials(others, columns=columns, strict=False).to_pylist()
         if row["identity_version"] != IDENTITY_VERSION
-        or (row["task"] in TASKS and row["task_version"] != TASKS[row["task"]].version)
+        or row["task_version"] != versions.get(row["task"], row["task_version"])
     }
-    if not found:
+    if not rows:
         return {}
+    configs = ledger.trials(rows, columns=["trial_id", "config"], strict=False).to_pylist()
+    found = {_unversioned(json.loads(row["config"])): rows[row["trial_id"]] for row in configs}
     out = {}
     for point in points:
         row = found.get(_unversioned(point.config.identity()))
@@ -467,34 +492,80 @@ def changed_files(one: Mapping[str, str], other: Mapping[str, str]) -> str:
     return ", ".join(names[:3]) + more
 
 
-def _shorter(ledger: Ledger, points: Collection[Point]) -> dict[str, str]:
-    # Trials that only go on where a finished one with fewer steps has ended. The rate must not
-    # depend on the number of steps, and the last evaluation of the shorter one must be one that
-    # the longer one has too: else the two would not end as one run.
-    extensible = [
-        point
-        for point in points
-        if point.config.stop is None and point.config.optimizer.schedule == "constant"
+@dataclass(frozen=True)
+class _Shorter:
+    # A finished training of the same trial with fewer steps.
+    trial_id: str
+    steps: int
+    obstacle: str
+    """Why a longer one cannot go on from its end; empty: it can."""
+
+
+def _shorter(ledger: Ledger, points: Collection[Point]) -> dict[str, _Shorter]:
+    # Trials that only go on where a finished one with fewer steps has ended, or could if nothing
+    # were in the way; of several, the longest that nothing is in the way of.
+    done = ledger.done() - {point.trial_id for point in points} if points else set()
+    if not done:
+        return {}
+    rows = ledger.trials(done, columns=["trial_id", "task", "seed", "steps"], strict=False)
+    most = max(point.config.steps for point in points)
+    alike = {(point.config.task.name, point.config.seed) for point in points}
+    ids = [
+        row["trial_id"]
+        for row in rows.to_pylist()
+        if (row["steps"] or 0) < most and (row["task"], row["seed"]) in alike
     ]
-    kept = ledger.states() - {point.trial_id for point in points} if extensible else set()
-    if not kept:
+    if not ids:
         return {}
     open_: dict[str, list[Point]] = {}
-    for point in extensible:
+    for point in points:
         open_.setdefault(_stepless(point.config.identity()), []).append(point)
     columns = ["trial_id", "steps", "evaluate_every", "outcome", "identity_version", "config"]
     columns.append("own_code")
-    found: dict[str, tuple[int, str]] = {}
-    for row in ledger.trials(kept, columns=columns, strict=False).to_pylist():
-        ends = row["steps"] % row["evaluate_every"] == 0
-        if not ends or (row["outcome"], row["identity_version"]) != ("done", IDENTITY_VERSION):
+    kept = ledger.states()
+    found: dict[str, _Shorter] = {}
+    for row in ledger.trials(ids, columns=columns, strict=False).to_pylist():
+        if row["identity_version"] != IDENTITY_VERSION:
             continue
         for point in open_.get(_stepless(json.loads(row["config"])), ()):
-            code = json.loads(row["own_code"] or "{}")
-            if row["steps"] < point.config.steps and code == point.config.own_code:
-                best = found.get(point.trial_id, (0, ""))
-                found[point.trial_id] = max(best, (row["steps"], row["trial_id"]))
-    return {name: shorter for name, (_, shorter) in found.items()}
+            if row["steps"] < point.config.steps:
+                why = _obstacle(point, row, kept=row["trial_id"] in kept)
+                own = _Shorter(row["trial_id"], row["steps"], why)
+                best = found.setdefault(point.trial_id, own)
+                found[point.trial_id] = max(
+                    (best, own), key=lambda one: (not one.obstacle, one.steps, one.trial_id)
+                )
+    return found
+
+
+def _obstacle(point: Point, row: Mapping[str, Any], *, kept: bool) -> str:
+    # The rate must not depend on the number of steps, and the last evaluation of the shorter one
+    # must be one that the longer one has too: else the two would not end as one run.
+    config = point.config
+    if config.optimizer.schedule != "constant":
+        return f"its rate followed a {config.optimizer.schedule} over all of its steps"
+    if config.stop is not None:
+        return "a stop rule ended it, or could have"
+    if row["outcome"] != "done":
+        return "it diverged"
+    if row["steps"] % row["evaluate_every"]:
+        return (
+            f"its last evaluation, at step {row['steps']:,}, is none of this one's, which come "
+            f"every {row['evaluate_every']:,}"
+        )
+    if json.loads(row["own_code"] or "{}") != config.own_code:
+        return "it was trained with other code"
+    return "" if kept else "its tensors were not kept (`keep` in the sweep file, `sweep gc`)"
+
+
+def _extensions(shorter: Mapping[str, _Shorter]) -> dict[str, str]:
+    # What is to be said of trials that were trained before, for fewer steps.
+    return {
+        name: f"begins anew, and not from step {one.steps:,} of {one.trial_id}: {one.obstacle}"
+        if one.obstacle
+        else f"goes on from step {one.steps:,} of {one.trial_id}"
+        for name, one in shorter.items()
+    }
 
 
 def _stepless(identity: JSON) -> str:

@@ -32,7 +32,7 @@ def optuna_module() -> Any:
 
 def direction(tune: TuneSpec) -> str:
     """Return Optuna's word for what is better of `tune.by`."""
-    return "maximize" if tune.by.endswith("_accuracy") else "minimize"
+    return "maximize" if tune.higher else "minimize"
 
 
 @functools.lru_cache(maxsize=100_000)

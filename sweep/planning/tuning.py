@@ -110,7 +110,7 @@ class State:
         without return in any order (Dodge et al. 2019, there with return); the unit of `tune.by`.
         """
         values = sorted(one.value for one in self.tries if one.value is not None)
-        if not self.study.tune.by.endswith("_accuracy"):
+        if not self.study.tune.higher:
             values.reverse()
         count = len(values)
         return [
@@ -351,7 +351,7 @@ def budgets(sweep: Sweep, ledger: Ledger) -> dict[str, list[float]]:
     Raises:
         sweep.ledger.ledger.LedgerError: If the ledger cannot be read.
     """
-    sign = -1 if sweep.spec.tune and not sweep.spec.tune.by.endswith("_accuracy") else 1
+    sign = -1 if sweep.spec.tune and not sweep.spec.tune.higher else 1
     return {
         state.study.decided(state.setting)[0].cell_id: [sign * v for v in state.expected_best()]
         for state in states(sweep, ledger)
@@ -416,4 +416,4 @@ def _score(study: Study, one: Try) -> float:
     # The greater, the better.
     if one.value is None:
         return -math.inf
-    return one.value if study.tune.by.endswith("_accuracy") else -one.value
+    return one.value if study.tune.higher else -one.value

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from fpt.backbones import BACKBONE_GROUP, BACKBONES
-from fpt.config import BackboneConfig
+from fpt.config import BackboneConfig, own_config
 from fpt.plugins import CLASS, class_path, imported, registered
 from fpt.tasks import TASK_GROUP, TASKS
 from sweep.sweepfile.schema import SweepFile
@@ -85,6 +85,8 @@ def models(names: Names) -> dict[str, dict[str, type[BaseModel]]]:
                 with contextlib.suppress(ValueError):
                     path = class_path(name, _GROUPS[field])
                     model = imported(path) if path is not None else None
+                    if model is not None and field == "backbone":
+                        model = own_config(model)
             if model is not None and issubclass(model, BaseModel):
                 out.setdefault(field, {})[name] = model
     return out

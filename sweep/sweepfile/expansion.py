@@ -16,13 +16,13 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from fpt.backbones import BACKBONE_GROUP, BACKBONES
+from fpt.backbones import AUTO, BACKBONE_GROUP, BACKBONES
 from fpt.backbones.sources import RANDOM, TRIAL
 from fpt.config import BackboneConfig, Seed, TrialConfig
 from fpt.files import DataError
 from fpt.plugins import look_in, registered
 from fpt.tasks import TASKS
-from sweep.sweepfile import axes, lock, pairing, reading
+from sweep.sweepfile import axes, lock, metrics, pairing, reading
 from sweep.sweepfile.axes import AxisReader
 from sweep.sweepfile.classes import meant, models, name_modules, names_of
 from sweep.sweepfile.document import Location, Problems, Report, label, shown, spell
@@ -150,6 +150,8 @@ def expand(spec: SweepFile, own: Lock | None = None, *, complete: bool = True) -
     sound = report.complete and not report.problems
     warnings = pairing.check_claims(spec.claims, points, excluded.pairs, report)
     warnings += _double_batches(points)
+    if points:
+        _check_metrics(spec, points, report)
     if sound and spec.table is not None:
         pairing.check_table(spec.table, points, tuple(reading.axis_labels(spec)), report)
     written = [layers.trial, *layers.defaults.values()]
@@ -157,6 +159,35 @@ def expand(spec: SweepFile, own: Lock | None = None, *, complete: bool = True) -
     written += [fields.tree(one.trial, (*at, "trial")) for at, one in spec.blocks() if at]
     studies = _studies(spec, points, written, names, report)
     return Expansion(points, pretrainings, studies, excluded.left_out(), warnings, report.problems)
+
+
+def _check_metrics(spec: SweepFile, points: Sequence[Point], report: Report) -> None:
+    # That what is shown, compared or chosen by is something that a trial of the file has.
+    configs = [point.like for point in points]
+    known = metrics.allowed(configs)
+    wanted: list[tuple[Location, str]] = []
+    if spec.table is not None:
+        value = spec.table.value
+        several = [] if isinstance(value, str) else list(enumerate(value))
+        wanted += [(("table", "value", number), name) for number, name in several]
+        wanted += [(("table", "value"), value)] if isinstance(value, str) else []
+    wanted += [(("claims", number, "on"), one.on) for number, one in enumerate(spec.claims)]
+    wanted += [(("tune", "by"), spec.tune.by)] if spec.tune is not None else []
+    for at, name in wanted:
+        if name in known:
+            continue
+        given: str | None = name
+        what = f"{shown(name)} is not known"
+        if metrics.of_classes(name):
+            given = None
+            what = f"{name} is of classes, and the task's predictions are numbers (loss mse)"
+        choosing = at[0] == "tune"
+        allowed = [one for one in known if one.startswith("validation_") or not choosing]
+        report(at, what, given=given, allowed=allowed)
+    if spec.tune is not None:
+        spec.tune._higher = metrics.higher_is_better(spec.tune.by, configs[0])
+    for clash in metrics.clashes(configs):
+        report((), clash)
 
 
 def _are_too_many(spec: SweepFile, report: Report) -> bool:
@@ -464,6 +495,8 @@ class _TrialMaker:
             return True, None
         if re.fullmatch(TRIAL + "[0-9a-f]{12}", name):
             return True, None
+        if name not in self.spec.backbones and _has_own_weights(values.get("backbone")):
+            return True, None  # the user's own word for their own weights
         parent = None
         if name in self.spec.backbones:
             parent = self.pretraining(name)
@@ -530,6 +563,14 @@ class _TrialMaker:
 
 
 _SEED = TypeAdapter[int](Seed)
+
+
+def _has_own_weights(backbone: object) -> bool:
+    # As a file writes them: of a class of the user's own, from a place of the user's own.
+    fields = backbone if isinstance(backbone, Mapping) else {}
+    name = fields.get("name")
+    ours = name == AUTO or name in BACKBONES
+    return isinstance(name, str) and not ours and fields.get("weights") is not None
 
 
 def _is_seed(value: Any) -> bool:

@@ -203,7 +203,8 @@ class _Fetcher:
     def local(self, config: TrialConfig) -> None:
         weights = config.backbone.weights
         if config.reads_weights and weights is not None and not weights.startswith(HUB):
-            self.once(weights, functools.partial(self.weights, weights))
+            own = config.backbone.row.version is not None
+            self.once(weights, functools.partial(self.weights, weights, own=own))
         for name in type(config.task).model_fields:
             if isinstance(path := getattr(config.task, name), Path):
                 self.once(str(path), functools.partial(self.digest, config, name))
@@ -217,9 +218,9 @@ class _Fetcher:
     def digest(self, config: TrialConfig, field: str) -> str:
         return str(config.task.identity()[field])
 
-    def weights(self, weights: str) -> str:
-        weights_file(weights)
-        return weights_identity(weights)
+    def weights(self, weights: str, *, own: bool) -> str:
+        weights_file(weights, own=own)
+        return weights_identity(weights, own=own)
 
     # What the Hub has.
 
@@ -364,9 +365,10 @@ class _Wanted:
         self.backbones.add(config.backbone)
 
 
-def weights_file(weights: str) -> Path:
+def weights_file(weights: str, *, own: bool = False) -> Path:
     """As `fpt.backbones.weights.weights_file`, without torch where nothing has to be converted."""
-    files = hub_files(weights) if weights.startswith(HUB) else weight_files(weights)[1:]
+    here = () if weights.startswith(HUB) else weight_files(weights, own=own)
+    files = [one for one in here if one.name != "config.json"] or hub_files(weights)
     if files[0].name == FORMATS[0]:
         return files[0]
     from fpt.backbones.conversion import one_safetensors

@@ -15,7 +15,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from fpt.config import AnyTask, TrialConfig
+from fpt.config import AnyBackbone, AnyTask, TrialConfig
 from sweep.sweepfile.document import Location, Report
 from sweep.sweepfile.schema import NAMED, NO_PATH, OBJECTS, PATHS
 
@@ -248,7 +248,7 @@ class FieldValues:
 
     def __init__(self) -> None:
         self._adapters = {
-            name: TypeAdapter[Any](AnyTask if name == "task" else specs[0])
+            name: TypeAdapter[Any]({"task": AnyTask, "backbone": AnyBackbone}.get(name, specs[0]))
             for name, specs in OBJECTS.items()
         }
         self._specs: dict[FieldTree, Any] = {}

@@ -27,11 +27,15 @@ from fpt.config import BackboneConfig, EvaluationConfig, OptimizerConfig, Platea
 from fpt.spec import Spec
 from fpt.tasks import TASKS
 from sweep.sweepfile.document import Document, Location, SweepFileError
+from sweep.sweepfile.metrics import CONVERGENCE, METRICS, MetricName
 from sweep.sweepfile.tuning_spec import TuneSpec
 
 __all__ = [
+    "CONVERGENCE",
+    "METRICS",
     "ClaimSpec",
     "KeepSpec",
+    "MetricName",
     "SweepFile",
     "SweepFileError",
     "TableSpec",
@@ -62,29 +66,6 @@ NAME = r"^[a-z0-9][a-z0-9._-]*$"
 BUILT_IN = PRETRAININGS
 """The pretrainings that need no entry under `backbones:`."""
 
-CONVERGENCE = "steps_to_convergence"
-"""The metric that is no column of a trial's row but is worked out from its curve."""
-
-METRICS = (
-    "test_accuracy",
-    "test_loss",
-    "validation_accuracy",
-    "validation_loss",
-    "training_set_accuracy",
-    "training_set_loss",
-    "train_accuracy",
-    "train_loss",
-    CONVERGENCE,
-    "steps_trained",
-    "best_step",
-    "seconds",
-    "examples",
-    "layers",
-    "parameters",
-    "parameters_trained",
-)
-"""What a table or a claim can be about: columns of a trial's row, and CONVERGENCE."""
-
 CONDITIONS = ("missing", "present")
 """Keys of a pattern under `exclude` that are no fields: each holds a path, and the pattern leaves
 trials out only where that path is not there, or is."""
@@ -99,8 +80,6 @@ Axis = Annotated[list[Any], Field(min_length=1)]
 """The points of an axis. A word, number, list or null is the value of the field that the axis is
 named after; so is a mapping of that field's own fields. A mapping with `label` and fields of the
 trial sets several at once."""
-
-MetricName = Literal[METRICS]  # type: ignore[valid-type]
 
 ONE, SEVERAL = "<one>", "<several>"
 # The places that pydantic gives to what is wrong in a `OneOrMore`; no place in a file.
@@ -131,8 +110,9 @@ class TableSpec(Spec):
     """The axis whose points are the columns. May be left out where `value` is a list: its metrics
     are the columns then."""
     value: OneOrMore[MetricName] = "test_accuracy"
-    """What the cells show: a numeric column of the trials, or several. steps_to_convergence is
-    worked out from the curves; training_set_accuracy needs `evaluation.training_set`."""
+    """What the cells show: a numeric column of the trials, or several; or a metric that the task
+    declares, on a split (test_r2). steps_to_convergence is worked out from the curves;
+    training_set_accuracy needs `evaluation.training_set`."""
     convergence: ConvergenceSpec = ConvergenceSpec()
     """When a trial counts as converged, for steps_to_convergence."""
     reference: str | None = None

@@ -8,8 +8,9 @@ import math
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 from pydantic.json_schema import SkipJsonSchema
+from pydantic_core import PydanticCustomError
 
 from fpt.spec import Spec
 
@@ -28,6 +29,9 @@ Setting = tuple[tuple[str, Any], ...]
 
 BASES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29)
 """Of the Halton sequence, a base a field; so many fields can be tuned quasi-randomly."""
+
+VALIDATION = r"^validation_[a-z][a-z0-9_]*$"
+"""What trials may be chosen by."""
 
 NEVER = ("seed", "steps", "stop", "protocol", "evaluation", "task")
 """Fields that are not tuned: they are what arms are compared at."""
@@ -150,8 +154,9 @@ class TuneSpec(Spec):
     generation: Annotated[int, Field(ge=1)] = 1
     """Points that sampler tpe asks for at a time: they train side by side, and all have to end
     before it asks again."""
-    by: Literal["validation_accuracy", "validation_loss"] = "validation_accuracy"
-    """What is compared, at each trial's best checkpoint."""
+    by: Annotated[str, Field(pattern=VALIDATION)] = "validation_accuracy"
+    """What is compared, at each trial's best checkpoint: validation_accuracy, validation_loss, or a
+    metric that the task declares (validation_r2), which says itself whether more is better."""
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], Field(min_length=1)] = (
         100,
     )
@@ -170,6 +175,9 @@ class TuneSpec(Spec):
     scheduler: SkipJsonSchema[Any] = None
     """Refused, with the reason, whatever it is."""
 
+    _higher: bool | None = PrivateAttr(default=None)
+    # What the tasks of the file say of `by`.
+
     @model_validator(mode="before")
     @classmethod
     def _fields_are_keys(cls, value: Any) -> Any:
@@ -186,12 +194,15 @@ class TuneSpec(Spec):
 
     @field_validator("by", mode="before")
     @classmethod
-    def _no_test(cls, value: Any) -> Any:
+    def _of_validation(cls, value: Any) -> Any:
         if isinstance(value, str) and value.startswith("test_"):
             raise ValueError(
                 f"{value!r} would choose by the test set, which is for what is reported; allowed: "
-                "validation_accuracy, validation_loss"
+                "validation_accuracy, validation_loss, or validation_ and a metric of the task"
             )
+        if not isinstance(value, str) or not re.match(VALIDATION, value):
+            expected = "'validation_accuracy', 'validation_loss'"
+            raise PydanticCustomError("literal_error", "no such metric", {"expected": expected})
         return value
 
     @field_validator("scheduler", "sampler", "prune", mode="before")
@@ -266,6 +277,11 @@ class TuneSpec(Spec):
 
     def __hash__(self) -> int:
         return hash(self.model_dump_json())
+
+    @property
+    def higher(self) -> bool:
+        """Whether more of `by` is better."""
+        return self.by == "validation_accuracy" if self._higher is None else self._higher
 
     @property
     def spaces(self) -> dict[str, RangeSpec]:

@@ -1,6 +1,8 @@
 """A class a mistake: each ends in one sentence that names the class, its line and the fault."""
 
+import dataclasses
 import functools
+import pickle
 import random
 import time
 from collections.abc import Callable
@@ -10,9 +12,11 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from torch import Tensor, nn
 
 import fpt
+from fpt import metrics
 from fpt.config import BackboneConfig
 from fpt.contract import ContractError
 
@@ -90,6 +94,37 @@ def raising(error: Exception) -> Callable[..., Any]:
         raise error
 
     return method
+
+
+def numbers(change: Callable[[Any], Any] = lambda y: y, **methods: Any) -> type[Good]:
+    """A task of numbers that keeps its contract, but for `change` and `methods`."""
+    given = {
+        "shape": lambda self, protocol: fpt.Shape(tokens=8, inputs=2, embedded=False, loss="mse"),
+        "data": lambda self: (X, change(X[:, :1, 0].copy()), None),
+        "metrics": lambda self, protocol: (metrics.R2, metrics.MAE),
+        "baseline": lambda self, protocol: fpt.Baseline(None, "the mean", {"r2": 0.0}),
+    }
+    return changed(**given | methods)
+
+
+def measures(function: Any) -> type[Good]:
+    return numbers(metrics=lambda self, protocol: (fpt.Metric("own", function),))
+
+
+def baseline(*fields: Any) -> type[Good]:
+    return numbers(baseline=lambda self, protocol: fpt.Baseline(*fields))
+
+
+def same(one: str, other: str) -> type[Good]:
+    def splits(self: Good, protocol: str) -> Any:
+        kept = Good.splits(self, protocol)
+        flipped = [
+            part[::-1]
+            for part in (getattr(kept, one).examples.inputs, getattr(kept, one).examples.targets)
+        ]
+        return dataclasses.replace(kept, **{other: fpt.Stored(fpt.Batch(*flipped))})
+
+    return changed(splits=splits)
 
 
 class Forgets(Good):
@@ -266,6 +301,94 @@ TASKS: dict[str, tuple[type[Good], str]] = {
         changed(identity=lambda self: {"name": "mine", "at": {1}}),
         "identity() raises TypeError",
     ),
+    "numbers of NaN": (
+        numbers(lambda y: put(y, 70, np.nan)),
+        "split test: targets have the value nan (example 10)",
+    ),
+    "numbers that are infinite": (numbers(lambda y: put(y, 3, -np.inf)), "the value -inf"),
+    "numbers too large": (
+        numbers(lambda y: y.astype(float) * 1e60),
+        "targets are too large for float32",
+    ),
+    "numbers as text": (numbers(lambda y: y.astype(str)), "targets are <U"),
+    "numbers as bools": (numbers(lambda y: y > 0), "targets are bool, wanted"),
+    "complex numbers": (numbers(lambda y: y + 1j), "targets are complex64"),
+    "numbers in a flat array": (numbers(lambda y: y[:, 0]), "targets have the shape (40,)"),
+    "more numbers than outputs": (
+        numbers(lambda y: np.repeat(y, 2, 1)),
+        "targets have the shape (40, 2), wanted (40, 1)",
+    ),
+    "classes and numbers": (shaped(loss="mse"), "classes is 3, and loss mse predicts numbers"),
+    "an unknown loss": (shaped(loss="huber"), "loss is 'huber', wanted cross-entropy or mse"),
+    "numbers without a loss": (shaped(classes=0), "classes is 0, wanted an integer from 1"),
+    "metrics that are one": (
+        numbers(metrics=lambda self, protocol: metrics.R2),
+        "metrics(protocol) is a Metric, wanted a tuple of fpt.Metric",
+    ),
+    "metrics by name": (
+        numbers(metrics=lambda self, protocol: ("r2",)),
+        "a metric is a str, wanted fpt.Metric",
+    ),
+    "two metrics of one name": (
+        numbers(metrics=lambda self, protocol: (metrics.R2, metrics.R2)),
+        "metrics(protocol) has two of the name 'r2'",
+    ),
+    "a metric of a name that is taken": (
+        numbers(metrics=lambda self, protocol: (fpt.Metric("loss", max),)),
+        "every trial has loss already",
+    ),
+    "metrics that raise": (
+        numbers(metrics=raising(KeyError("x"))),
+        "metrics(protocol) raises KeyError: 'x'",
+    ),
+    "a metric that raises": (
+        measures(lambda outputs, targets: outputs[:, 5]),
+        "metric own: function(outputs, targets) raises IndexError",
+    ),
+    "a metric of outputs alone": (measures(lambda outputs: 0.0), "(outputs, targets) raises Type"),
+    "a metric of text": (measures(lambda o, t: "0.3"), "gives a str, wanted a number"),
+    "a metric an example": (measures(lambda o, t: o - t), "gives a ndarray, wanted a number"),
+    "a metric that is a verdict": (measures(lambda o, t: True), "gives a bool, wanted a number"),
+    "a metric by luck": (
+        measures(lambda o, t: np.random.rand()),
+        "gives another number a second time",
+    ),
+    "a metric that writes": (
+        measures(lambda o, t: float(put(o, 0, 1.0).sum())),
+        "writes into what it is given",
+    ),
+    "a metric of two classes": (
+        changed(metrics=lambda self, protocol: (metrics.AUROC,)),
+        "metric auroc: function(outputs, targets) raises ValueError: it is of two classes",
+    ),
+    "the accuracy of numbers": (
+        baseline(0.5, "guess"),
+        "accuracy is 0.5, wanted None: of numbers there is none",
+    ),
+    "a baseline of an unknown metric": (
+        baseline(None, "mean", {"rmse": 1.0}),
+        "metrics has 'rmse', and the task has loss, mae, r2",
+    ),
+    "a metric of the baseline of NaN": (baseline(None, "mean", {"r2": np.nan}), "its r2 is nan"),
+    "a baseline's metrics in a list": (baseline(None, "mean", [0.0]), "metrics is a list"),
+    "no accuracy of classes": (
+        changed(baseline=lambda self, protocol: fpt.Baseline(None, "guess")),
+        "accuracy is None, wanted a fraction",
+    ),
+    "train and test are one": (same("train", "test"), "splits train and test are the same"),
+    "validation and test are one": (
+        same("validation", "test"),
+        "splits validation and test are the same examples",
+    ),
+    "a length of 0 where every token is read out": (
+        changed(
+            shape=lambda self, protocol: fpt.Shape(
+                tokens=8, inputs=2, embedded=False, classes=3, readout=8
+            ),
+            data=lambda self: (X, np.repeat(Y, 8, 1), put(N.copy(), 50, 0)),
+        ),
+        "split validation: lengths have the value 0 (example 10), wanted 1 to 8",
+    ),
     "a task that forgets": (Forgets, "not equal to itself after pickling"),
 }
 
@@ -292,6 +415,57 @@ def made(mistake: str) -> Good:
 def test_tasks_that_keep_the_contract_pass() -> None:
     fpt.check_task(Good())
     fpt.check_task(fpt.TrialConfig(task="bit-xor", steps=1, seed=0).task)
+
+
+def test_tasks_of_numbers_and_of_every_token_pass() -> None:
+    every = changed(
+        shape=lambda self, protocol: fpt.Shape(
+            tokens=8, inputs=2, embedded=False, classes=3, readout=8
+        ),
+        data=lambda self: (X, np.repeat(Y, 8, 1), np.maximum(N - 2, 1)),
+        metrics=lambda self, protocol: (metrics.F1, metrics.TOKEN_ACCURACY),
+    )
+    for number, own in enumerate((numbers(), numbers(lambda y: y.round().astype(int)), every)):
+        PASSING[number] = own
+        own.__reduce_ex__ = lambda self, _, n=number: (passing, (n,))  # type: ignore
+
+        assert fpt.check_task(own()) == ()
+
+
+PASSING: dict[int, type[Good]] = {}
+
+
+def passing(number: int) -> Good:
+    return PASSING[number]()
+
+
+DOUBTS: dict[str, tuple[type[Good], str]] = {
+    "one class": (data(lambda x, y: (x, y * 0)), "split train: all targets are the class 0"),
+    "one class in the test split": (
+        data(lambda x, y: (x, put(y, slice(60, 90), 1))),
+        "split test: all targets are the class 1; nothing is to be learned",
+    ),
+    "one number": (numbers(lambda y: y * 0 + 2), "all targets are the number 2.0"),
+    "a leak": (
+        data(lambda x, y: (put(x, slice(60, 63), x[:3]), put(y, slice(60, 63), y[:3]))),
+        "3 of 30 examples of split test stand in split train as well",
+    ),
+}
+
+
+@pytest.mark.parametrize("doubt", DOUBTS)
+def test_what_is_doubtful_is_said_and_goes_on(doubt: str) -> None:
+    own, message = DOUBTS[doubt]
+    own.__reduce_ex__ = lambda self, _: (doubtful, (doubt,))  # type: ignore
+
+    said = fpt.check_task(own())
+
+    assert any(message in one for one in said)
+    assert all(one.startswith("test_contract.py:") or "task mine: " in one for one in said)
+
+
+def doubtful(doubt: str) -> Good:
+    return DOUBTS[doubt][0]()
 
 
 def test_the_message_names_the_line_of_the_class(tmp_path: Path) -> None:
@@ -462,6 +636,90 @@ class IgnoresPadding(Mixer):
         return embedded.roll(-1, 1)
 
 
+class ConfigOfNothing(Mixer):
+    Config: ClassVar[Any] = {}
+
+
+class ConfigTaken(Mixer):
+    @dataclasses.dataclass
+    class Config:
+        weights: str = ""
+
+
+class ConfigUnread(Mixer):
+    @dataclasses.dataclass
+    class Config:
+        kernel: "Kernel" = 3  # type: ignore  # noqa: F821
+
+
+class ConfigRaises(Mixer):
+    @dataclasses.dataclass
+    class Config:
+        kernel: int = 3
+
+        def __post_init__(self) -> None:
+            raise ValueError(f"kernel {self.kernel} is odd")
+
+
+class ConfigModelRaises(Mixer):
+    class Config(BaseModel):
+        kernel: int = 3
+
+        @field_validator("kernel")
+        @classmethod
+        def _even(cls, value: int) -> int:
+            raise ValueError(f"kernel {value} is odd")
+
+        model_config = ConfigDict(validate_default=True)
+
+
+class ConfigMissing(Mixer):
+    @dataclasses.dataclass
+    class Config:
+        kernel: int
+
+
+class ConfigMutable(Mixer):
+    @dataclasses.dataclass
+    class Config:
+        kernels: list[int] = dataclasses.field(default_factory=lambda: [3])
+
+
+class InitRaises(Mixer):
+    def add(self) -> None:
+        raise KeyError("kernel")
+
+
+class InitForgetsSuper(Mixer):
+    def __init__(self, config: BackboneConfig, tokens: int) -> None:
+        self.mix = nn.Linear(3, 3)
+
+
+class Conv(Mixer):
+    """Its `Config` gives it a field of its own."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Config:
+        kernel: int = 3
+        kinds: tuple[str, ...] = ("same",)
+
+    def __init__(self, config: Any, tokens: int) -> None:
+        super().__init__(config, tokens)
+        self.convolution = nn.Conv1d(
+            config.width, config.width, config.kernel, padding=config.kernel // 2
+        )
+
+    def before(self, embedded: Tensor) -> Tensor:
+        return self.convolution(embedded.mT).mT
+
+
+class Pydantic(Conv):
+    """The same by a model of pydantic."""
+
+    class Config(BaseModel):  # type: ignore[assignment]
+        kernel: int = Field(default=3, ge=1)
+
+
 BACKBONES: dict[type, str] = {
     Tuple: "forward() gives a tuple, wanted one tensor",
     LastToken: "forward() gives the shape (3, 16), wanted (3, 6, 16)",
@@ -486,6 +744,14 @@ BACKBONES: dict[type, str] = {
     GroupsOfText: "groups has 'norm', wanted pairs of text",
     BadRule: "'(norm' is not a regular expression",
     NoGroups: "has no `groups`",
+    ConfigOfNothing: "ConfigOfNothing.Config is {}, wanted a dataclass or a pydantic model",
+    ConfigTaken: "every backbone has a field weights; choose another name",
+    ConfigUnread: "NameError: name 'Kernel' is not defined",
+    ConfigRaises: "ConfigRaises.Config: raises ValueError: kernel 3 is odd",
+    ConfigModelRaises: "ConfigModelRaises.Config: kernel 3 is odd",
+    ConfigMutable: "kernels can be changed in place; make it a tuple",
+    InitRaises: "building it raises KeyError: 'kernel'",
+    InitForgetsSuper: "building it raises AttributeError",
     Causal: "says causal = True, and a token's output depends on a later token",
     IgnoresPadding: "padding changes what is read out",
 }
@@ -504,6 +770,75 @@ def test_a_mistake_in_a_backbone_is_told_in_a_sentence(mistake: type) -> None:
     assert mistake.__name__ in str(told.value)
 
 
-@pytest.mark.parametrize("own", [Mixer, IgnoresPadding], ids=lambda own: own.__name__)
+@pytest.mark.parametrize(
+    "own", [Mixer, IgnoresPadding, Conv, Pydantic], ids=lambda own: own.__name__
+)
 def test_backbones_that_keep_the_contract_pass(own: type) -> None:
     fpt.check_backbone(config(own), tokens=6)
+
+
+def trial(**backbone: Any) -> fpt.TrialConfig:
+    own = config(backbone.pop("own", Conv)) | backbone
+    return fpt.TrialConfig(task="bit-xor", backbone=own, pretraining="random", steps=1, seed=0)
+
+
+def test_the_fields_of_a_backbones_own_are_those_of_any_other() -> None:
+    five = trial(kernel=5)
+
+    assert five.backbone.kernel == 5  # type: ignore[attr-defined]
+    assert trial() == trial(kernel=3) != five
+    assert five.identity()["backbone"]["kernel"] == 5
+    assert "kernel" not in trial(own=Mixer).identity()["backbone"]
+    for again in (
+        pickle.loads(pickle.dumps(five)),
+        fpt.TrialConfig.model_validate(five.model_dump(mode="json")),
+    ):
+        assert again == five
+        assert hash(again.backbone) == hash(five.backbone)
+    built = fpt.build_model([five])
+    assert dict(built.backbone.named_parameters())["convolution.weight"].shape == (16, 16, 5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "place", "message"),
+    [
+        ({"kernel": "five"}, ("backbone", "kernel"), "valid integer"),
+        ({"kernel": True}, ("backbone", "kernel"), "valid integer"),
+        ({"kernel": 5.5}, ("backbone", "kernel"), "valid integer"),
+        ({"kernle": 5}, ("backbone", "kernle"), "Extra inputs"),
+        ({"own": Pydantic, "kernel": 0}, ("backbone", "kernel"), "greater than or equal to 1"),
+        ({"own": Mixer, "kernel": 5}, ("backbone", "kernel"), "Extra inputs"),
+        ({"own": ConfigMissing}, ("backbone", "kernel"), "Field required"),
+    ],
+)
+def test_a_field_of_a_backbones_own_is_judged_where_it_stands(
+    fields: dict[str, Any], place: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(ValidationError) as told:
+        trial(**fields)
+
+    (error,) = told.value.errors()
+    assert error["loc"] == place
+    assert message in error["msg"]
+
+
+class OwnInit(Good):
+    """A constructor that takes no fields."""
+
+    def __init__(self) -> None:
+        super().__init__(name="mine")
+
+
+class AfterInit(Good):
+    """A mistake once its fields are known."""
+
+    def model_post_init(self, context: Any) -> None:
+        self.nothing.append(1)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("own", [OwnInit, AfterInit], ids=lambda own: own.__name__)
+def test_a_mistake_in_making_a_task_is_told_in_a_sentence(own: type) -> None:
+    with pytest.raises(ValueError, match="making one raises") as told:
+        fpt.TrialConfig(task={"name": f"{__name__}:{own.__name__}"}, steps=1, seed=0)
+
+    assert "test_contract.py:" in str(told.value)

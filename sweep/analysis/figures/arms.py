@@ -21,6 +21,7 @@ from sweep.analysis.stats import Interval, t_interval
 from sweep.ledger.ledger import Ledger
 from sweep.planning.plan import trained_by_other_code
 from sweep.planning.tuning import resolve
+from sweep.sweepfile.metrics import declared
 from sweep.sweepfile.trials import Point, Sweep
 
 if TYPE_CHECKING:
@@ -33,15 +34,59 @@ SEEDS = 10
 """Trials of a cell whose curves are read, at most."""
 
 _KEYS = ("trial_id", "split")
-_COLUMNS = (
-    "trial_id",
-    "outcome",
-    "test_accuracy",
-    "validation_accuracy",
-    "parameters",
-    "parameters_trained",
-    "baseline_accuracy",
-)
+_COLUMNS = ("trial_id", "outcome", "parameters", "parameters_trained")
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What figures of a sweep show of its trials."""
+
+    name: str
+    """accuracy, loss, or a metric that the task declares."""
+    unit: str
+    """As axes have it: %, nats, or ""."""
+    higher: bool
+    """Whether more of it is better."""
+
+    @property
+    def scale(self) -> int:
+        """What figures of the ledger are multiplied by."""
+        return 100 if self.name == "accuracy" else 1
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The least and the greatest that there can be."""
+        return (0, 100) if self.name == "accuracy" else (-math.inf, math.inf)
+
+    @property
+    def columns(self) -> tuple[str, str, str]:
+        """Where the ledger has it: on the test split, the validation split, of the baseline."""
+        return f"test_{self.name}", f"validation_{self.name}", f"baseline_{self.name}"
+
+    def axis(self, words: str) -> str:
+        """The words of an axis, with the unit."""
+        return f"{words}, {self.unit}" if self.unit else words
+
+    def told(self, value: float) -> str:
+        """A figure as descriptions have it."""
+        return f"{value:.1f}" if self.name == "accuracy" else f"{value:.3g}"
+
+
+def measure(sweep: Sweep) -> Measure:
+    """Return what figures of a sweep show: the metric of its table where a task declares that; else
+    accuracy, if any task is of classes; else the first metric of its tasks, or the loss.
+    """
+    value = "" if sweep.table is None else sweep.table.value
+    first = value if isinstance(value, str) else value[0]
+    configs = [point.like for point in sweep.points]
+    own = [metric for one in configs if (metric := declared(first, one)) is not None][:1]
+    classes = any(one.task.shape(one.protocol).classes for one in configs) or not configs
+    if not own and classes:
+        return Measure("accuracy", "%", higher=True)
+    own = own or [metric for one in configs for metric in one.task.metrics(one.protocol)][:1]
+    if own:
+        return Measure(own[0].name, own[0].unit, higher=own[0].better == "higher")
+    return Measure("loss", "squared error", higher=False)
 
 
 @dataclass(frozen=True)
@@ -65,13 +110,13 @@ class Arm:
 
 
 class Curves:
-    """The accuracies along the curves of some trials, read once."""
+    """A figure along the curves of some trials, read once."""
 
-    def __init__(self, ledger: Ledger, trials: Sequence[str]) -> None:
+    def __init__(self, ledger: Ledger, trials: Sequence[str], name: str = "accuracy") -> None:
         """Read the curves of trials, also of those that are still training."""
-        table = ledger.curves(trials, columns=["trial_id", "split", "step", "accuracy"])
+        table = ledger.curves(trials, columns=["trial_id", "split", "step", name])
         self._step = table.column("step").to_numpy()
-        self._accuracy = table.column("accuracy").to_numpy()
+        self._values = table.column(name).to_numpy()
         self._runs: dict[tuple[str, str], slice] = {}
         # Rows come by trial, then split, then step: where either changes a run begins.
         names = [table.column(name).combine_chunks().dictionary_encode() for name in _KEYS]
@@ -85,10 +130,10 @@ class Curves:
                 self._runs[key] = slice(begin, end)
 
     def of(self, trial: str, split: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return the steps at which a trial has a finite accuracy, and these, as fractions."""
+        """Return the steps at which a trial has a finite figure, and these, as the ledger has them."""
         run = self._runs.get((trial, split), slice(0, 0))
-        finite = np.isfinite(self._accuracy[run])
-        return self._step[run][finite], self._accuracy[run][finite]
+        finite = np.isfinite(self._values[run])
+        return self._step[run][finite], self._values[run][finite]
 
 
 @dataclass(frozen=True)
@@ -116,8 +161,14 @@ class Material:
         points = [point for arm in self.arms for point in arm.points]
         other = trained_by_other_code(points, self.ledger)  # as if they had no row
         ids = [point.trial_id for point in points if point.trial_id not in other]
-        table = self.ledger.trials(ids, columns=_COLUMNS)
+        columns = dict.fromkeys((*_COLUMNS, *self.measure.columns))
+        table = self.ledger.trials(ids, columns=list(columns))
         return {row["trial_id"]: row for row in table.to_pylist()}
+
+    @functools.cached_property
+    def measure(self) -> Measure:
+        """What figures show."""
+        return measure(self.sweep)
 
     @functools.cached_property
     def shown(self) -> tuple[Arm, ...]:
@@ -148,7 +199,8 @@ class Material:
     @functools.cached_property
     def curves(self) -> Curves:
         """The curves of `shown`."""
-        return Curves(self.ledger, [point.trial_id for arm in self.shown for point in arm.points])
+        trials = [point.trial_id for arm in self.shown for point in arm.points]
+        return Curves(self.ledger, trials, self.measure.name)
 
     def values(self, arm: Arm, metric: str) -> list[float]:
         """Return the finite values of a metric that the trials of an arm have."""
@@ -156,19 +208,19 @@ class Material:
         return [value for value in found if value is not None and math.isfinite(value)]
 
     def interval(self, arm: Arm, metric: str) -> Interval | None:
-        """Return the mean of an accuracy over an arm's trials, per cent; None if none has one."""
+        """Return the mean of the measure over an arm's trials, in its unit; None if none has one."""
         values = self.values(arm, metric)
-        return t_interval([100 * value for value in values]) if values else None
+        return t_interval([self.measure.scale * value for value in values]) if values else None
 
     def baseline(self, panel: str) -> float | None:
-        """Return the trivial baseline of a panel, per cent, if it has just one."""
+        """Return the trivial baseline of a panel, in the unit of the measure, if it has just one."""
         found = {
             value
             for arm in self.arms
             if arm.panel == panel
-            for value in self.values(arm, "baseline_accuracy")[:1]
+            for value in self.values(arm, self.measure.columns[2])[:1]
         }
-        return 100 * found.pop() if len(found) == 1 else None
+        return self.measure.scale * found.pop() if len(found) == 1 else None
 
 
 def gather(sweep: Sweep, ledger: Ledger) -> Material:

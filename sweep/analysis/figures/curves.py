@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sweep.analysis.cells import words
 from sweep.analysis.convergence import convergence as judged
 from sweep.analysis.convergence import judged_split
-from sweep.analysis.figures.arms import Arm, Material
+from sweep.analysis.figures.arms import Arm, Material, Measure
 from sweep.analysis.figures.style import Chart, UndrawableError, clipped, legend, look, panels
 from sweep.analysis.stats import t_interval
 from sweep.sweepfile.schema import ConvergenceSpec
@@ -32,7 +33,8 @@ class _Bundle:
     steps: np.ndarray
     """(S,): every step that one of them has."""
     values: np.ndarray
-    """(trials, S): per cent; NaN where a trial has no value. Who has no curve is left out."""
+    """(trials, S): in the unit of the measure; NaN where a trial has no value. Who has no curve is
+    left out."""
 
     def band(self) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Steps, mean and half-width over the trials, at the steps that all of them have."""
@@ -66,19 +68,22 @@ def _bundle(material: Material, arm: Arm, split: str) -> _Bundle:
     steps = np.unique(np.concatenate([run[0] for run in runs])) if runs else np.empty(0)
     values = np.full((len(runs), len(steps)), np.nan)
     for own, (at, accuracies) in zip(values, runs, strict=True):
-        own[np.searchsorted(steps, at)] = 100 * accuracies
+        own[np.searchsorted(steps, at)] = material.measure.scale * accuracies
     return _Bundle(arm, steps, values)
 
 
 def learning(material: Material) -> Chart:
-    """Accuracy against steps: mean and band over seeds, a panel for each point of the columns.
+    """The measure against steps: mean and band over seeds, a panel for each point of the columns.
 
     Raises:
         UndrawableError: If no trial has a curve.
     """
     bundles = [_bundle(material, arm, judged_split(arm.config.protocol)) for arm in material.shown]
     fine = [len(bundle.steps) for bundle in bundles if len(bundle.steps)]
+    measure = material.measure
     training = not fine or float(np.median(fine)) < FINE
+    # A metric of the task's own is measured in evaluations alone.
+    training &= measure.name in ("accuracy", "loss")
     if training:  # Its records are many where evaluations are few.
         bundles = [_bundle(material, arm, "train") for arm in material.shown]
     bundles = [bundle for bundle in bundles if len(bundle.steps) > 1]
@@ -98,12 +103,12 @@ def learning(material: Material) -> Chart:
         (line,) = axes.plot(steps, mean, **style, markevery=(often // 2, often))
         handles[bundle.arm.series] = line
         if half is not None:
-            low, high = np.clip(mean - half, 0, 100), np.clip(mean + half, 0, 100)
+            low, high = (np.clip(end, *measure.bounds) for end in (mean - half, mean + half))
             axes.fill_between(steps, low, high, color=style["color"], alpha=0.16, linewidth=0)
         for tail in bundle.tails():
             axes.plot(*tail, color=style["color"], linewidth=0.5, alpha=0.8)
             apart = True
-    what = "training accuracy" if training else f"{_splits(bundles)} accuracy"
+    what = f"{'training' if training else _splits(bundles)} {words(measure.name)}"
     for axes, title in zip(every_axes, titles, strict=True):
         baseline = material.baseline(title)
         if baseline is not None:
@@ -112,7 +117,7 @@ def learning(material: Material) -> Chart:
             )
         axes.margins(x=0.02)
         axes.set_xlabel("step")
-    figure.supylabel(f"{what}, %", fontsize=8)
+    figure.supylabel(measure.axis(what), fontsize=8)
     legend(figure, list(handles), list(handles.values()))
     notes = [f"{what}: mean over seeds; band: 95 % t interval at each step"]
     if training:
@@ -125,7 +130,8 @@ def learning(material: Material) -> Chart:
         notes.append("thin lines: trials that are further than others of their cell")
     return Chart(
         "Learning curves",
-        f"{what} in per cent against steps, {len(titles)} panels. Last values: {_lasts(bundles)}.",
+        f"{what}{' in per cent' if measure.scale == 100 else ''} against steps, {len(titles)} "
+        f"panels. Last values: {_lasts(bundles, measure)}.",
         (*notes, *material.left_out),
         figure,
     )
@@ -136,12 +142,12 @@ def _splits(bundles: Sequence[_Bundle]) -> str:
     return " or ".join(splits)
 
 
-def _lasts(bundles: Sequence[_Bundle]) -> str:
+def _lasts(bundles: Sequence[_Bundle], measure: Measure) -> str:
     told = []
     for bundle in bundles[:TOLD]:
         mean = bundle.band()[1]
         if len(mean):
-            told.append(f"{bundle.arm.name} {mean[-1]:.1f}")
+            told.append(f"{bundle.arm.name} {measure.told(mean[-1])}")
     return "; ".join([*told, *["…"] * (len(bundles) > TOLD)])
 
 
@@ -167,6 +173,8 @@ def convergence(material: Material) -> Chart:
     Raises:
         UndrawableError: If no trial that is done had converged.
     """
+    if material.measure.name != "accuracy":
+        raise UndrawableError("convergence is judged by accuracy, and the figures are of another")
     table = material.sweep.table
     rule = ConvergenceSpec() if table is None else table.convergence
     found = [_times(material, arm, rule) for arm in material.shown]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sweep.analysis.figures.arms import Material
 from sweep.analysis.figures.style import Chart, UndrawableError, clipped, legend, panels
+from sweep.sweepfile.metrics import is_accuracy
 
 if TYPE_CHECKING:
     from sweep.analysis.claims import Contrast
@@ -55,7 +56,8 @@ def effects(material: Material) -> Chart:
         axes.axvline(0, color="black", linewidth=0.8)
         axes.set_yticks(range(len(own)), [clipped(named(one), 60) for one in own])
         axes.set_ylim(len(own) - 0.4, -0.6)
-        unit = ", percentage points" if metric.endswith("_accuracy") else ""
+        own_unit = f", {own[0].unit}" if own[0].unit else ""
+        unit = ", percentage points" if is_accuracy(metric) else own_unit
         axes.set_xlabel(f"difference, left minus right{unit}")
     order = [verdict for verdict in VERDICTS if verdict in handles]
     legend(figure, order, [handles[verdict] for verdict in order])

@@ -1,4 +1,4 @@
-"""Figures of accuracy against a number: learning rate, depth, size, what trains.
+"""Figures of a measure against a number: learning rate, depth, size, what trains.
 
 The cells of one line differ in that number and in nothing else (but for the seeds, which the
 intervals are over), so that a line is an experiment of its own.
@@ -39,30 +39,30 @@ class _Line:
 
 
 def learning_rate(material: Material) -> Chart:
-    """Accuracy against learning rate, on the split by which one would choose it.
+    """The measure against learning rate, on the split by which one would choose it.
 
     Raises:
         UndrawableError: If no two cells differ in the learning rate alone.
     """
     lines = _lines(material, lambda arm: arm.config.learning_rate, "learning_rate")
-    metric = "test_accuracy"
-    if any(material.values(arm, "validation_accuracy") for _, arm in _arms(lines)):
-        metric = "validation_accuracy"
+    metric, validation, _ = material.measure.columns
+    if any(material.values(arm, validation) for _, arm in _arms(lines)):
+        metric = validation
     return _lined(material, lines, "learning rate", metric)
 
 
 def depth(material: Material) -> Chart:
-    """Test accuracy against the number of layers.
+    """The measure on the test split against the number of layers.
 
     Raises:
         UndrawableError: If no two cells differ in the number of layers alone.
     """
     lines = _lines(material, lambda arm: arm.config.backbone.layers, "backbone.layers")
-    return _lined(material, lines, "layers", "test_accuracy")
+    return _lined(material, lines, "layers", material.measure.columns[0])
 
 
 def size(material: Material) -> Chart:
-    """Test accuracy against the parameters of backbones of several widths.
+    """The measure on the test split against the parameters of backbones of several widths.
 
     Raises:
         UndrawableError: If no two cells differ in the size of the backbone alone.
@@ -71,30 +71,31 @@ def size(material: Material) -> Chart:
         raise UndrawableError("all backbones are of one width")
     names = ("backbone.layers", "backbone.width", "backbone.heads")
     lines = _lines(material, lambda arm: _fact(material, arm, "parameters"), *names)
-    return _lined(material, lines, "parameters", "test_accuracy")
+    return _lined(material, lines, "parameters", material.measure.columns[0])
 
 
 def trained(material: Material) -> Chart:
-    """Test accuracy against the number of parameters that train; a point for each cell.
+    """The measure on the test split against the parameters that train; a point for each cell.
 
     Raises:
         UndrawableError: If all cells train the same number of parameters.
     """
+    metric = material.measure.columns[0]
     found = [
         (count, arm)
         for arm in material.shown
         if (count := _fact(material, arm, "parameters_trained")) is not None
-        and material.values(arm, "test_accuracy")
+        and material.values(arm, metric)
     ]
     if not found:
-        raise UndrawableError("no trial has a test accuracy yet")
+        raise UndrawableError(f"no trial has a {metric.replace('_', ' ')} yet")
     by_panel: dict[str, set[float]] = {}
     for count, arm in found:
         by_panel.setdefault(arm.panel, set()).add(count)
     if all(len(counts) < 2 for counts in by_panel.values()):
         raise UndrawableError("all cells of a panel train the same number of parameters")
     lines = [_Line(arm.panel, arm.series, ((count, arm),)) for count, arm in found]
-    return _chart(material, lines, "trained parameters", "test_accuracy", material.left_out)
+    return _chart(material, lines, "trained parameters", metric, material.left_out)
 
 
 def _fact(material: Material, arm: Arm, name: str) -> float | None:
@@ -187,6 +188,7 @@ def _lined(material: Material, lines: Sequence[_Line], what: str, metric: str) -
 def _chart(
     material: Material, lines: Sequence[_Line], what: str, metric: str, notes: Sequence[str]
 ) -> Chart:
+    measure = material.measure
     titles = list(dict.fromkeys(line.panel for line in lines))
     series = list(dict.fromkeys(line.series for line in lines))
     figure, every_axes = panels(titles, share=False)
@@ -201,10 +203,10 @@ def _chart(
         ]
         numbers, means = [at for at, _ in found], [interval.mean for _, interval in found]
         half = [interval.half_width or 0.0 for _, interval in found]
-        # There is no accuracy below 0 or above 100 %.
+        least, most = measure.bounds  # There is no accuracy below 0 or above 100 %.
         bars = (
-            [min(h, m) for h, m in zip(half, means, strict=True)],
-            [min(h, 100 - m) for h, m in zip(half, means, strict=True)],
+            [min(h, m - least) for h, m in zip(half, means, strict=True)],
+            [min(h, most - m) for h, m in zip(half, means, strict=True)],
         )
         style = look(series.index(line.series))
         if len(line.arms) == 1:
@@ -212,8 +214,8 @@ def _chart(
         handles[line.series] = axes.errorbar(
             numbers, means, yerr=bars, capsize=2, elinewidth=0.8, **style
         )
-        best, at = max(zip(means, numbers, strict=True))
-        told.append(f"{_named(line)} {best:.1f} at {at:g}")
+        best, at = (max if measure.higher else min)(zip(means, numbers, strict=True))
+        told.append(f"{_named(line)} {measure.told(best)} at {at:g}")
     numbers = [at for at, _ in _arms(lines)]
     for axes, title in zip(every_axes, titles, strict=True):
         if (baseline := material.baseline(title)) is not None:
@@ -222,13 +224,17 @@ def _chart(
             )
         number_axis(axes, what, numbers)
     words = metric.replace("_", " ")
-    figure.supylabel(f"{words}, %", fontsize=8)
+    figure.supylabel(measure.axis(words), fontsize=8)
     legend(figure, list(handles), list(handles.values()))
-    alt = f"{words} in per cent against {what}, {len(titles)} panels. Highest: " + "; ".join(
+    which = "Highest" if measure.higher else "Lowest"
+    scaled = " in per cent" if measure.scale == 100 else ""
+    alt = f"{words}{scaled} against {what}, {len(titles)} panels. {which}: " + "; ".join(
         [*told[:TOLD], *["…"] * (len(told) > TOLD)]
     )
     kept = (f"{words}: mean over seeds with a 95 % t interval", *notes)
-    return Chart(f"Accuracy against {what}", f"{alt}.", kept, figure)
+    named = measure.name.replace("_", " ")
+    title = f"{named[0].upper()}{named[1:]} against {what}"
+    return Chart(title, f"{alt}.", kept, figure)
 
 
 def _named(line: _Line) -> str:

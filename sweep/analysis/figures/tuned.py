@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from statistics import fmean
 
-from sweep.analysis.cells import is_accuracy
 from sweep.analysis.figures.arms import PANELS, Material
 from sweep.analysis.figures.style import (
     SERIES,
@@ -16,6 +15,7 @@ from sweep.analysis.figures.style import (
     panels,
 )
 from sweep.planning.tuning import Record, curves, states
+from sweep.sweepfile.metrics import is_accuracy
 
 TOLD = 12
 """Cells whose rates stand in the figure's description, at most."""

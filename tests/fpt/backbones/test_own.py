@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fpt.checkpoints import State
@@ -154,3 +155,16 @@ def test_weights_of_ones_own_may_be_called_by_any_word(tmp_path: Path) -> None:
     assert "init" not in own.identity()["backbone"]
     with pytest.raises(ValueError, match="unknown pretraining 'my corpus'"):
         trial(pretraining="my corpus")
+
+
+def test_own_weights_need_no_config_and_have_a_word_of_their_own(tmp_path: Path) -> None:
+    drawn = build_model([trial(seed=5)]).backbone.state_dict()
+    whole = {name: value.contiguous() for name, value in drawn.items()}
+    save_file(whole, tmp_path / "model.safetensors")
+    own = trial(backbone={"weights": str(tmp_path)}, pretraining="physics")
+
+    model = build_model([own]).backbone
+
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, drawn[name]), name
+    assert own.identity()["pretraining"] == "physics"

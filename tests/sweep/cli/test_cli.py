@@ -825,6 +825,74 @@ def test_status_says_what_a_driver_does_and_where_the_time_went(
     assert f"    {failed.label}: failed by worker 2 times, 1 more tries" in said
 
 
+PRINTS = """\
+import fpt
+print("noise on import")
+
+class Noisy(fpt.Task):
+    def shape(self, protocol):
+        print("noise in shape")
+        return fpt.Shape(tokens=4, inputs=1, embedded=False, classes=2)
+    def identity(self):
+        print("noise in identity")
+        return super().identity()
+    def model_post_init(self, context):
+        print("noise in init")
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("plan", "FILE", "--json"),
+        ("status", "FILE", "--json"),
+        ("table", "FILE", "--json"),
+        ("table", "FILE", "--format", "csv"),
+        ("query", "SELECT count(*) FROM trials", "--sweep", "FILE", "--format", "csv"),
+    ],
+    ids=" ".join,
+)
+def test_what_a_class_prints_is_no_part_of_a_result(
+    arguments: tuple[str, ...],
+    file: Path,
+    ledger: Ledger,
+    command: Command,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    name = f"noisy_{abs(hash(arguments)) % 10**8}"
+    Path(f"{name}.py").write_text(PRINTS)
+    file.write_text(
+        f"sweep: noisy\ntrial: {{steps: 10, pretraining: random}}\n"
+        f"axes: {{task: ['{name}:Noisy'], seed: [0]}}\ntable: {{rows: seed, columns: task}}\n"
+    )
+    point = load(file).points[0]
+    ledger.commit(trial_row(point, own_code=json.dumps(point.config.own_code)))
+
+    capfd.readouterr()  # What was printed so far was printed here.
+    said = command(*(str(file) if one == "FILE" else one for one in arguments))
+
+    assert said.code == 0, said.err
+    assert "noise" not in said.out
+    assert "noise in shape" in said.err
+    if "csv" not in arguments:
+        json.loads(said.out)
+
+
+def test_a_label_that_is_another_trial_now_is_said_to_be_in_the_file(
+    ledger: Ledger, file: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    label = load(file).points[0].label
+    ledger.remember("tiny", {"0123456789ab": label})
+    monkeypatch.setattr(
+        "sweep.execution.driver.run", lambda *_, **__: driver.Summary(1, 0, 1, 0, False, 1.0)
+    )
+
+    said = command("run", file).err
+
+    assert f"another trial in the file now: {label} (0123456789ab, unfinished)" in said
+    assert "no longer in the file" not in said
+
+
 def test_trials_that_the_file_no_longer_has_are_named_and_kept(
     ledger: Ledger, file: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

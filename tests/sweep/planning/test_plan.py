@@ -421,15 +421,16 @@ axes:
 
 
 @pytest.mark.parametrize(
-    ("more", "done", "kept", "expected"),
+    ("more", "done", "kept", "expected", "why"),
     [
-        ("", [10, 20], [10, 20], "20"),
-        ("", [10, 20], [10], "10"),
-        ("", [10, 15], [10, 15], "10"),  # step 15 was evaluated out of turn
-        ("", [10], [], None),
-        ("stop: {patience: 3}", [10], [10], None),
-        ("optimizer: {schedule: cosine}", [10], [10], None),
-        ("optimizer: {warmup: 5}", [10], [10], "10"),
+        ("", [10, 20], [10, 20], "20", "goes on from step 20 of "),
+        ("", [10, 20], [10], "10", "goes on from step 10 of "),
+        ("", [10, 15], [10, 15], "10", "goes on from step 10 of "),  # 15 was out of turn
+        ("", [15], [15], None, "its last evaluation, at step 15, is none of this one's"),
+        ("", [10], [], None, "its tensors were not kept"),
+        ("stop: {patience: 3}", [10], [10], None, "a stop rule ended it, or could have"),
+        ("optimizer: {schedule: cosine}", [10], [10], None, "its rate followed a cosine over"),
+        ("optimizer: {warmup: 5}", [10], [10], "10", "goes on from step 10 of "),
     ],
 )
 def test_a_longer_training_goes_on_from_the_longest_shorter_one(
@@ -437,6 +438,7 @@ def test_a_longer_training_goes_on_from_the_longest_shorter_one(
     done: list[int],
     kept: list[int],
     expected: str | None,
+    why: str,
     ledger: Ledger,
     tmp_path: Path,
 ) -> None:
@@ -448,8 +450,12 @@ def test_a_longer_training_goes_on_from_the_longest_shorter_one(
     for steps in kept:
         ledger.put_state(named(sweep, f"{steps}/0").trial_id, b"state")
 
-    (pack,) = plan(sweep, ledger).packs
+    planned = plan(sweep, ledger)
 
+    (pack,) = planned.packs
     assert [point.label for point in pack.points] == ["40/0"]
+    told = planned.why[pack.points[0].trial_id]
+    assert why in told
+    assert told.startswith("goes on" if expected else "begins anew, and not from step ")
     name = named(sweep, f"{expected}/0").trial_id if expected else None
     assert dict(pack.extends) == ({pack.points[0].trial_id: name} if name else {})

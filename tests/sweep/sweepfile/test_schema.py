@@ -67,8 +67,6 @@ def test_a_file_is_read(tmp_path: Path) -> None:
         ("table: {rows: seed, columns: seed}", "6: table: rows and columns are both 'seed'"),
         ("table: {rows: pretrainin, columns: seed}",
          "6: table.rows: no axis is called 'pretrainin'; did you mean 'pretraining'; allowed: p"),
-        ("table: {rows: pretraining, columns: seed, value: test_acuracy}",
-         "6: table.value: 'test_acuracy' is not known; did you mean 'test_accuracy'; allowed: t"),
         ("table: {rows: seed, value: [test_loss], convergence: {tolerance: 1}}",
          "6: table.convergence.tolerance: 1 should be less than 1"),
         ("table: {rows: seed, value: [test_loss], convergence: {smooth: 1}}",
