@@ -145,7 +145,8 @@ def _share(shape: Shape, batch: Batch, cut: slice) -> float:
     """Return the part of a batch's predictions that these rows make, as far as they count."""
     if batch.lengths is None or not losses_.has_padding(shape):
         return (cut.stop - cut.start) / len(batch)
-    return int(batch.lengths[cut].sum()) / int(batch.lengths.sum())
+    part: float = batch.lengths[cut].sum() / batch.lengths.sum()
+    return part
 
 
 def _means(values: Tensor, sizes: Sequence[int], shares: Sequence[float]) -> Tensor:

@@ -130,7 +130,7 @@ class Curves:
                 self._runs[key] = slice(begin, end)
 
     def of(self, trial: str, split: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return the steps at which a trial has a finite figure, and these, as the ledger has them."""
+        """Return the steps at which a trial has a finite figure, and these figures."""
         run = self._runs.get((trial, split), slice(0, 0))
         finite = np.isfinite(self._values[run])
         return self._step[run][finite], self._values[run][finite]
@@ -208,12 +208,12 @@ class Material:
         return [value for value in found if value is not None and math.isfinite(value)]
 
     def interval(self, arm: Arm, metric: str) -> Interval | None:
-        """Return the mean of the measure over an arm's trials, in its unit; None if none has one."""
+        """Return the mean of the measure over an arm's trials, in its unit; None: none has one."""
         values = self.values(arm, metric)
         return t_interval([self.measure.scale * value for value in values]) if values else None
 
     def baseline(self, panel: str) -> float | None:
-        """Return the trivial baseline of a panel, in the unit of the measure, if it has just one."""
+        """Return the trivial baseline of a panel, in the measure's unit, if it has just one."""
         found = {
             value
             for arm in self.arms
