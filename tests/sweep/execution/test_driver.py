@@ -88,11 +88,11 @@ class StandIn:
             train_loss=0.1, train_accuracy=0.9, training_set_loss=None,
             training_set_accuracy=None, validation_loss=0.2, validation_accuracy=0.8,
             test_loss=0.3, test_accuracy=0.7, seconds=self.seconds, examples=80, groups={},
-            backbone_digest="b" * 64, data_digest=None, state=state,
+            backbone_digest="b" * 64, data_digest=None, state=state, metrics={},
         )  # fmt: skip
         record = SimpleNamespace(
             trial=k, step=config.steps, split="train", loss=0.1, accuracy=0.9, seconds=0.1,
-            examples=80,
+            examples=80, metrics={},
         )  # fmt: skip
         return [record]
 

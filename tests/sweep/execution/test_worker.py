@@ -75,7 +75,7 @@ class StandIn:
             self.outcomes[k] = self._outcome(k)
         record = SimpleNamespace(
             trial=k, step=step, split=split, loss=1 / step, accuracy=0.5, seconds=step * 0.1,
-            examples=step * 16,
+            examples=step * 16, metrics={},
         )  # fmt: skip
         return [record]
 
@@ -89,7 +89,7 @@ class StandIn:
                 "input": {"tensors": 2, "parameters": 20, "trained": 20},
                 "attention": {"tensors": 4, "parameters": 100, "trained": 0},
             },
-            backbone_digest="b" * 64, data_digest=None, state=self._state(k),
+            backbone_digest="b" * 64, data_digest=None, state=self._state(k), metrics={},
         )  # fmt: skip
 
     def _state(self, k: int) -> Any:
