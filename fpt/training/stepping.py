@@ -143,9 +143,10 @@ class Stepper:
 
 def _share(shape: Shape, batch: Batch, cut: slice) -> float:
     """Return the part of a batch's predictions that these rows make, as far as they count."""
-    if batch.lengths is None or not losses_.has_padding(shape):
-        return (cut.stop - cut.start) / len(batch)
-    part: float = batch.lengths[cut].sum() / batch.lengths.sum()
+    rows = batch.lengths if losses_.has_padding(shape) else None
+    if rows is None:
+        rows = np.ones(len(batch))
+    part: float = rows[cut].sum() / rows.sum()
     return part
 
 
