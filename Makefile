@@ -11,7 +11,7 @@ PUBLISHED = results/published/$(patsubst experiments/%.yaml,%,$(FILE))
 AGAIN     = build/reproduced/$(TABLE)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart publish reproduce test test-all lint format slow chaos docs bench clean
+.PHONY: help venv quickstart publish reproduce test test-all lint format slow chaos docs bench gpu clean
 
 help: ## Show these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,7 +64,10 @@ docs: venv ## Build the site into site/, strictly: a broken link or reference fa
 	$(BIN)/mkdocs build --strict
 
 bench: venv ## Measure what README and CHANGELOG quote
-	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+	@set -e; for script in $(filter-out benchmarks/gpu.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script; done
+
+gpu: venv ## Ten minutes of a GPU: whether it trains there as on a CPU, and how fast; writes gpu.json
+	$(BIN)/python benchmarks/gpu.py --out gpu.json
 
 clean: ## Remove the environment and all caches (never results/)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build site

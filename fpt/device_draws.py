@@ -30,6 +30,9 @@ def _signed(number: int) -> int:
 _FACTORS = tuple((_signed(n), n & _HALF, n >> 32) for n in (0xD2E7470EE14C6C93, 0xCA5A826395121157))
 _WEYL = tuple(map(_signed, (0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B)))
 
+MOST_BLOCKS = 2**22
+"""Blocks of masks that are drawn ahead, at most: 16 elements and 32 bytes each."""
+
 Words = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
@@ -92,25 +95,25 @@ def _philox_on(device: torch.device) -> Callable[[Tensor, Tensor, Tensor, Tensor
     return fused if same else philox
 
 
-def words(step: Tensor, seed: Tensor, key: int, blocks: int, *, first: int = 0) -> Tensor:
-    """Return (K, 4 blocks) int64: the words of a stream of each of K seeds.
+def words(step: Tensor, seed: Tensor, key: Tensor, block: Tensor) -> Tensor:
+    """Return (K, 4 B) int64: the words of B blocks of each of K seeds.
 
     Args:
-        step: (K,) int64, on the device.
+        step: (K,) int64, on the device, as all of these.
         seed: (K,) int64.
-        key: See `stream_key`.
-        blocks: Of four words, a stream.
-        first: The block to begin with.
+        key: (B,) int64: see `stream_key`.
+        block: (B,) int64: which block of its stream.
     """
-    block = torch.arange(first, first + blocks, device=step.device)
     draw = _philox_on(step.device)
-    keys = torch.full((1, 1), key, device=step.device)
-    drawn = draw(block[None], step[:, None], seed[:, None], keys)
-    return torch.stack(drawn, -1).flatten(1)
+    return torch.stack(draw(block, step[:, None], seed[:, None], key), -1).flatten(1)
 
 
 class Masks:
-    """The dropout masks of a pack's members, drawn on a device."""
+    """The dropout masks of a pack's members, drawn on a device.
+
+    A step asks for the same masks as the one before it, at other counters: they are drawn all at
+    once, when it asks for the first of them, unless they are large.
+    """
 
     def __init__(
         self, seeds: Sequence[int], dropout: Sequence[float], device: torch.device
@@ -123,8 +126,15 @@ class Masks:
             [t - 32768 for t in thresholds], dtype=torch.int16, device=device
         )
         self._scales = torch.tensor([65536 / (65536 - t) for t in thresholds], device=device)
-        self._steps: tuple[tuple[int, ...], Tensor] = ((), self._seeds)
-        self._chosen: dict[tuple[int, ...], tuple[Tensor, Tensor, Tensor]] = {}
+        self._now: tuple[tuple[int, ...], tuple[int, ...]] = (), ()
+        self._step = self._seeds
+        self._chosen = self._seeds, self._thresholds, self._scales
+        self._asked: dict[int, int] = {}
+        """Site -> blocks that the step at hand has asked for."""
+        self._drawn: dict[int, Tensor] = {}
+        """Site -> words that are drawn already."""
+        self._places: tuple[dict[int, int], Tensor, Tensor] = {}, self._seeds, self._seeds
+        """Blocks of each site that were drawn at once; and for each block its key and number."""
 
     def draw(
         self, members: Sequence[int], steps: Sequence[int], rows: int, size: int, site: int
@@ -138,30 +148,47 @@ class Masks:
             size: Elements of a sequence.
             site: Of the dropout, with its use.
         """
-        seeds, thresholds, scales = self._of(tuple(members))
-        step = self._on_device(tuple(steps))
-        key = stream_key(random_streams.DROPOUT, site)
-        lanes = words(step, seeds, key, -(-rows * size // 16)).view(torch.int16)
-        lanes = lanes[:, : rows * size].view(len(members), rows, size)
+        if self._now != (tuple(members), tuple(steps)):
+            self._begin(tuple(members), tuple(steps))
+        blocks = -(-rows * size // 16)
+        self._asked[site] = blocks
+        drawn = self._drawn.get(site)
+        if drawn is None or drawn.shape[1] != 4 * blocks:
+            drawn = self._words(*self._blocks({site: blocks}))
+        lanes = drawn.view(torch.int16)[:, : rows * size].view(len(members), rows, size)
+        _, thresholds, scales = self._chosen
         return ((lanes ^ -32768) >= thresholds) * scales
 
-    def _of(self, members: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
-        if members not in self._chosen:
+    def _begin(self, members: tuple[int, ...], steps: tuple[int, ...]) -> None:
+        """Begin a step: send what is its own, and draw what the last one asked for."""
+        if members != self._now[0]:
             index = sent(members, self.device)
-            self._chosen = {
-                members: (
-                    self._seeds[index],
-                    self._thresholds[index][:, None, None],
-                    self._scales[index][:, None, None],
-                )
-            }
-        return self._chosen[members]
+            self._chosen = (
+                self._seeds[index],
+                self._thresholds[index][:, None, None],
+                self._scales[index][:, None, None],
+            )
+        self._now, self._step = (members, steps), sent(steps, self.device)
+        places, self._asked, self._drawn = self._asked, {}, {}
+        if not places or sum(places.values()) * len(members) > MOST_BLOCKS:
+            return
+        if places != self._places[0]:
+            self._places = places, *self._blocks(places)
+        drawn = self._words(*self._places[1:])
+        found = torch.split(drawn, [4 * n for n in places.values()], 1)
+        self._drawn = {site: own.contiguous() for site, own in zip(places, found, strict=True)}
 
-    def _on_device(self, steps: tuple[int, ...]) -> Tensor:
-        # One copy a step, for all of its masks.
-        if self._steps[0] != steps:
-            self._steps = steps, sent(steps, self.device)
-        return self._steps[1]
+    def _words(self, key: Tensor, block: Tensor) -> Tensor:
+        return words(self._step, self._chosen[0], key, block)
+
+    def _blocks(self, places: dict[int, int]) -> tuple[Tensor, Tensor]:
+        """Return for each block of these sites its key, and its number at the site."""
+        numbers = [torch.arange(n, device=self.device) for n in places.values()]
+        keys = [
+            torch.full_like(own, stream_key(random_streams.DROPOUT, site))
+            for site, own in zip(places, numbers, strict=True)
+        ]
+        return torch.cat(keys), torch.cat(numbers)
 
 
 def sent(numbers: Sequence[Any], device: torch.device, dtype: torch.dtype | None = None) -> Tensor:

@@ -36,7 +36,10 @@ def test_words_on_a_device_are_numpys(
     theirs = random_streams.philox(seed, stream, step, site).random_raw(4 * blocks)
 
     ours = device_draws.words(
-        torch.tensor([step]), torch.tensor([seed]), device_draws.stream_key(stream, site), blocks
+        torch.tensor([step]),
+        torch.tensor([seed]),
+        torch.tensor([device_draws.stream_key(stream, site)]),
+        torch.arange(blocks),
     )
 
     assert np.array_equal(ours[0].numpy().view(np.uint64), theirs)
