@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -39,7 +39,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fpt import flops
 from fpt.config import TrialConfig
 from fpt.precision import refusal
-from fpt.trainer import Training, train
+
+if TYPE_CHECKING:
+    from fpt.trainer import Training
 
 NEVER = 10**9
 """Steps that no benchmark reaches."""
@@ -90,6 +92,8 @@ class Setting:
 
     def train(self, trials: Sequence[TrialConfig], **options: Any) -> Training:
         """Train on the card, or as on one."""
+        from fpt import train  # transformers takes seconds to import, and half of the processes not
+
         return train(trials, device=self.device, device_path=True, **options)
 
     def wait(self) -> None:
@@ -161,6 +165,8 @@ def device(setting: Setting) -> Figures:
 
 def correctness(setting: Setting) -> Figures:
     """2: the losses of 50 steps, dropout on, against the CPU's own path."""
+    from fpt import train
+
     found, steps = {}, setting.size(50, 5)
     for name in SEVEN:
         heads = 1 if name == "lstm" else 2
