@@ -617,7 +617,7 @@ def main() -> int:
             continue
         left = until - time.monotonic()
         found = (
-            started(name, arguments, min(left, 2 * part.limit if setting.cpu else part.limit))
+            started(name, arguments, min(left, 4 * part.limit if setting.cpu else part.limit))
             if left > 1
             else {"holds": False, "why": "not begun: the budget was spent", "seconds": 0.0}
         )
