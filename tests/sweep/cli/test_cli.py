@@ -882,7 +882,7 @@ def test_a_label_that_is_another_trial_now_is_said_to_be_in_the_file(
     ledger: Ledger, file: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     label = load(file).points[0].label
-    ledger.remember("tiny", {"0123456789ab": label})
+    ledger.notes.save_trial_list("tiny", {"0123456789ab": label})
     monkeypatch.setattr(
         "sweep.execution.driver.run", lambda *_, **__: driver.Summary(1, 0, 1, 0, False, 1.0)
     )
