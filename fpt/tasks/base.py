@@ -297,6 +297,15 @@ class Task(Spec):
         """Return what is measured beside loss and accuracy; see `fpt.metrics`."""
         return ()
 
+    def stronger_baseline(self, protocol: ProtocolName) -> Baseline | None:
+        """Return what a learner that reads no order gets, where that is more than the trivial
+        baseline tells; None: nobody has asked.
+
+        Raises:
+            DataError: As `splits`.
+        """
+        return None
+
     def test_examples(self) -> int | None:
         """Return the examples of the whole test split; None where only the data tells."""
         return None

@@ -125,8 +125,10 @@ def _unlike(
     if one.protocol == "paper" and claim.on == "test_accuracy":
         yield BEST_SEEN
     for side, points in zip(claim.sides, sides, strict=True):
-        of_rate = remarks.get(points[0].cell_id)
-        for trait in (*traits(points), *([of_rate] if of_rate else [])):
+        # Several cells: those of several choices of tuning.
+        cells = dict.fromkeys(point.cell_id for point in points)
+        of_choices = dict.fromkeys(remarks[cell] for cell in cells if cell in remarks)
+        for trait in (*traits(points), *of_choices):
             yield f"{side}: {trait}"
 
 

@@ -20,7 +20,7 @@ import functools
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeGuard
 
 from fpt.backbones.sources import quantisation
@@ -43,6 +43,9 @@ Verdict = Literal["reproduced", "differs", "undecided", "not comparable"]
 
 WIDEST = 5
 """Tolerances that the half-width of an interval may have for a figure to count as reproduced."""
+
+STRONGER = "stronger_baseline_accuracy"
+"""The column of what a learner gets that reads no order."""
 
 BEST_SEEN = (
     "protocol paper: the best test accuracy that was seen in training, which lies above that of a "
@@ -124,6 +127,8 @@ class Cell:
     none."""
     baseline: Trivial | None
     """The trivial baseline; None if unknown or not of this metric."""
+    stronger: Trivial | None
+    """A learner that reads no order, likewise."""
     figure: Figure | None
     """The published figure that belongs here."""
     differs: tuple[str, ...]
@@ -214,6 +219,8 @@ class Cell:
             "values": list(self.values),
             "baseline": baseline.figure if baseline else None,
             "baseline_rule": baseline.rule if baseline else None,
+            "stronger_baseline": self.stronger.figure if self.stronger else None,
+            "stronger_baseline_rule": self.stronger.rule if self.stronger else None,
             "published": figure.number if figure else None,
             "published_trust": figure.trust if figure else None,
             "published_note": figure.note or None if figure else None,
@@ -309,8 +316,11 @@ def grid(sweep: Sweep, spec: TableSpec, ledger: Ledger) -> Grid:
 def _check_places(
     sweep: Sweep, axes: Sequence[str], places: Mapping[tuple[str, ...], Sequence[Point]]
 ) -> None:
+    # The choices of a cell's tuning may differ; what was chosen for is one cell all the same.
+    tuned = {point.label: study.cell_id for study in sweep.studies for point in study.points}
     for place, points in places.items():
-        if mixed := mixed_cell(place, points, axes, sweep.axes):
+        own = [replace(one, cell_id=tuned.get(one.label, one.cell_id)) for one in points]
+        if mixed := mixed_cell(place, own if tuned else points, axes, sweep.axes):
             raise SweepFileError([f"{sweep.file}: table: {mixed}"])
 
 
@@ -353,6 +363,7 @@ class Found:
         columns = [metric for metric in metrics if metric != CONVERGENCE]
         names = ["trial_id", "outcome", "device", "accumulation", "baseline_rule"]
         names += [one for one in dict.fromkeys(map(trivial, metrics)) if one is not None]
+        names += [STRONGER, "stronger_baseline_rule"]
         other = trained_by_other_code(points, ledger)  # as if they had no row
         ids = [point.trial_id for point in points if point.trial_id not in other]
         table = ledger.trials(ids, columns=[*names, *columns])
@@ -416,12 +427,10 @@ def _cell(
     rows = [found.rows[trial_id] for trial_id in ended]
     measured = [found.value(trial_id, metric) for trial_id in ended]
     values = [in_unit(metric, one) for one in measured if is_number(one)]
-    trivials = found.columns.get(trivial(metric) or "", ())
-    baselines = (
-        Trivial(in_unit(metric, trivials[row]), found.columns["baseline_rule"][row] or "")
-        for row in (rows if trivials else ())
-        if is_number(trivials[row])
-    )
+    baseline = _baseline(found, rows, metric, trivial(metric) or "", "baseline_rule")
+    stronger = None
+    if is_accuracy(metric):
+        stronger = _baseline(found, rows, metric, STRONGER, "stronger_baseline_rule")
     open_ = [point.trial_id for point in points if point.trial_id not in found.rows]
     failures = [found.failed[trial_id] for trial_id in open_ if trial_id in found.failed]
     converged = [found.converged[i] for i in ended if i in found.converged]
@@ -442,13 +451,23 @@ def _cell(
         failures=tuple(failures),
         stale=tuple(found.stale[i] for i in open_ if found.fate(i) == "stale"),
         unconverged=tuple(unconverged),
-        baseline=next(baselines, None),
+        baseline=baseline,
+        stronger=stronger,
         figure=figure,
         differs=differs,
         tolerance=tolerance,
         accumulated=parts,
         devices=devices,
     )
+
+
+def _baseline(
+    found: Found, rows: Sequence[int], metric: str, column: str, rule: str
+) -> Trivial | None:
+    # The first that a row knows, in the unit of the metric.
+    figures, rules = found.columns.get(column, ()), found.columns[rule]
+    known = (row for row in (rows if figures else ()) if is_number(figures[row]))
+    return next((Trivial(in_unit(metric, figures[row]), rules[row] or "") for row in known), None)
 
 
 def told(unit_: str) -> str | None:

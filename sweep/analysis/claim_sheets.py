@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 from sweep.analysis.cells import FACTS, words
 from sweep.analysis.contrasts import LEAST_PAIRS, Aggregate, Contrast, Overall, p_text
-from sweep.analysis.stats import MOST_PAIRS
+from sweep.analysis.stats import LEVEL, MOST_PAIRS
 from sweep.analysis.typeset import Entry, Footnotes, Line, Sheet
 from sweep.sweepfile.metrics import is_accuracy
 
@@ -98,6 +98,7 @@ def arms_sheet(sweep: str, aggregates: Sequence[Aggregate]) -> Sheet:
     """Return the arms of a sweep over tasks, ready to be printed."""
     notes = Footnotes()
     several = len({one.metric for one in aggregates}) > 1
+    ranks = any(one.rank is not None for one in aggregates)
     lines = []
     for one in aggregates:
         partial = f"over the {one.places} of {one.of} places at which every arm has a run"
@@ -108,6 +109,8 @@ def arms_sheet(sweep: str, aggregates: Sequence[Aggregate]) -> Sheet:
         texts = [*([words(one.metric)] if several else []), one.over, str(one.runs)]
         entries = [*map(Entry, texts), Entry(f"{one.mean:.1f}", marks), Entry(between)]
         entries.append(Entry(f"{one.coverage} %" if one.coverage else ""))
+        if ranks:
+            entries.append(Entry("" if one.rank is None else f"{one.rank:.2f}"))
         lines.append(Line("ours", Entry(one.arm), tuple(entries)))
     of = " and ".join(dict.fromkeys(words(one.metric) for one in aggregates))
     text = (
@@ -116,7 +119,26 @@ def arms_sheet(sweep: str, aggregates: Sequence[Aggregate]) -> Sheet:
         "at worst such an interval held the true value in simulated sweeps"
     )
     heads = (*(["of"] if several else []), "over", "runs", "mean", "interval", "covers")
-    return Sheet(f"Arms of {sweep}", "arm", heads, tuple(lines), (("", text), *notes.lettered()))
+    if ranks:
+        heads += ("rank",)
+    tests = dict.fromkeys(
+        f"rank: mean rank of an arm over {one.places} places, 1 the best; p {p_text(one.friedman)} "
+        "that all arms rank alike (Friedman's test, by permutation); "
+        + (
+            f"two mean ranks differ by {one.critical:.2f} at least (Nemenyi)"
+            if one.friedman is not None and one.friedman < 1 - LEVEL and one.critical is not None
+            else "no two of them are told apart then"
+        )
+        for one in aggregates
+        if one.rank is not None
+    )
+    return Sheet(
+        f"Arms of {sweep}",
+        "arm",
+        heads,
+        tuple(lines),
+        (("", text), *(("", test) for test in tests), *notes.lettered()),
+    )
 
 
 def overall_sheet(sweep: str, overall: Sequence[Overall]) -> Sheet:
@@ -127,14 +149,21 @@ def overall_sheet(sweep: str, overall: Sequence[Overall]) -> Sheet:
         places = str(one.places) if one.places == one.of else f"{one.places}/{one.of}"
         texts = [*([words(one.metric)] if several else []), one.over, places]
         texts += [f"{round(one.difference, 2) + 0.0:+.2f}", f"{one.improvement:.2f}", p_text(one.p)]
+        between = "" if one.low is None else f"{one.low:+.2f} to {one.high:+.2f}"
+        texts += [f"{round(one.middle, 2) + 0.0:+.2f}", between]
+        texts += [f"{one.coverage} %" if one.coverage else ""]
         lines.append(Line("ours", Entry(one.claim), tuple(map(Entry, texts))))
     of = " and ".join(dict.fromkeys(words(one.metric) for one in overall))
     text = (
         f"difference of {of}, where 0 is chance and 1 the best run of a place, mean over places; "
         "improvement: how probably a run of the left side beats one of the right, ties half; p: "
-        "signed-rank test over places, of each claim alone, below 0.05 with six places at least"
+        "signed-rank test over places, of each claim alone, below 0.05 with six places at least; "
+        "middle: difference of the interquartile means over all runs, on the same scale, with its "
+        "95 % percentile bootstrap, runs drawn anew within each place; covers: how often at worst "
+        "such an interval held the true value in simulated sweeps"
     )
     heads = (*(["of"] if several else []), "over", "places", "difference", "improvement", "p")
+    heads += ("middle", "interval", "covers")
     return Sheet(f"Claims of {sweep} over places", "claim", heads, tuple(lines), (("", text),))
 
 

@@ -35,6 +35,7 @@ import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -45,7 +46,7 @@ from sweep.analysis.caveats import caveats
 from sweep.analysis.cells import Found
 from sweep.analysis.claim_sheets import arms_sheet, claims_sheet, overall_sheet
 from sweep.analysis.contrasts import LEAST_PAIRS, Aggregate, Contrast, Overall, Verdict, p_text
-from sweep.analysis.pooled import COVERAGE, aggregates, overall
+from sweep.analysis.pooled import COVERAGE, DIFFERENCE_COVERAGE, aggregates, overall
 from sweep.analysis.readings import ACCURACY_STEP, Family, Made, Reading, at_places
 from sweep.analysis.stats import LEVEL, Tests, pairs_needed, seeds_unseen
 from sweep.analysis.typeset import Sheet
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ACCURACY_STEP",
     "COVERAGE",
+    "DIFFERENCE_COVERAGE",
     "Aggregate",
     "Contrast",
     "Judged",
@@ -395,7 +397,8 @@ def _plan(read: Reading, more: int | None) -> str | None:
     if not more:
         return None
     sofar = [*read.claim.looks] if read.claim.looks else [read.expected]
-    return f"looks: {[*sofar, read.expected + more]}"
+    total = read.expected + more
+    return f"looks: {[*sofar, total]}" if total > sofar[-1] else None
 
 
 def _at_first(
@@ -455,10 +458,11 @@ def _torn(contrasts: Iterator[Contrast]) -> Iterator[Contrast]:
 
 def _with_budget(one: Contrast, read: Reading, best: Mapping[str, Sequence[float]]) -> Contrast:
     # Flags a claim whose arms change places with the points that they are tuned by.
-    pairs = next(iter(read.spot.place.pairs), None)
-    if pairs is None:
-        return one
-    left, right = (best.get(point.cell_id, ()) for point in pairs[1:])
+    pairs = list(read.spot.place.pairs)
+    # Over the choices of tuning, as the figures of the arm are.
+    sides = ([left for _, left, _ in pairs], [right for *_, right in pairs])
+    curves = ([best[point.trial_id] for point in own if point.trial_id in best] for own in sides)
+    left, right = ([fmean(of) for of in zip(*each, strict=False)] for each in curves)
     signs = [(a > b) - (a < b) for a, b in zip(left, right, strict=False)]
     if not {1, -1} <= set(signs):
         return one

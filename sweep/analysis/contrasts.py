@@ -101,6 +101,12 @@ class Aggregate:
     trials: tuple[str, ...]
     even: bool = True
     """Whether it has as many runs at each place. If not, a place with more weighs more."""
+    rank: float | None = None
+    """Its mean rank over the places, 1 the best; None with fewer than three arms."""
+    friedman: float | None = None
+    """p of Friedman's test of the ranks of all arms, the same for each of them."""
+    critical: float | None = None
+    """Nemenyi's critical difference of two mean ranks."""
 
     def record(self) -> JSON:
         """All of it as JSON values."""
@@ -126,6 +132,13 @@ class Overall:
     """The probability that a run of the left side beats one of the right at a place."""
     p: float
     """Of the signed-rank test over places; of this claim alone."""
+    middle: float
+    """Difference of the interquartile means of both sides' scores."""
+    low: float | None
+    high: float | None
+    """Its 95 % bootstrap interval; None with fewer than three runs at a place."""
+    coverage: int | None
+    """Per cent of simulated sweeps in which such an interval held the true value."""
 
     def record(self) -> JSON:
         """All of it as JSON values."""

@@ -2,9 +2,10 @@
 
 For each contrast: the smallest difference that its plan decides with a chance of 0.8, and how many
 seeds would find 1, 3 and 10 points, at the level that Holm's correction leaves at worst. The spread
-over seeds is that of the contrast's own cells in the ledger, else of all rows of the task there;
-without any there is no answer. Outcomes are taken for normal: where they fall into groups, more is
-needed (`sweep.analysis.stats`).
+over seeds is that of the contrast's own cells in the ledger, else of all rows of the task there,
+else of the task's rows that this repository publishes, where it is at hand: other sizes and
+budgets, and so a first guess. Without any there is no answer. Outcomes are taken for normal: where
+they fall into groups, more is needed (`sweep.analysis.stats`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,6 +34,9 @@ POINTS = (10.0, 3.0, 1.0)
 LEAST_PAIRS = 3
 """Pairs of a verdict, at least."""
 
+PUBLISHED = Path(__file__).parents[2] / "results/published"
+"""Rows that came with the repository; an installed package has none."""
+
 ENOUGH = 3
 """Cells of a task with a spread, from which its usual one is taken."""
 
@@ -50,7 +55,7 @@ class Foresight:
     """Deviation of a difference of two seeds, one of each side, in the unit of a table; None: the
     ledger has nothing to know it by."""
     known_by: str
-    """What the spread is known by: its own cells, or the task."""
+    """What the spread is known by: its own cells, the task, or published rows of the task."""
     smallest: float | None
     """The smallest difference that is found with a chance of 0.8; None if it is not known."""
     seeds: Mapping[str, int | None]
@@ -63,8 +68,16 @@ class Foresight:
         return asdict(self)
 
 
-def foresee(sweep: Sweep, ledger: Ledger) -> tuple[Foresight, ...]:
+def foresee(
+    sweep: Sweep, ledger: Ledger, published: Path | None = PUBLISHED
+) -> tuple[Foresight, ...]:
     """Return what each contrast of a sweep can find, in the order of the file.
+
+    Args:
+        sweep: The sweep.
+        ledger: Where the spread of its cells or tasks may be known from.
+        published: A folder with folders of published rows, for what the ledger does not know; None:
+            nothing is taken from there.
 
     Raises:
         sweep.ledger.ledger.LedgerError: If the ledger cannot be read.
@@ -80,11 +93,25 @@ def foresee(sweep: Sweep, ledger: Ledger) -> tuple[Foresight, ...]:
         return ()
     metrics = list(dict.fromkeys(claim.on for claim, _, _ in spots))
     names = ["trial_id", "cell_id", "task", "seconds", *metrics]
-    rows = ledger.trials(columns=list(dict.fromkeys(names)), strict=False).to_pylist()
+    names = list(dict.fromkeys(names))
+    rows = ledger.trials(columns=names, strict=False).to_pylist()
+    others = _published(published, names) if published else []
     return tuple(
-        _foresight(claim, labels, place, _Rows(rows, claim.on), len(spots))
+        _foresight(claim, labels, place, _Rows(rows, claim.on), _Rows(others, claim.on), len(spots))
         for claim, labels, place in spots
     )
+
+
+def _published(folder: Path, names: Sequence[str]) -> list[dict[str, Any]]:
+    # Rows of an older format may lack a column: then they say nothing of it.
+    import pyarrow.parquet as pq
+
+    out: list[dict[str, Any]] = []
+    for file in sorted(folder.rglob("trials.parquet")):
+        there = set(pq.read_schema(file).names)
+        table = pq.read_table(file, columns=[name for name in names if name in there])
+        out += [dict.fromkeys(names) | row for row in table.to_pylist()]
+    return out
 
 
 class _Rows:
@@ -112,13 +139,26 @@ class _Rows:
 
 
 def _foresight(
-    claim: ClaimSpec, labels: pairing.Labels, place: pairing.PairGroup, rows: _Rows, family: int
+    claim: ClaimSpec,
+    labels: pairing.Labels,
+    place: pairing.PairGroup,
+    rows: _Rows,
+    published: _Rows,
+    family: int,
 ) -> Foresight:
     pairs = list(place.pairs)
     sides: list[Sequence[Point]] = [[left for _, left, _ in pairs], [right for *_, right in pairs]]
     own = [rows.of_cell(points[0].cell_id) for points in sides]
     usual = [rows.of_task(points[0].config.task.name) for points in sides]
-    known = [one if one is not None else other for one, other in zip(own, usual, strict=True)]
+    tasks = [points[0].config.task.name for points in sides]
+    known = [
+        next((one for one in of if one is not None), None)
+        for of in zip(own, usual, map(published.of_task, tasks), strict=True)
+    ]
+    known_by = "its own cells"
+    if None in own:
+        unmeasured = any(one is other is None for one, other in zip(own, usual, strict=True))
+        known_by = "published rows of the task" if unmeasured else "the task"
     variances = [one for one in known if one is not None]
     level, number = (1 - LEVEL) / family, len(pairs)
     if claim.looks:
@@ -140,7 +180,7 @@ def _foresight(
         pairs=number,
         level=level,
         spread=spread,
-        known_by="its own cells" if None not in own else "the task" if spread else "",
+        known_by=known_by if spread else "",
         smallest=None if spread is None else spread * _smallest(number, level, freedom),
         seeds={
             f"{points:g}": _seeds(points / spread, level, freedom)

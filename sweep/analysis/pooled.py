@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from statistics import fmean
 
-from sweep.analysis.across import across
+from sweep.analysis.across import across, ranked
 from sweep.analysis.cells import Found, in_unit, is_number
 from sweep.analysis.contrasts import Aggregate, Overall
 from sweep.analysis.readings import Made, bounds_of, value_of
@@ -17,6 +18,9 @@ from sweep.sweepfile.trials import Point
 COVERAGE = {3: 72, 5: 81, 10: 85}
 """Runs a task -> per cent of simulated sweeps in which the 95 % bootstrap interval of the
 interquartile mean held the true one; the worst of all outcomes in benchmarks/coverage.py."""
+
+DIFFERENCE_COVERAGE = {3: 87, 5: 91, 10: 92}
+"""The same of the difference of two arms' interquartile means, where 0 is chance and 1 the best."""
 
 _Arm = dict[pairing.Labels, list[Point]]
 # Place -> its trials.
@@ -42,7 +46,13 @@ def aggregates(made: Made, found: Found) -> Iterator[Aggregate]:
         whole = [labels for labels in of if all(labels in own for own in values.values())]
         if len(whole) < 2:
             continue
-        for arm, figures in values.items():
+        ranks = None
+        if len(values) > 2:
+            means = [
+                [fmean(figures[labels].values()) for figures in values.values()] for labels in whole
+            ]
+            ranks = ranked(means)
+        for number, (arm, figures) in enumerate(values.items()):
             strata = [list(figures[labels].values()) for labels in whole]
             fewest = min(map(len, strata))
             covers = [per_cent for runs, per_cent in COVERAGE.items() if runs <= fewest]
@@ -61,6 +71,9 @@ def aggregates(made: Made, found: Found) -> Iterator[Aggregate]:
                 coverage=covers[-1] if covers else None,
                 trials=tuple(trial for labels in whole for trial in figures[labels]),
                 even=len(set(map(len, strata))) == 1,
+                rank=ranks.mean[number] if ranks else None,
+                friedman=ranks.p if ranks else None,
+                critical=ranks.critical if ranks else None,
             )
 
 
@@ -86,6 +99,8 @@ def overall(made: Made, found: Found) -> Iterator[Overall]:
                 bests.append(max(map(max, sides)))
         result = across(left, right, chances, bests)
         if result is not None:
+            fewest = min(map(len, (*left, *right)))
+            covers = [of for runs, of in DIFFERENCE_COVERAGE.items() if runs <= fewest]
             yield Overall(
                 claim=claim.that,
                 axis=claim.axis,
@@ -96,6 +111,10 @@ def overall(made: Made, found: Found) -> Iterator[Overall]:
                 difference=result.difference,
                 improvement=result.improvement,
                 p=result.p,
+                middle=result.middle,
+                low=result.low if covers else None,
+                high=result.high if covers else None,
+                coverage=covers[-1] if covers else None,
             )
 
 

@@ -399,17 +399,54 @@ def stratified(
     """
     rng = np.random.default_rng(0)
     runs = [np.asarray(one, dtype=np.float64) for one in strata]
-    resamples = min(resamples, max(400, MOST_DRAWN // sum(map(len, runs))))
+    low, high = _ends(_drawn_anew(runs, rng, resamples))
+    return float(interquartile_mean(np.concatenate(runs))), low, high
+
+
+def stratified_difference(
+    left: Sequence[Sequence[float]], right: Sequence[Sequence[float]], resamples: int = RESAMPLES
+) -> tuple[float, float, float]:
+    """The difference of two arms' interquartile means over tasks and runs, with its 95 % percentile
+    bootstrap interval.
+
+    Args:
+        left: The runs of the one arm at each task, at least one each.
+        right: Those of the other, in the order of the same tasks.
+        resamples: Draws of the bootstrap.
+
+    Returns:
+        Left minus right, and both ends of the interval.
+    """
+    rng = np.random.default_rng(0)
+    arms = [[np.asarray(one, dtype=np.float64) for one in arm] for arm in (left, right)]
+    size = max(sum(map(len, arm)) for arm in arms)
+    resamples = min(resamples, max(400, MOST_DRAWN // size))
+    one, other = (_drawn_anew(arm, rng, resamples) for arm in arms)
+    low, high = _ends(one - other)
+    whole, less = (float(interquartile_mean(np.concatenate(arm))) for arm in arms)
+    return whole - less, low, high
+
+
+def _drawn_anew(
+    runs: Sequence[NDArray[np.float64]], rng: np.random.Generator, resamples: int
+) -> NDArray[np.float64]:
+    # The interquartile means of runs that are drawn anew within each task.
+    count = sum(map(len, runs))
+    resamples = min(resamples, max(400, MOST_DRAWN // count))
     # In pieces, so that a sweep of many seeds needs no more memory than one of few.
-    piece = max(1, min(resamples, 2_000_000 // sum(map(len, runs))))
+    piece = max(1, min(resamples, 2_000_000 // count))
     means = []
     for first in range(0, resamples, piece):
         size = min(piece, resamples - first)
         drawn = [one[rng.integers(0, len(one), (size, len(one)))] for one in runs]
         means.append(interquartile_mean(np.concatenate(drawn, axis=1)))
+    return np.concatenate(means)
+
+
+def _ends(means: NDArray[np.float64]) -> tuple[float, float]:
     tail = 50 * (1 - LEVEL)
-    low, high = np.percentile(np.concatenate(means), [tail, 100 - tail])
-    return float(interquartile_mean(np.concatenate(runs))), float(low), float(high)
+    low, high = np.percentile(means, [tail, 100 - tail])
+    return float(low), float(high)
 
 
 @functools.cache

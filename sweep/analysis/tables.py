@@ -212,6 +212,8 @@ class _Printer:
         )
         below = tabulated and self._one_task(lambda cell: cell.column)
         beside = tabulated and not below and self._one_task(lambda cell: cell.row)
+        known = [cell for one in columns for cell in one.cells.values()]
+        told = ["trivial", *["stronger"] * any(cell.stronger for cell in known)]
         lines: list[Line] = []
         for row in table.rows:
             cells = [column.cells.get(row) for column in columns]
@@ -223,16 +225,18 @@ class _Printer:
             entries = [self._ours(cell, common) for cell in cells]
             if beside:
                 own = (one for one in cells if one and one.metric == self.metrics[0])
-                entries.append(self._baseline(own if self.several else cells))
+                shown = list(own if self.several else cells)
+                entries += [self._baseline(shown, which) for which in told]
             lines.append(Line("ours", label, tuple(entries)))
             if table.reference and any(cell and cell.figure for cell in cells):
                 label = Entry(f"{table.reference.source}, {table.reference.name}")
                 theirs = [self._theirs(cell) for cell in cells]
-                lines.append(Line("reference", label, (*theirs, *[Entry("")] * beside)))
+                lines.append(Line("reference", label, (*theirs, *[Entry("")] * len(told) * beside)))
         if below and lines:
-            entries = [self._baseline(column.cells.values()) for column in columns]
-            lines.append(Line("baseline", Entry("trivial baseline"), tuple(entries)))
-        heads += ["trivial baseline"] * beside
+            for which in told:
+                entries = [self._baseline(column.cells.values(), which) for column in columns]
+                lines.append(Line("baseline", Entry(f"{which} baseline"), tuple(entries)))
+        heads += [f"{which} baseline" for which in told if beside]
         notes = (*self._general_notes(), *self.notes.lettered(), *self._reference_notes())
         return Sheet(table.title, table.spec.rows, tuple(heads), tuple(lines), notes)
 
@@ -287,14 +291,15 @@ class _Printer:
             marks.append(_NOT_COMPARABLE)
         return Entry(text, tuple(marks), said=cell.verdict or "")
 
-    def _baseline(self, cells: Iterable[Cell | None]) -> Entry:
-        for cell in cells:
-            if cell and cell.baseline:
-                rule = cell.baseline.rule
-                marks = (self.notes.mark(f"trivial baseline: {rule}"),) if rule else ()
-                figure = cell.baseline.figure
-                decimals = 1 if is_accuracy(cell.metric) else _decimals(figure, (figure,))
-                return Entry(f"{figure:,.{decimals}f}", marks)
+    def _baseline(self, cells: Iterable[Cell | None], which: str) -> Entry:
+        for cell in filter(None, cells):
+            if found := cell.stronger if which == "stronger" else cell.baseline:
+                said = f"{which} baseline: {found.rule}"
+                marks = (self.notes.mark(said),) if found.rule else ()
+                decimals = (
+                    1 if is_accuracy(cell.metric) else _decimals(found.figure, (found.figure,))
+                )
+                return Entry(f"{found.figure:,.{decimals}f}", marks)
         return Entry("")
 
     def _general_notes(self) -> Iterator[tuple[str, str]]:

@@ -75,10 +75,8 @@ def _print(states: Sequence[State]) -> None:
         cell = escape(state.study.label)
         for one in in_order(state.tries):
             figure = "-" if one.value is None else _figure(one.value, accuracy=accuracy)
-            values = [
-                f"{value:g}" if isinstance(value, float) else escape(str(value))
-                for _, value in one.setting
-            ]
+            setting = dict(one.setting)
+            values = [_value(setting.get(name)) for name in tune.spaces]
             grid.add_row(cell, *values, figure, ", ".join(_said(state, one)))
             cell = ""
         if state.why:
@@ -87,6 +85,13 @@ def _print(states: Sequence[State]) -> None:
     for state in states:
         for line in _budgets(state, accuracy=accuracy):
             echo(f"{state.study.label}: {line}")
+
+
+def _value(value: object) -> str:
+    """What a field is set to; nothing where it is not tuned."""
+    if value is None:
+        return ""
+    return f"{value:g}" if isinstance(value, float) else escape(str(value))
 
 
 def _figure(value: float, *, accuracy: bool) -> str:
@@ -113,7 +118,9 @@ def _said(state: State, one: Try) -> Iterable[str]:
         else:
             edges = [f"{name} at the edge of its range" for name in state.edges]
             yield f"chosen, {', '.join(edges)}" if edges else "chosen"
-    if one.state != "done":
+    if one.state == "pruned":
+        yield f"given up after {one.trials[0].config.steps:,} steps"
+    elif one.state != "done":
         yield "not finished" if one.state == "open" else one.state
 
 
@@ -136,6 +143,7 @@ def _record(state: State) -> dict[str, Any]:
                 "learning_rate": one.rate,
                 "setting": dict(one.setting),
                 "state": one.state,
+                "steps": one.trials[0].config.steps,
                 "value": one.value,
                 "trials": [point.trial_id for point in one.trials],
             }

@@ -91,7 +91,7 @@ def failure_row(
 def trial_row(trial: Progress, outcome: Outcome, job: Job) -> JSON:
     """Return the row of a trial that has ended: a value for each column of `trials`."""
     point, config = trial.point, trial.point.config
-    baseline = _baseline(config)
+    baseline, stronger = _baselines(config)
     metrics = outcome.metrics | {
         name: float(value) for name, value in on_split("baseline", baseline.metrics).items()
     }
@@ -105,6 +105,8 @@ def trial_row(trial: Progress, outcome: Outcome, job: Job) -> JSON:
         "metrics": _json(metrics) if metrics else None,
         "baseline_accuracy": baseline.accuracy,
         "baseline_rule": baseline.rule,
+        "stronger_baseline_accuracy": stronger.accuracy if stronger else None,
+        "stronger_baseline_rule": stronger.rule if stronger else None,
         "pack_size": len(job.points),
         "accumulation": job.accumulation,
         "row_padding": trial.row_padding,
@@ -159,14 +161,17 @@ def _model_of(device: str) -> str:
     return torch.cuda.get_device_name(device)
 
 
-_BASELINES: dict[str, Baseline] = {}
+_BASELINES: dict[str, tuple[Baseline, Baseline | None]] = {}
 
 
-def _baseline(config: TrialConfig) -> Baseline:
-    """Return the task's trivial baseline, once a process: some take the whole test set."""
+def _baselines(config: TrialConfig) -> tuple[Baseline, Baseline | None]:
+    """Return the task's trivial baseline and the stronger one, once a process: some are computed
+    over whole sets.
+    """
     key = _json([config.protocol, config.task.model_dump(mode="json")])
     if key not in _BASELINES:
-        _BASELINES[key] = config.task.baseline(config.protocol)
+        task = config.task
+        _BASELINES[key] = task.baseline(config.protocol), task.stronger_baseline(config.protocol)
     return _BASELINES[key]
 
 

@@ -435,6 +435,7 @@ class _Attempt:
         keeps = self.job.keep_states
         if keeps is None:
             keeps = not {"attention", "attention:last", "feedforward"} & set(config.train)
+        keeps |= trial.point.goes_on
         anew = name in (*self.again, *self.outdated)
         first = anew or self.ledger.committed_by(name) in (None, self.job.attempt)
         if first:  # else the tensors are those of whoever wrote the row

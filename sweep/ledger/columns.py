@@ -245,6 +245,21 @@ TRIALS = (
     ),
     Column("baseline_rule", _STRING, "provenance", "What the trivial baseline does", category=True),
     Column(
+        "stronger_baseline_accuracy",
+        _FLOAT,
+        "outcome",
+        "Accuracy of a learner that reads no order, of tasks that have one",
+        FRACTION,
+        mlflow="metric",
+    ),
+    Column(
+        "stronger_baseline_rule",
+        _STRING,
+        "provenance",
+        "What the stronger baseline is",
+        category=True,
+    ),
+    Column(
         "seconds",
         _FLOAT,
         "cost",

@@ -105,8 +105,7 @@ def record(sweep: Sweep, ledger: Ledger, *, rebuild: bool = False) -> int:
 
 def study_name(sweep: Sweep, study: Study) -> str:
     """The name of a study in Optuna's storage: another range is another study."""
-    spec = study.tune.model_dump_json(exclude={"storage"})
-    digest = hashlib.sha256(f"{study.cell_id} {spec}".encode()).hexdigest()[:8]
+    digest = hashlib.sha256(study.key.encode()).hexdigest()[:8]
     return f"{sweep.name}/{study.label}/{digest}"
 
 
@@ -146,7 +145,6 @@ def _told(sweep: Sweep, known: Sequence[State], storage: BaseStorage, *, rebuild
 
 def _endings(state: State) -> dict[str, FrozenTrial]:
     # What Optuna is told of a study, by the ids of the trials behind it.
-    steps = state.study.first_steps
     out = {}
     for one in state.tries:
         if one.state != "open":
@@ -155,7 +153,7 @@ def _endings(state: State) -> dict[str, FrozenTrial]:
                 one.setting,
                 one.value,
                 state.study.tune,
-                pruned_at=steps if one.state == "pruned" else None,
+                pruned_at=one.trials[0].config.steps if one.state == "pruned" else None,
                 attributes={"trials": ids, "state": one.state, "values": list(one.values)},
             )
     return out

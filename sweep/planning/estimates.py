@@ -34,6 +34,7 @@ from sweep.planning import packing
 from sweep.planning.packing import KIND_COLUMNS, Workers, kind_of
 from sweep.planning.plan import Pack, Plan
 from sweep.sweepfile.trials import Point, Sweep
+from sweep.sweepfile.tuning_spec import ADAPTIVE
 
 Kind = tuple[object, ...]
 
@@ -181,7 +182,7 @@ def quote(planned: Plan, ledger: Ledger) -> Quote:
 
 def _not_asked_yet(sweep: Sweep) -> int:
     """Return how many trials an adaptive sampler has still to ask for, beyond those of the plan."""
-    tunes = [study.tune for study in sweep.studies if study.tune.sampler == "tpe"]
+    tunes = [study.tune for study in sweep.studies if study.tune.sampler in ADAPTIVE]
     return sum(one.budget * len(one.seeds) for one in tunes) - len(sweep.tunings) if tunes else 0
 
 
@@ -210,7 +211,7 @@ def _note(
         )
         parts.append(f"{guessed:,} from their operations by formula, at the speed {how}")
     if later:
-        parts.append(f"without {later:,} more that sampler tpe has yet to ask for")
+        parts.append(f"without {later:,} more that the sampler has yet to ask for")
     return "; ".join(parts)
 
 

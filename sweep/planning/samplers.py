@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.util
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sweep.sweepfile.tuning_spec import RangeSpec, Setting, TuneSpec, rounded
 
 if TYPE_CHECKING:
-    from optuna.trial import FrozenTrial
+    from optuna.trial import FrozenTrial, Trial
 
 ASKED = 20
-"""Times that TPE is asked for a rate that has not been tried."""
+"""Times that a sampler is asked for a point that has not been tried."""
 
 
 def optuna_module() -> Any:
@@ -37,41 +38,73 @@ def direction(tune: TuneSpec) -> str:
 
 @functools.lru_cache(maxsize=100_000)
 def suggested(
-    cell: str,
+    key: str,
     tune: TuneSpec,
     ended: tuple[tuple[Setting, float | None], ...],
     asked: tuple[Setting, ...],
-) -> Setting:
-    """Return the next point of TPE.
+) -> Setting | None:
+    """Return the next point of an adaptive sampler; None if it cannot be asked here.
 
     Args:
-        cell: The id of the study's cell.
+        key: What the draws follow from.
         tune: What is tuned.
         ended: The points that have ended, in the order of asking, with what they are compared by.
         asked: Those of its own generation, which count as running.
     """
+    if tune.sampler == "gp" and importlib.util.find_spec("torch") is None:
+        return None
     optuna = optuna_module()
     tried = {setting for setting, _ in ended} | set(asked)
     setting: Setting = (*asked, *(one for one, _ in ended))[-1]
+    distributions = {name: distribution(space) for name, space in tune.spaces.items()}
     with warnings.catch_warnings():  # Optuna calls the constant liar experimental.
         warnings.simplefilter("ignore")
         for attempt in range(ASKED):
-            text = f"{cell} {len(ended) + len(asked)} {attempt}"
+            text = f"{key} {len(ended) + len(asked)} {attempt}"
             seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
-            liar = tune.generation > 1
-            sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=0, constant_liar=liar)
-            study = optuna.create_study(direction=direction(tune), sampler=sampler)
-            study.add_trials([frozen(one, value, tune) for one, value in ended])
+            study = optuna.create_study(direction=direction(tune), sampler=_sampler(tune, seed))
+            study.add_trials([frozen(one, value, tune) for one, value in _penalised(tune, ended)])
             study.add_trials([frozen(one, None, tune, running=True) for one in asked])
-            spaces = {name: distribution(space) for name, space in tune.spaces.items()}
-            params = study.ask(spaces).params
-            setting = tuple(
-                (name, rounded(params[name]) if isinstance(params[name], float) else params[name])
-                for name in tune.spaces
-            )
+            trial = study.ask()
+            values: dict[str, Any] = {}
+            # What others depend on first.
+            for name in sorted(tune.spaces, key=lambda name: bool(tune.spaces[name].when)):
+                if tune.spaces[name].applies(values):
+                    values[name] = _suggest(trial, name, distributions[name])
+            setting = tune.setting(values)
             if setting not in tried:
                 break
     return setting
+
+
+def _sampler(tune: TuneSpec, seed: int) -> Any:
+    samplers = optuna_module().samplers
+    if tune.sampler == "tpe":
+        liar = tune.generation > 1
+        return samplers.TPESampler(seed=seed, n_startup_trials=0, constant_liar=liar)
+    # Points that run are reckoned with by the acquisition itself; fields with a condition are drawn
+    # at random.
+    return samplers.GPSampler(seed=seed, n_startup_trials=1, warn_independent_sampling=False)
+
+
+def _penalised(
+    tune: TuneSpec, ended: Sequence[tuple[Setting, float | None]]
+) -> Sequence[tuple[Setting, float | None]]:
+    # TPE takes what has no figure for the worst; a Gaussian process would not hear of it.
+    values = [value for _, value in ended if value is not None]
+    if tune.sampler == "tpe" or not values:
+        return ended
+    worst = min(values) if direction(tune) == "maximize" else max(values)
+    return [(setting, worst if value is None else value) for setting, value in ended]
+
+
+def _suggest(trial: Trial, name: str, space: Any) -> Any:
+    distributions = optuna_module().distributions
+    if isinstance(space, distributions.CategoricalDistribution):
+        return trial.suggest_categorical(name, space.choices)
+    if isinstance(space, distributions.IntDistribution):
+        return trial.suggest_int(name, space.low, space.high)
+    return rounded(trial.suggest_float(name, space.low, space.high, log=space.log))
 
 
 def distribution(space: RangeSpec, value: Any = None) -> Any:

@@ -13,7 +13,6 @@ changes nothing of it.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -24,7 +23,7 @@ from typing import Literal
 from sweep.ledger.ledger import Ledger
 from sweep.planning.samplers import direction, frozen, optuna_module, suggested
 from sweep.sweepfile.trials import Point, Study, Sweep, being_tuned
-from sweep.sweepfile.tuning_spec import Setting
+from sweep.sweepfile.tuning_spec import ADAPTIVE, HalvingSpec, Setting
 
 
 @dataclass(frozen=True)
@@ -36,12 +35,12 @@ class Try:
     trials: tuple[Point, ...]
     """One a seed of `tune:`, those that decide about it so far."""
     state: Literal["open", "done", "diverged", "pruned"]
-    """open: not all have ended. diverged: one has. pruned: below the median of its cell's, and not
-    trained to its end."""
+    """open: not all have ended. diverged: one has. pruned: given up before its end, being among the
+    worse ones of its cell."""
     values: tuple[float | None, ...]
     """What it is chosen by, of each trial; None of one that has none (yet)."""
     early: tuple[Point, ...] = ()
-    """The shorter trials that came before these, under the median rule."""
+    """The shorter trials from whose ends these went on, under `prune`."""
 
     @property
     def rate(self) -> float | None:
@@ -98,8 +97,9 @@ class State:
         that was tried, so that a better one may lie outside.
         """
         out = {}
+        settings = [dict(one.setting) for one in self.tries]
         for name, value in self.setting or ():
-            tried = {dict(one.setting)[name] for one in self.tries}
+            tried = {setting[name] for setting in settings if name in setting}
             numbers = all(isinstance(one, float | int) for one in tried)
             if numbers and len(tried) > 1 and value in (min(tried), max(tried)):
                 out[name] = "least" if value == min(tried) else "greatest"
@@ -123,10 +123,12 @@ class State:
 
     def importance(self) -> dict[str, float]:
         """Return the share of each field in what makes points good, by PED-ANOVA (Watanabe et al.
-        2023); nothing of one field, or of fewer than four points.
+        2023), of those fields that every point has; nothing of fewer than two of these, or of fewer
+        than four points.
         """
         whole = [one for one in self.tries if one.value is not None]
-        if len(self.study.tune.spaces) < 2 or len({one.value for one in whole}) < 4:
+        fields = [name for name, space in self.study.tune.spaces.items() if not space.when]
+        if len(fields) < 2 or len({one.value for one in whole}) < 4:
             return {}
         optuna = optuna_module()
         with warnings.catch_warnings():  # Optuna calls it experimental.
@@ -135,8 +137,10 @@ class State:
             for one in whole:
                 study.add_trial(frozen(one.setting, one.value, self.study.tune))
             evaluator = optuna.importance.PedAnovaImportanceEvaluator()
-            found = optuna.importance.get_param_importances(study, evaluator=evaluator)
-        return {name: float(found.get(name, 0.0)) for name in self.study.tune.spaces}
+            found = optuna.importance.get_param_importances(
+                study, evaluator=evaluator, params=fields
+            )
+        return {name: float(found.get(name, 0.0)) for name in fields}
 
 
 @dataclass(frozen=True)
@@ -200,7 +204,7 @@ def states(sweep: Sweep, ledger: Ledger) -> tuple[State, ...]:
     read: set[str] = set()
     noted = _noted(sweep, ledger)
     while True:
-        out = tuple(_state(study, found, noted.get(_key(study), {})) for study in sweep.studies)
+        out = tuple(_state(study, found, noted.get(study.key, {})) for study in sweep.studies)
         # What has ended may lead to further trials, and these may have ended too.
         new = {point.trial_id for state in out for point in state.trials} - read
         if not new:
@@ -213,13 +217,14 @@ def states(sweep: Sweep, ledger: Ledger) -> tuple[State, ...]:
 def in_order(tries: Sequence[Try]) -> list[Try]:
     """Return points in the order of their settings: numbers rising, all else as asked for."""
     asked = {one.setting: place for place, one in enumerate(tries)}
-    return sorted(tries, key=lambda one: _rank(one.setting, asked[one.setting]))
+    # A field that a point has not comes before all of its values.
+    names = list(dict.fromkeys(name for one in tries for name, _ in one.setting))
 
+    def rank(one: Try) -> list[float]:
+        values = [dict(one.setting).get(name, -math.inf) for name in names]
+        return [float(v) if isinstance(v, float | int) else asked[one.setting] for v in values]
 
-def _rank(setting: Setting, otherwise: int) -> tuple[float, ...]:
-    return tuple(
-        float(value) if isinstance(value, float | int) else float(otherwise) for _, value in setting
-    )
+    return sorted(tries, key=rank)
 
 
 def note_asked(sweep: Sweep, ledger: Ledger) -> None:
@@ -228,14 +233,14 @@ def note_asked(sweep: Sweep, ledger: Ledger) -> None:
     Raises:
         sweep.ledger.ledger.LedgerError: If the ledger cannot be read or written.
     """
-    if sweep.spec.tune is None or sweep.spec.tune.sampler != "tpe":
+    if sweep.spec.tune is None or sweep.spec.tune.sampler not in ADAPTIVE:
         return
     known = _noted(sweep, ledger)
     for state in states(sweep, ledger):
         first = len(state.study.first_settings)
         for number, one in enumerate(state.tries[first:], start=first):
-            if number not in known.get(_key(state.study), {}):
-                name = f"{_key(state.study)}-{number:04d}"
+            if number not in known.get(state.study.key, {}):
+                name = f"{state.study.key}-{number:04d}"
                 note = {"study": state.study.label, "number": number, "setting": one.setting}
                 ledger.notes.put(sweep.name, "generations", name, note)
 
@@ -243,7 +248,7 @@ def note_asked(sweep: Sweep, ledger: Ledger) -> None:
 def _noted(sweep: Sweep, ledger: Ledger) -> dict[str, dict[int, Setting]]:
     # Study -> number of a point -> what was asked for there.
     out: dict[str, dict[int, Setting]] = {}
-    if sweep.spec.tune is None or sweep.spec.tune.sampler != "tpe":
+    if sweep.spec.tune is None or sweep.spec.tune.sampler not in ADAPTIVE:
         return out
     for name, note in ledger.notes.on_claims(sweep.name, "generations").items():
         try:
@@ -252,13 +257,6 @@ def _noted(sweep: Sweep, ledger: Ledger) -> dict[str, dict[int, Setting]]:
         except (KeyError, TypeError, ValueError):
             continue
     return out
-
-
-def _key(study: Study) -> str:
-    # A study is of a cell and of what is tuned of it: other ranges ask for other points.
-    spec = study.tune.model_dump_json(exclude={"storage"})
-    digest = hashlib.sha256(spec.encode()).hexdigest()[:8]
-    return f"{study.cell_id}-{digest}"
 
 
 def curves(sweep: Sweep, ledger: Ledger) -> list[Record]:
@@ -286,16 +284,18 @@ def curves(sweep: Sweep, ledger: Ledger) -> list[Record]:
 
 
 def notes(sweep: Sweep) -> tuple[str, ...]:
-    """What a reader of the sweep's figures has to know of its tuning; nothing without `tune:`."""
+    """Return what a reader of the sweep's figures has to know of its tuning: every tuned field, its
+    space, sampler and budget; nothing without `tune:`.
+    """
     tune = sweep.spec.tune
     if tune is None:
         return ()
-    seeds = "seed " if len(tune.seeds) == 1 else "seeds "
+    seeds = [str(seed) for number in range(tune.replicates) for seed in tune.seeds_of(number)]
     by = (
-        f"by {tune.by.replace('_', ' ')} with {seeds}{', '.join(map(str, tune.seeds))}, apart from "
-        "those of the figures"
+        f"by {tune.by.replace('_', ' ')} with {'seed' if len(seeds) == 1 else 'seeds'} "
+        f"{', '.join(seeds)}, apart from those of the figures"
     )
-    if tune.rate_alone and tune.learning_rate is not None:
+    if tune.rate_alone and tune.learning_rate is not None and not tune.defaults:
         rates = tune.learning_rate
         if rates.values is not None:
             among = ", ".join(f"{rate:g}" for rate in rates.grid())
@@ -303,22 +303,46 @@ def notes(sweep: Sweep) -> tuple[str, ...]:
             among = f"{tune.budget} between {rates.at(0):g} and {rates.at(1):g}"
         chosen = f"learning rate chosen for each cell, of {among}, {by}"
     else:
-        spaces = "; ".join(f"{name} ({space})" for name, space in tune.spaces.items())
+        spaces = [f"{name} ({space})" for name, space in tune.spaces.items()]
+        spaces += [
+            f"for {field} {label}: " + ", ".join(f"{name} ({space})" for name, space in own.items())
+            for field, labels in tune.defaults.items()
+            for label, own in labels.items()
+        ]
         chosen = (
-            f"chosen for each cell, of {tune.budget} points of sampler {tune.sampler}: {spaces}; "
-            f"{by}"
+            f"chosen for each cell, of {tune.budget} points of sampler {tune.sampler}: "
+            f"{'; '.join(spaces)}; {by}"
         )
     said = [chosen]
-    if tune.prune is not None:
+    what = "rates" if tune.rate_alone else "points"
+    if isinstance(tune.prune, HalvingSpec):
+        rungs = ", ".join(f"{part:.0%}" for part in tune.prune.rungs)
         said.append(
-            f"after {tune.prune:.0%} of the steps, counted up to the next evaluation, "
-            f"{'rates' if tune.rate_alone else 'points'} below the median of their own cell's were "
-            "given up"
+            f"after {rungs} of the steps, counted up to the next evaluation, the best "
+            f"{tune.prune.keep:.0%} of the {what} of each cell went on, from where they were"
         )
-    if tune.sampler == "tpe":
+    elif tune.prune is not None:
         said.append(
-            f"sampler tpe: which {'rates' if tune.rate_alone else 'points'} were tried depends on "
-            "the order and the results of those before, so that another machine may try others"
+            f"after {tune.prune:.0%} of the steps, counted up to the next evaluation, {what} below "
+            "the median of their own cell's were given up"
+        )
+    if tune.sampler in ADAPTIVE:
+        said.append(
+            f"sampler {tune.sampler}: which {what} were tried depends on the order and the results "
+            "of those before, so that another machine may try others"
+        )
+    if tune.replicates > 1:
+        most = max(
+            (len(study.points) for study in sweep.studies if study.tune.replicates > 1), default=1
+        )
+        said.append(
+            f"the whole choice made {tune.replicates} times, each with seeds of its own: "
+            + (
+                "the spread between seeds holds the luck of tuning"
+                if most == 1
+                else f"up to {most} seeds share one, so that the spread between seeds holds the "
+                "luck of tuning in part"
+            )
         )
     return tuple(said)
 
@@ -345,18 +369,19 @@ def remarks(sweep: Sweep, ledger: Ledger) -> dict[str, str]:
 
 
 def budgets(sweep: Sweep, ledger: Ledger) -> dict[str, list[float]]:
-    """Return cell id -> expected best figure by number of points, of cells that are tuned; greater
-    is better.
+    """Return trial id -> expected best figure by number of points, of the trials of cells that are
+    tuned; greater is better.
 
     Raises:
         sweep.ledger.ledger.LedgerError: If the ledger cannot be read.
     """
     sign = -1 if sweep.spec.tune and not sweep.spec.tune.higher else 1
-    return {
-        state.study.decided(state.setting)[0].cell_id: [sign * v for v in state.expected_best()]
-        for state in states(sweep, ledger)
-        if state.setting is not None
-    }
+    out: dict[str, list[float]] = {}
+    for state in states(sweep, ledger):
+        if state.setting is not None:
+            best = [sign * value for value in state.expected_best()]
+            out |= {point.trial_id: best for point in state.study.decided(state.setting)}
+    return out
 
 
 def _values(ledger: Ledger, ids: Collection[str], metric: str) -> dict[str, float | None]:
@@ -371,23 +396,32 @@ def _values(ledger: Ledger, ids: Collection[str], metric: str) -> dict[str, floa
 
 
 def _state(study: Study, found: Mapping[str, float | None], noted: Mapping[int, Setting]) -> State:
-    tune, steps = study.tune, study.points[0].config.steps
-    tries = [_try(study, one, study.first_steps, found) for one in study.first_settings]
-    if tune.prune is not None and all(one.state != "open" for one in tries):
-        middle = median(_score(study, one) for one in tries)
+    tune, stages = study.tune, study.stages
+    tries = [_try(study, one, stages[0], found) for one in study.first_settings]
+    number = len(tries)
+    for steps in stages[1:]:
+        racing = [one for one in tries if one.state in ("open", "done")]
+        if any(one.state == "open" for one in racing):
+            break
+        if isinstance(tune.prune, HalvingSpec):
+            number = tune.prune.kept(number)
+        going = _going_on(study, tries, number)
         for place, one in enumerate(tries):
-            if one.state == "done" and _score(study, one) >= middle:
-                tries[place] = _try(study, one.setting, steps, found, early=one.trials)
+            if one.setting in going:
+                early = (*one.early, *one.trials)
+                tries[place] = _try(study, one.setting, steps, found, early=early)
             elif one.state == "done":
-                tries[place] = Try(one.setting, one.trials, "pruned", one.values)
-    if tune.sampler == "tpe":
-        while len(tries) < tune.budget and all(one.state != "open" for one in tries):
-            ended = tuple((one.setting, one.value) for one in tries)
-            asked: list[Setting] = []
-            for number in range(len(tries), min(len(tries) + tune.generation, tune.budget)):
-                now = noted.get(number) or suggested(study.cell_id, tune, ended, tuple(asked))
-                asked.append(now)
-            tries += [_try(study, one, steps, found) for one in asked]
+                tries[place] = replace(one, state="pruned")
+    asking = tune.sampler in ADAPTIVE
+    while asking and len(tries) < tune.budget and all(one.state != "open" for one in tries):
+        ended = tuple((one.setting, one.value) for one in tries)
+        asked: list[Setting] = []
+        for number in range(len(tries), min(len(tries) + tune.generation, tune.budget)):
+            now = noted.get(number) or suggested(study.drawn_by, tune, ended, tuple(asked))
+            if now is None:  # Whoever can ask will note it.
+                return State(study, tuple(tries), None)
+            asked.append(now)
+        tries += [_try(study, one, stages[-1], found) for one in asked]
     setting = None
     if all(one.state != "open" for one in tries):
         whole = [one for one in tries if one.state == "done"]
@@ -396,6 +430,18 @@ def _state(study: Study, found: Mapping[str, float | None], noted: Mapping[int, 
         equal = [one for one in whole or tries if best is None or _score(study, one) == best]
         setting = in_order(equal)[0].setting
     return State(study, tuple(tries), setting)
+
+
+def _going_on(study: Study, tries: Sequence[Try], number: int) -> set[Setting]:
+    # The points that train longer, of those that have reached a rung. How many follows from the
+    # number of points alone, so that each cell keeps as many; what diverged cannot go on.
+    racing = [one for one in tries if one.state == "done"]
+    if isinstance(study.tune.prune, HalvingSpec):
+        best = sorted(in_order(racing), key=lambda one: -_score(study, one))
+        return {one.setting for one in best[:number]}
+    reached = [one for one in tries if one.state != "pruned"]
+    middle = median(_score(study, one) for one in reached)
+    return {one.setting for one in racing if _score(study, one) >= middle}
 
 
 def _try(

@@ -6,9 +6,11 @@ points of axes. No step stops at a problem: all of a file's are found together.
 
 from __future__ import annotations
 
+import functools
+import itertools
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,7 @@ from sweep.sweepfile.identity import CellIdentity
 from sweep.sweepfile.lock import Lock
 from sweep.sweepfile.schema import BUILT_IN, Block, SweepFile
 from sweep.sweepfile.trials import Cell, LeftOut, Point, Study, Sweep, leave_open, with_setting
-from sweep.sweepfile.tuning_spec import NEVER
+from sweep.sweepfile.tuning_spec import NEVER, TuneSpec
 
 MOST_TRIALS = 100_000
 """Trials that a file may make, those that `exclude` leaves out counted: to expand so many takes
@@ -111,8 +113,10 @@ def _opened(points: Sequence[Point], studies: Sequence[Study]) -> tuple[Point, .
     # The points of a sweep, undecided where they are tuned.
     if not studies:
         return tuple(points)
-    cells = {study.cell_of: iter(study.points) for study in studies}
-    return tuple(next(cells[point.cell_id]) for point in points)
+    opened = {
+        (study.cell_of, point.config.seed): point for study in studies for point in study.points
+    }
+    return tuple(opened[point.cell_id, point.config.seed] for point in points)
 
 
 def expand(spec: SweepFile, own: Lock | None = None, *, complete: bool = True) -> Expansion:
@@ -616,48 +620,115 @@ def _studies(
     cells: dict[str, list[Point]] = {}
     for point in points:
         cells.setdefault(point.cell_id, []).append(point)
-    studies = tuple(Study(tuple(own), tune, cell) for cell, own in cells.items())
+    _check_defaults(tune, cells.values(), report)
+    if report.problems or not report.complete:
+        return ()
+    studies = []
     refused: dict[str, list[Study]] = {}
-    for study in studies:
-        if what := _untunable(study):
-            refused.setdefault(what, []).append(study)
-    for what, own in refused.items():
-        more = f" (and {len(own) - 1:,} more cells)" if own[1:] else ""
-        report(("tune",), f"{own[0].label}: {what}{more}")
-    for seed in {point.config.seed for point in points} & set(tune.seeds):
+    for cell, own in cells.items():
+        within = tune.within(functools.partial(_has, own[0]))
+        for replicate in range(tune.replicates):
+            dealt = tuple(own[replicate :: tune.replicates])
+            study = Study(dealt or tuple(own), within, cell, replicate)
+            studies.append(study)
+            what = _untunable(study) if dealt else _too_many_choices(tune, own)
+            if what:
+                refused.setdefault(what, []).append(study)
+                break
+    for what, of in refused.items():
+        more = f" (and {len(of) - 1:,} more cells)" if of[1:] else ""
+        report(("tune",), f"{'/'.join(of[0].labels.values()) or 'the cell'}: {what}{more}")
+    _check_budgets(studies, report)
+    choosing = {seed for number in range(tune.replicates) for seed in tune.seeds_of(number)}
+    for seed in sorted({point.config.seed for point in points} & choosing):
         what = f"{seed} is a seed of the sweep's own; choose by others"
+        if seed not in tune.seeds:
+            what = f"moved on for each of {tune.replicates} replicates, {what}"
         report(("tune", "seeds"), what)
     if report.problems or not report.complete:
         return ()
-    return tuple(replace(study, points=leave_open(study.points, tune)) for study in studies)
+    return tuple(replace(study, points=leave_open(study.points, study.tune)) for study in studies)
+
+
+def _has(point: Point, name: str, wanted: str) -> bool:
+    # Whether a cell has a label of an axis, or a value of a field.
+    if name in point.labels:
+        return point.labels[name] == wanted
+    value: Any = point.like.model_dump()
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return str(value.get("name") if isinstance(value, dict) else value) == wanted
+
+
+def _check_defaults(tune: TuneSpec, cells: Iterable[Sequence[Point]], report: Report) -> None:
+    # That each of `tune.defaults` is of some cell, and fits it.
+    firsts = [own[0] for own in cells]
+    for name, own in tune.defaults.items():
+        for value in own:
+            at = ("tune", "defaults", name, value)
+            if name == "seed":
+                report(at, "a cell is a config over its seeds, and has one choice for all of them")
+            elif not any(_has(point, name, value) for point in firsts):
+                allowed = dict.fromkeys(p.labels[name] for p in firsts if name in p.labels)
+                report(at, f"no cell has {name} {value!r}", given=value, allowed=allowed)
+    for point in firsts:
+        try:
+            tune.within(functools.partial(_has, point))
+        except ValidationError as error:
+            what = reading.explain(error.errors(include_url=False)[0])[0]
+            report(("tune", "defaults"), what)
+            return
+
+
+def _too_many_choices(tune: TuneSpec, own: Sequence[Point]) -> str:
+    return (
+        f"replicates: {tune.replicates} choices for {len(own)} seeds; each choice needs a seed of "
+        "the cell's own"
+    )
+
+
+def _check_budgets(studies: Sequence[Study], report: Report) -> None:
+    # That every cell tries as many points.
+    budgets: dict[int, Study] = {}
+    for study in studies:
+        budgets.setdefault(study.tune.budget, study)
+    if len(budgets) > 1:
+        told = ", ".join(f"{budget} of {study.label}" for budget, study in budgets.items())
+        report(("tune", "defaults"), f"every cell tries as many points, but here are {told}")
 
 
 def _untunable(study: Study) -> str:
     # Why the fields of a cell cannot be chosen; empty if they can.
     if not study.tune.rate_alone:
         for name, space in study.tune.spaces.items():
-            for value in space.values or (space.at(0), space.at(1)):
+            conditions = [
+                [(other, one) for one in space.needs(other) or ()] for other in space.when
+            ]
+            ends = space.values or (space.at(0), space.at(1))
+            for value, *where in itertools.product(ends, *conditions):
                 try:
-                    with_setting(study.points[0].config, ((name, value),))
+                    with_setting(study.points[0].config, (*where, (name, value)))
                 except ValidationError as error:
                     return (
                         f"{name} {value}: {reading.explain(error.errors(include_url=False)[0])[0]}"
                     )
-    config, prune = study.points[0].config, study.tune.prune
+    config, rungs = study.points[0].config, study.tune.rungs
     if config.protocol == "paper":
         return (
             "the protocol paper has no validation split to tune by, and a rate chosen by the "
             "test set would flatter it; use `protocol: sound`, or make the rates an axis"
         )
-    if prune is None:
+    if not rungs:
         return ""
     if config.stop is not None or config.optimizer.schedule != "constant":
         return "prune: needs a constant schedule and no stop rule, so that a rate can go on"
-    if study.first_steps >= config.steps:
-        return (
-            f"prune: {prune:g} of {config.steps} steps, up to the next evaluation (every "
-            f"{config.evaluation.every}), is all of them"
-        )
+    for part, (steps, following) in zip(rungs, itertools.pairwise(study.stages), strict=True):
+        counted = f"of {config.steps} steps, up to the next evaluation (every "
+        counted += f"{config.evaluation.every})"
+        if steps >= config.steps:
+            return f"prune: {part:g} {counted}, is all of them"
+        if steps >= following:
+            return f"prune: {part:g} {counted}, is no earlier than the next rung"
     return ""
 
 

@@ -38,7 +38,7 @@ from sweep.sweepfile.schema import (
     SweepFile,
     TableSpec,
 )
-from sweep.sweepfile.tuning_spec import RangeSpec, TuneSpec
+from sweep.sweepfile.tuning_spec import PART, RUNGS, HalvingSpec, RangeSpec, TuneSpec
 
 
 def load(path: str | Path) -> SweepFile:
@@ -85,7 +85,7 @@ def _validated(document: Document, content: JSON, problems: Problems) -> SweepFi
         errors = error.errors(include_url=False)
     kept = dict(content)
     for one in errors:
-        location = tuple(part for part in one["loc"] if part not in (ONE, SEVERAL))
+        location = tuple(part for part in one["loc"] if part not in (ONE, SEVERAL, PART, RUNGS))
         if location[:2] == ("tune", "fields"):
             location = ("tune", *location[2:])  # The file has them as keys of `tune` itself.
         what, given, allowed = explain(one, _siblings(location))
@@ -113,6 +113,8 @@ def _siblings(location: Location) -> Iterable[str]:
     }  # fmt: skip
     if location[:2] == ("table", "convergence"):
         return ConvergenceSpec.model_fields
+    if location[:2] == ("tune", "prune"):
+        return HalvingSpec.model_fields
     if location[:1] == ("tune",) and location[2:]:
         return (field.alias or name for name, field in RangeSpec.model_fields.items())
     inside = location[:-1] and parents.get(str(location[0]))

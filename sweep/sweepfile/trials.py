@@ -40,6 +40,8 @@ class Point:
     the default then, and the ids stand for those to come; no trial has them."""
     seed: int | None = field(default=None, compare=False)
     """Its own seed; None: that of `like`."""
+    goes_on: bool = field(default=False, compare=False)
+    """Whether a longer training may go on from its end, so that its state has to be kept."""
 
     @functools.cached_property
     def config(self) -> TrialConfig:
@@ -91,6 +93,8 @@ class Study:
     tune: TuneSpec
     cell_of: str
     """The id of the cell at the default learning rate, by which it was found."""
+    replicate: int = 0
+    """Which of the cell's choices it is: the points are those of the seeds dealt out to it."""
     _tried: dict[tuple[Setting, int], tuple[Point, ...]] = field(
         default_factory=dict, repr=False, compare=False
     )
@@ -112,17 +116,28 @@ class Study:
 
     @property
     def label(self) -> str:
-        """The cell for people."""
-        return "/".join(self.labels.values()) or "the cell"
+        """The cell for people, with the number of its choice if there are several."""
+        name = "/".join(self.labels.values()) or "the cell"
+        return name if self.tune.replicates == 1 else f"{name}, choice {self.replicate + 1}"
 
     @property
-    def first_steps(self) -> int:
-        """The steps after which the median rule is asked; without it, all."""
+    def key(self) -> str:
+        """What the study is known by: its cell, what is tuned there, and which choice it is."""
+        name = f"{self.cell_id}-{self.tune.key}"
+        return f"{name}-{self.replicate}" if self.replicate else name
+
+    @property
+    def drawn_by(self) -> str:
+        """What a sampler's draws follow from: the cell, and which of its choices it is."""
+        return f"{self.cell_id} {self.replicate}" if self.replicate else self.cell_id
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """The steps after which points are given up, and last all of them."""
         config = self.points[0].config
-        if self.tune.prune is None:
-            return config.steps
         every = config.evaluation.every
-        return math.ceil(self.tune.prune * config.steps / every) * every
+        rungs = (math.ceil(part * config.steps / every) * every for part in self.tune.rungs)
+        return (*rungs, config.steps)
 
     def trials(self, setting: Setting, steps: int) -> tuple[Point, ...]:
         """Return the trials that try a setting, one a seed of `tune:`."""
@@ -130,19 +145,23 @@ class Study:
             return self._tried[setting, steps]
         like = self.points[0]
         said = f"rate {setting[0][1]:.15g}" if self.tune.rate_alone else written(setting)
-        if steps < like.config.steps:
+        shorter = steps < like.config.steps
+        if shorter:
             said += f", {steps} steps"
         cell = _at(like.config, setting, steps)
         self._tried[setting, steps] = tuple(
-            cell.point(seed, {**self.labels, "seed": str(seed), "tuning": said}, like.where)
-            for seed in self.tune.seeds
+            replace(
+                cell.point(seed, {**self.labels, "seed": str(seed), "tuning": said}, like.where),
+                goes_on=shorter,
+            )
+            for seed in self.tune.seeds_of(self.replicate)
         )
         return self._tried[setting, steps]
 
     @functools.cached_property
     def first_settings(self) -> tuple[Setting, ...]:
         """The points that are known before any has ended."""
-        return self.tune.first(self.cell_id)
+        return self.tune.first(self.cell_id, self.replicate)
 
     @property
     def first(self) -> tuple[Point, ...]:
@@ -150,7 +169,7 @@ class Study:
         return tuple(
             point
             for setting in self.first_settings
-            for point in self.trials(setting, self.first_steps)
+            for point in self.trials(setting, self.stages[0])
         )
 
     def decided(self, setting: Setting) -> tuple[Point, ...]:

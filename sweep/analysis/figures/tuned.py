@@ -16,6 +16,7 @@ from sweep.analysis.figures.style import (
 )
 from sweep.planning.tuning import Record, curves, states
 from sweep.sweepfile.metrics import is_accuracy
+from sweep.sweepfile.tuning_spec import ADAPTIVE
 
 TOLD = 12
 """Cells whose rates stand in the figure's description, at most."""
@@ -95,11 +96,12 @@ def budget(material: Material) -> Chart:
     tune = material.sweep.spec.tune
     if tune is None:
         raise UndrawableError("the sweep file tunes nothing, so that there is no budget to vary")
-    found = {
-        material.place(state.study.labels): state.expected_best()
-        for state in states(material.sweep, material.ledger)
-    }
-    cells = {at: best for at, best in found.items() if len(best) > 1}
+    found: dict[tuple[str, str], list[list[float]]] = {}
+    for state in states(material.sweep, material.ledger):
+        found.setdefault(material.place(state.study.labels), []).append(state.expected_best())
+    # Of several choices of a cell, the mean.
+    means = {at: [fmean(of) for of in zip(*each, strict=False)] for at, each in found.items()}
+    cells = {at: best for at, best in means.items() if len(best) > 1}
     if not cells:
         raise UndrawableError("no cell has two points with a figure yet")
     titles = list(dict.fromkeys(panel for panel, _ in cells))[:PANELS]
@@ -123,8 +125,12 @@ def budget(material: Material) -> Chart:
     figure.supylabel(f"expected best {words}, %" if scale == 100 else words, fontsize=8)
     legend(figure, list(handles), list(handles.values()))
     notes = [f"expected best {words} of so many of each cell's points, drawn in any order"]
-    if tune.sampler == "tpe":
-        notes.append("points of sampler tpe are no independent draws: a description, no estimate")
+    if tune.sampler in ADAPTIVE:
+        notes.append(
+            f"points of sampler {tune.sampler} are no independent draws: a description, no estimate"
+        )
+    if tune.replicates > 1:
+        notes.append(f"mean over the {tune.replicates} choices of each cell")
     left = sum(panel not in titles or name not in series for panel, name in cells)
     notes += [f"{left:,} of {len(cells):,} cells are left out"] * bool(left)
     described = "; ".join([*told[:TOLD], *["…"] * (len(told) > TOLD)])

@@ -262,6 +262,53 @@ def test_the_baseline_is_a_table_over_the_outermost_operator(protocol: Any) -> N
     assert SMALL.baseline(protocol).accuracy == pytest.approx(sum(right) / len(right))
 
 
+@pytest.mark.parametrize("protocol", ["paper", "sound"])
+def test_the_stronger_baseline_reads_counts_alone(protocol: Any) -> None:
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
+    task = ListOps(
+        max_depth=4,
+        max_arguments=5,
+        min_length=4,
+        max_length=32,
+        train=2000,
+        validation=300,
+        test=300,
+    )
+    splits = task.splits(protocol)
+    assert isinstance(splits.train, Stored)
+    assert isinstance(splits.test, Stored)
+
+    def features(inputs: Any) -> Any:
+        # The first token, and how often each of the ids 1 to 15 occurs.
+        rows = inputs.tolist()
+        return np.array([[row[0], *(row.count(token) for token in range(1, 16))] for row in rows])
+
+    trees = HistGradientBoostingClassifier(
+        max_iter=50, early_stopping=False, categorical_features=[0], random_state=0
+    )
+    trees.fit(features(splits.train.examples.inputs), splits.train.examples.targets[:, 0])
+    told = trees.predict(features(splits.test.examples.inputs))
+
+    found = task.stronger_baseline(protocol)
+
+    right = (told == splits.test.examples.targets[:, 0]).mean()
+    assert found is not None
+    assert found.accuracy == pytest.approx(right)
+    assert found.accuracy > task.baseline(protocol).accuracy
+    assert "number of each token" in found.rule
+
+
+def test_a_stronger_baseline_that_is_none_is_not_told() -> None:
+    # So few trees that boosting has nothing to learn from.
+    assert (
+        ListOps(min_length=4, max_length=32, train=5, validation=1, test=200).stronger_baseline(
+            "sound"
+        )
+        is None
+    )
+
+
 def test_the_baseline_is_the_better_rule() -> None:
     def stored(rows: list[tuple[int, int]]) -> Stored:
         inputs, targets = np.array(rows).T[:, :, None]

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import math
+import statistics
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from scipy import stats as scipy_stats
 from typer.testing import CliRunner
 
-from sweep.analysis.foresight import foresee
+from sweep.analysis.foresight import PUBLISHED, foresee
 from sweep.cli import app
 from sweep.ledger.ledger import Ledger
 from sweep.sweepfile.expansion import load
@@ -76,11 +78,33 @@ def test_a_spread_that_is_not_measured_is_that_of_the_task(tmp_path: Path, ledge
             ledger.commit(trial_row(point, test_accuracy=0.7 + 0.01 * point.config.seed))
     sweep = swept(tmp_path)
 
-    one, unknown = foresee(sweep, ledger)
+    one, unknown = foresee(sweep, ledger, published=None)
 
     assert one.known_by == "the task"
     assert one.spread == pytest.approx(math.sqrt(2 * 2.5))
     assert (unknown.spread, unknown.smallest, unknown.seeds) == (None, None, {})
+
+
+def test_a_spread_that_the_ledger_does_not_know_is_that_of_published_rows(
+    tmp_path: Path, ledger: Ledger
+) -> None:
+    sweep = swept(tmp_path)
+    cells: dict[str, list[float]] = {}
+    published = [pq.read_table(file) for file in PUBLISHED.rglob("trials.parquet")]
+    for row in (row for table in published for row in table.to_pylist()):
+        if row["task"] == "bit-xor" and row["test_accuracy"] is not None:
+            cells.setdefault(row["cell_id"], []).append(100 * row["test_accuracy"])
+    spreads = [statistics.variance(own) for own in cells.values() if len(own) > 2]
+    usual = statistics.median(filter(None, spreads))
+
+    one, _ = foresee(sweep, ledger)
+
+    assert one.known_by == "published rows of the task"
+    assert one.spread == pytest.approx(math.sqrt(2 * usual))
+    # What was measured here comes before it.
+    for point in sweep.points:
+        ledger.commit(trial_row(point, test_accuracy=0.7 + 0.01 * point.config.seed))
+    assert foresee(sweep, ledger)[0].known_by == "its own cells"
 
 
 def test_looks_cost(tmp_path: Path, ledger: Ledger) -> None:
@@ -98,7 +122,9 @@ def test_the_plan_says_what_claims_can_find(tmp_path: Path, ledger: Ledger) -> N
     sweep = swept(tmp_path)
     command = ["plan", str(sweep.file), "--results", str(tmp_path / "results")]
 
+    swept(tmp_path, FILE.replace("[bit-xor, bit-memory]", "[mnist]"))
     before = CliRunner().invoke(app, command)
+    swept(tmp_path)
     for point in sweep.points:
         ledger.commit(trial_row(point, test_accuracy=0.7 + 0.01 * point.config.seed))
     after = CliRunner().invoke(app, command)

@@ -628,6 +628,25 @@ def test_baselines_stand_beside_rows_that_are_tasks(make: Make) -> None:
     assert [row[3] for row in rows[1:]] == ["50.0 [a]", "75.0 [a]"]
 
 
+def test_a_stronger_baseline_stands_below_the_trivial_one(make: Make) -> None:
+    sweep, ledger = make(PAPER)
+    commit(
+        sweep, ledger,
+        lambda point: {"baseline_accuracy": 0.5, "baseline_rule": "guess"}
+        | ({"stronger_baseline_accuracy": 0.625, "stronger_baseline_rule": "trees"}
+           if is_cell(point, "bit-xor") else {}),
+    )  # fmt: skip
+    table = build(sweep, ledger)
+
+    rows = markdown_rows(table.to_markdown())
+
+    xor = rows[0].index("bit-xor")
+    below = {row[0]: row[xor] for row in rows[1:]}
+    assert below["trivial baseline"].startswith("50.0")
+    assert below["stronger baseline"].startswith("62.5")
+    assert "stronger baseline: trees" in table.to_markdown()
+
+
 def test_seeds_that_share_a_drawn_backbone_are_told(make: Make) -> None:
     sweep, ledger = make(PAPER.replace("steps: 50000", "steps: 50000, backbone_seed: 7"))
     table = build(sweep, ledger)

@@ -204,7 +204,7 @@ def test_a_quote_says_how_many_trials_it_cannot_know_yet(tmp_path: Path) -> None
 
     after = quote(plan(file, ledger), ledger)
 
-    assert "without 6 more that sampler tpe has yet to ask for" in before.note
+    assert "without 6 more that the sampler has yet to ask for" in before.note
     assert "without 4 more" in after.note
 
 

@@ -999,9 +999,14 @@ def test_studies_may_lie_in_a_database(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_a_sweep_that_was_killed_while_it_tuned_ends_as_one_that_was_not(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("prune", "pruned", "went_on"), [
+    ("0.25", 2, 4), ("{rungs: [0.25, 0.5], keep: 0.5}", 3, 6),
+])  # fmt: skip
+def test_a_sweep_that_was_killed_while_it_tuned_ends_as_one_that_was_not(
+    tmp_path: Path, prune: str, pruned: int, went_on: int
+) -> None:
     file = tmp_path / "tuned.yaml"
-    tune = f"{{learning_rate: {FOUR}, prune: 0.25}}"
+    tune = f"{{learning_rate: {FOUR}, prune: {prune}}}\nkeep: {{trained: false}}"
     head = HEAD.replace("steps: 40", "steps: 400").replace("every: 10", "every: 100")
     file.write_text(f"{head}tune: {tune}\n")
 
@@ -1032,8 +1037,13 @@ def test_a_sweep_that_was_killed_while_it_tuned_ends_as_one_that_was_not(tmp_pat
         Ledger(killed).trials().select(columns).to_pylist()
         == Ledger(whole).trials().select(columns).to_pylist()
     )
+    # What was promoted went on from the end of its beginning, and nothing else was kept.
+    for place in (killed, whole):
+        extended = Ledger(place).trials(columns=["trial_id", "steps", "extended_from"]).to_pylist()
+        assert sum(row["extended_from"] is not None for row in extended) == went_on
+        assert Ledger(place).states() == {p.trial_id for p in one.tunings if p.goes_on}
     for study in studies_of(sweep, Ledger(killed)).values():
-        assert Counter(trial.state.name for trial in study.trials)["PRUNED"] == 2
+        assert Counter(trial.state.name for trial in study.trials)["PRUNED"] == pruned
         assert len(study.trials) == 4
     with sqlite3.connect(whole / "mlflow.db") as database:
         query = "SELECT value FROM tags WHERE key = 'axis.tuning'"
