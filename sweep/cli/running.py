@@ -26,7 +26,6 @@ from sweep.cli.common import (
     figures,
     in_hours,
     last_causes,
-    reading,
     say,
     show_json,
     size,
@@ -290,9 +289,10 @@ def status(
     """Say how far a sweep is, or, without a file, what the ledger holds."""
     from sweep.analysis.accounting import spent, spent_on
     from sweep.execution.driver import DRIVER
+    from sweep.ledger.ledger import Ledger
     from sweep.planning import estimates
 
-    ledger = reading(results)
+    ledger = Ledger(results)  # of a job that waits there is none yet
     drivers = ledger.holders(DRIVER)
     said: dict[str, Any] = {
         "results": ledger.uri,

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from pydantic import ValidationError
 from torch import Tensor
 from transformers import (
     BertConfig,
@@ -30,7 +31,6 @@ from transformers import (
 )
 
 from fpt.backbones import BACKBONES
-from fpt.files import DataError
 from fpt.model import Model, build_model
 from fpt.trainer import train
 from tests.support import small
@@ -315,5 +315,5 @@ def test_a_sequence_longer_than_the_positions_of_auto_is_refused(
 
 
 def test_a_directory_without_weights_is_told(trial: Any, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"config\.json: missing"):
+    with pytest.raises(ValidationError, match=r"config\.json: missing"):
         trial(backbone={"name": "auto", "weights": str(tmp_path), "groups": {".": "norm"}})

@@ -960,7 +960,7 @@ def test_representations_of_what_is_not_there_is_refused(trained: Path, command:
     assert "no trial could be drawn" in none.err
 
 
-@pytest.mark.parametrize("words", ["table", "claims", "report", "figures -o figures", "status"])
+@pytest.mark.parametrize("words", ["table", "claims", "report", "figures -o figures"])
 def test_a_mistyped_place_is_no_empty_sweep(words: str, file: Path, command: Command) -> None:
     Ledger("results", write=True).commit(trial_row(load(file).points[0]))
 
