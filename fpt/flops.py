@@ -7,11 +7,12 @@ in place of two. Hence every product is counted by itself, in the order of the f
 
 - A product of an (m, k) and a (k, n) matrix is 2 m k n operations. T tokens, width W, a layer:
   queries, keys, values 6 T W^2; scores and their sums over values 4 T^2 W (a causal mask saves
-  nothing); what goes out of attention 2 T W^2; the feed-forward layer 16 T W^2. Weights whose own
-  config.json says so have fewer heads for keys and values, heads of another width, another inner
-  width, or a gate beside the feed-forward layer's first matrix. Of the last layer the latter
-  two are computed for the P positions alone that are read out (see READ_OUT). A layer of
-  an LSTM: 16 T W^2. Around them the linear input layer, 2 T F W, and the output layer, 2 P W C.
+  nothing); what goes out of attention 2 T W^2; the feed-forward layer 16 T W^2. Of the last layer
+  the latter two are computed for the P positions alone that are read out (see READ_OUT). A layer of
+  an LSTM: 16 T W^2. One of a mixer: 2 T W^2 over tokens, 16 T W^2 over channels. Around them the
+  linear input layer, 2 T F W, and the output layer, 2 P W C.
+- Where the config.json of weights says so, there are fewer heads of keys and values, heads of
+  another width, another inner width, or a gate beside the feed-forward layer's first matrix.
 - Backward, a product costs its forward pass once if what it was given depends on something that
   trains, and once more if its weights train (of scores, both factors depend on it).
 - Everything is done for `steps` x `batch_size` sequences of all T tokens, padding included.
@@ -169,6 +170,11 @@ def _layer(
         between = before or backbone.name == "lstm-paper"
         yield _Product(8 * tokens * width**2, "recurrent", layer, before)
         yield _Product(8 * tokens * width**2, "recurrent", layer, between)
+        return
+    if backbone.name == "mixer":
+        for inner in (width // 2, 4 * width):
+            for _ in range(2):
+                yield _Product(2 * tokens * width * inner, "feedforward", layer)
         return
     if backbone.name == "linformer":
         keys = min(LINFORMER_KEYS, tokens)

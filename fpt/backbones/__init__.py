@@ -262,6 +262,13 @@ BACKBONES: dict[str, Backbone] = {
         causal=False,
         layer=r"^layers\.(\d+)\.",
     ),
+    "mixer": Backbone(
+        module="fpt.backbones.mixer:Mixer",
+        sizes={"tiny": Size(4, 128, 1, None), "base": Size(8, 512, 1, None)},
+        groups=(_NORM, (r"\.(tokens|channels)\.", "feedforward")),
+        causal=False,
+        layer=r"^layers\.(\d+)\.",
+    ),
     AUTO: Backbone(
         module="fpt.backbones.auto:Auto",
         sizes={},

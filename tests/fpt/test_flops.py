@@ -29,6 +29,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "longformer": {"layers": 2, "width": 32, "heads": 4},
     "transformer": {"layers": 3, "width": 32, "heads": 4},
     "linformer": {"layers": 3, "width": 32, "heads": 4},
+    "mixer": {"layers": 3, "width": 32, "heads": 1},
     "lstm-paper": {"layers": 3, "width": 32, "heads": 1},
 }
 

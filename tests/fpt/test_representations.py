@@ -98,7 +98,7 @@ def test_states_are_those_of_transformers(trial: MakeTrial, name: str) -> None:
         np.testing.assert_allclose(one, other.numpy(), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["t5", "vit", "longformer", "transformer", "linformer"])
+@pytest.mark.parametrize("name", ["t5", "vit", "longformer", "transformer", "linformer", "mixer"])
 def test_every_transformer_has_a_state_a_layer(trial: MakeTrial, name: str) -> None:
     model = build_model([trial(backbone={"name": name, "layers": 2, "width": 16, "heads": 2})])
     model.train()
