@@ -354,7 +354,7 @@ class Slow(StandIn):
             self._step += 1
             record = SimpleNamespace(
                 trial=0, step=self._step, split="train", loss=0.1, accuracy=0.9,
-                seconds=0.1 * self._step, examples=80,
+                seconds=0.1 * self._step, examples=80, metrics={},
             )  # fmt: skip
             return [record]
         return super().step()
