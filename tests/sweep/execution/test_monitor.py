@@ -137,7 +137,8 @@ class Turns:
         limits = LimitsSpec(storage_seconds=600.0)
         sweep: Any = SimpleNamespace(name="small", spec=SimpleNamespace(limits=limits))
         reservations: Any = SimpleNamespace(release=lambda ids: None)
-        ledger: Any = SimpleNamespace(uri="results", paused=lambda name: self.asked_to_pause)
+        notes = SimpleNamespace(paused=lambda name: self.asked_to_pause)
+        ledger: Any = SimpleNamespace(uri="results", notes=notes)
         train: Any = None
         self.run = Monitor(
             RunContext(ledger, lease, self.interrupts, self.events.append, train),
