@@ -355,7 +355,7 @@ def test_the_sweep_files_of_the_pages_are_valid(tmp_path: Path) -> None:
     for code in blocks("python"):
         if named := re.match(r"# (\w+\.py)\n", code):
             (tmp_path / named[1]).write_text(code)
-    for data in ("waves.csv", "series.csv"):  # part of the ids; what is in them, their pages' tests
+    for data in ("waves.csv", "series.txt"):  # part of the ids; what is in them, their pages' tests
         (tmp_path / data).touch()
     whole = [one for one in blocks("yaml") if re.search(r"^sweep:", one, re.MULTILINE)]
     file = tmp_path / "page.yaml"
