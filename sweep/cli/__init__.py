@@ -29,7 +29,7 @@ PANELS = {
     "Results": ("table", "claims", "show", "report", "figures", "query", "columns", "trace"),
     "Models": ("groups", "weights", "attention", "representations"),
     "Sharing": ("export", "publish", "merge", "diff"),
-    "Upkeep": ("mirror", "ui", "studies", "gc", "compact", "upgrade"),
+    "Upkeep": ("mirror", "ui", "studies", "gc", "compact", "forget", "upgrade"),
 }
 """Group of commands in `sweep --help` -> its commands."""
 

@@ -159,10 +159,13 @@ def show(
 
     ledger = Ledger.existing(results)
     # Marks (may run again, done twice) are rows among the failures, and none to show.
-    failures = [row for row in ledger.failures().to_pylist() if row["cause"] not in MARKS]
-    known = ledger.done() | ledger.states() | {row["trial_id"] for row in failures}
+    notes = ledger.failures().to_pylist()
+    known = ledger.done() | ledger.states()
+    known |= {row["trial_id"] for row in notes if row["cause"] not in MARKS}
+    known |= {row["trial_id"] for row in notes if row["cause"] == "forgotten"}
     trial = whole_id(trial, known, ledger.uri)
-    failures = [row for row in failures if row["trial_id"] == trial]
+    notes = [row for row in notes if row["trial_id"] == trial]
+    failures = [row for row in notes if row["cause"] not in MARKS]
     rows = ledger.trials([trial]).to_pylist()
     echo(f"trial {trial}: {rows[0]['outcome'] if rows else 'not done'}")
     configs = [row["config"] for row in (*rows, *failures) if row["config"]]
@@ -176,6 +179,9 @@ def show(
             if rows[0][name] is not None:
                 echo(f"  {name:<20} {rows[0][name]}")
     _show_curve(ledger, trial)
+    for row in notes:
+        if row["cause"] == "forgotten":
+            echo(f"\nforgotten {row['at']}: {row['message']}")
     for row in failures:
         step = "before its first record" if row["step"] is None else f"at step {row['step']:,}"
         echo(f"\nfailed {row['at']} on {row['host']}, {step}, cause: {row['cause']}")

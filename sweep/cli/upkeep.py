@@ -19,6 +19,7 @@ from sweep.cli.common import (
     echo,
     say,
     show_json,
+    whole_id,
 )
 
 if TYPE_CHECKING:
@@ -94,6 +95,41 @@ def compact(results: Results = "results", as_json: AsJson = False) -> None:
         f"{results}: {count(done.trials, 'finished trial')} put together: "
         f"{count(done.segments, 'large file')} written, {count(done.files, 'small one')} removed"
     )
+
+
+@app.command(epilog="Example: sweep forget 3f9a")
+def forget(
+    trial: Annotated[str, typer.Argument(metavar="TRIAL", help="A trial id, or how it begins.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Discard without asking.")] = False,
+    results: Results = "results",
+) -> None:
+    """Discard the row of a finished trial, on purpose: the next run trains it anew."""
+    from sweep.ledger.ledger import Ledger
+
+    ledger = Ledger.existing(results, write=True)
+    _idle(ledger)
+    trial = whole_id(trial, ledger.done(), ledger.uri)
+    columns = ["trial_id", "task", "outcome", "pretraining", "finished_at"]
+    rows = {row["trial_id"]: row for row in ledger.trials(columns=columns).to_pylist()}
+    row = rows[trial]
+    when = f", finished {row['finished_at']:%Y-%m-%d %H:%M}" if row["finished_at"] else ""
+    question = (
+        f"Discard the row of trial {trial} ({row['task']}, {row['outcome']}{when}), with its "
+        "curve, state and backbone?"
+    )
+    if not yes and not sys.stdin.isatty():
+        raise UserError(f"{question} Nothing was discarded: --yes does it")
+    if not yes:
+        typer.confirm(question, abort=True, err=True)
+        _idle(ledger)  # a run may have started while nobody answered
+    if not ledger.forget(trial):
+        raise UserError(f"{ledger.uri}: somebody else forgot trial {trial} meanwhile")
+    say(f"trial {trial} is forgotten: a run of its sweep file trains it anew")
+    if heirs := [n for n, one in rows.items() if one["pretraining"] == f"trial:{trial}"]:
+        say(
+            f"{count(len(heirs), 'trial')} trained on its backbone and kept what they have: "
+            + ", ".join(heirs)
+        )
 
 
 def _idle(ledger: Ledger) -> None:

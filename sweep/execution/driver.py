@@ -41,7 +41,7 @@ from sweep.execution.scheduler import Event as Event
 from sweep.execution.scheduler import NoQuicker, OnEvent, Scheduler
 from sweep.execution.worker import Train
 from sweep.ledger import provenance
-from sweep.ledger.ledger import MARKS, Lease, Ledger, LedgerError
+from sweep.ledger.ledger import MARKS, RESETS, Lease, Ledger, LedgerError
 from sweep.mirrors import optuna_studies
 from sweep.mirrors.mlflow_runs import Mirror
 from sweep.planning import estimates, packing, tuning
@@ -501,7 +501,7 @@ def _earlier(ledger: Ledger, planned: Plan) -> tuple[Counter[str], dict[str, int
     for row in rows:
         if row["cause"] == "memory" and row["pack_size"] == 1:
             parts[row["trial_id"]] = 2 * (row["accumulation"] or 1)
-        elif row["cause"] == "retried":
+        elif row["cause"] in RESETS:
             parts.pop(row["trial_id"], None)
     most = {point.trial_id: point.config.batch_size for point in planned.sweep.all}
     parts = {name: min(number, most[name]) for name, number in parts.items()}

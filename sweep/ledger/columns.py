@@ -387,7 +387,7 @@ FAILURES = (
         "cause",
         _STRING,
         "outcome",
-        "Why it failed; doubled and retried are marks and no failures",
+        "Why it failed; doubled, retried and forgotten are marks and no failures",
         category=True,
         required=True,
     ),

@@ -195,11 +195,8 @@ def _write(storage: Storage, dataset: Dataset, number: int, table: pa.Table) -> 
     Raises:
         LedgerError: If it does not come back as it was written.
     """
-    data = packed(dataset, table)
     name = segment(dataset, number)
-    written = Segment(dataset, pa.BufferReader(data)).rows(dataset.schema.names)
-    if not same_rows(written, in_order(dataset, table)):
-        raise LedgerError(f"{storage.where(name)}: would not hold what it should; nothing is lost")
+    data = _checked(storage, name, dataset, table)
     if not storage.create(name, data):
         return False
     if storage.get(name) != data:
@@ -208,6 +205,47 @@ def _write(storage: Storage, dataset: Dataset, number: int, table: pa.Table) -> 
             "it, and look to the disk"
         )
     return True
+
+
+def _checked(storage: Storage, name: str, dataset: Dataset, table: pa.Table) -> bytes:
+    """Return the file of a segment, which has just these rows.
+
+    Raises:
+        LedgerError: If it has not.
+    """
+    data = packed(dataset, table)
+    written = Segment(dataset, pa.BufferReader(data)).rows(dataset.schema.names)
+    if not same_rows(written, in_order(dataset, table)):
+        raise LedgerError(f"{storage.where(name)}: would not hold what it should; nothing is lost")
+    return data
+
+
+def take_out(storage: Storage, rows: RowCache, trial_id: str) -> None:
+    """Take the rows of a trial out of segments: each is replaced whole, or goes with its last row.
+
+    Whoever is killed leaves a segment as it was or as it shall be, never the other trials' rows in
+    two. Only one at a time may do it: of two, the later would bring back what the earlier took.
+
+    Args:
+        storage: Where the ledger lies.
+        rows: The reader of a dataset.
+        trial_id: The trial.
+
+    Raises:
+        LedgerError: If the storage fails, or a segment is damaged.
+    """
+    segments, problems = rows.segments()
+    if problems:
+        raise LedgerError("\n".join(problems))
+    dataset = rows.dataset
+    for name, one in segments.items():
+        if trial_id not in one.places:
+            continue
+        if others := one.places.keys() - {trial_id}:
+            left = one.rows(dataset.schema.names, others)
+            storage.put(name, _checked(storage, name, dataset, left))
+        else:
+            storage.delete([name])
 
 
 def parts(dataset: Dataset, table: pa.Table) -> Iterator[pa.Table]:

@@ -38,12 +38,16 @@ Cause = Literal[
 ]
 """Why an attempt at a trial came to nothing."""
 
-CAUSES = (*get_args(Cause), "doubled", "retried")
+CAUSES = (*get_args(Cause), "doubled", "retried", "forgotten")
 """Why an attempt failed, or what a mark says that is no failure (see `MARKS`)."""
 
-MARKS = ("doubled", "retried")
+MARKS = ("doubled", "retried", "forgotten")
 """No failures. doubled: the attempt ended well, and somebody else's row was there first. retried:
-failures before it no longer count."""
+failures before it no longer count. forgotten: the trial's row was discarded on purpose, and
+failures before it no longer count either."""
+
+RESETS = ("retried", "forgotten")
+"""Marks before which no failure counts."""
 
 WAITS = ("code", "data")
 """Causes of failure that a run does not try again: nothing but a change can mend them."""

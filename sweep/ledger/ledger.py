@@ -13,8 +13,8 @@
     results/cache/<dataset>.parquet                     derived; may be deleted at any time
     and notes on sweeps and their runs                  see `sweep.ledger.notes`
 
-A row is committed by create-if-absent and is never moved or rewritten: the first commit wins. How
-rows are read is `sweep.ledger.cache`'s.
+A row is committed by create-if-absent and is never rewritten: the first commit wins, until somebody
+forgets it on purpose (`Ledger.forget`). How rows are read is `sweep.ledger.cache`'s.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ import pyarrow as pa
 from fpt.files import cache_folder
 from sweep.ledger.cache import RowCache
 from sweep.ledger.columns import METRICS, unfolded
-from sweep.ledger.compaction import Compacted, add, compact, parts
+from sweep.ledger.compaction import Compacted, add, compact, parts, take_out
 from sweep.ledger.datasets import (
     CAUSES,
     CURVES,
@@ -44,6 +44,7 @@ from sweep.ledger.datasets import (
     KEPT,
     KINDS,
     MARKS,
+    RESETS,
     TRIALS,
     WAITS,
     Cause,
@@ -71,6 +72,7 @@ __all__ = [
     "FAILURES",
     "KEPT",
     "MARKS",
+    "RESETS",
     "TRIALS",
     "WAITS",
     "AlreadyOurs",
@@ -288,6 +290,10 @@ class Ledger:
 
     def reset_failures(self, ids: Collection[str]) -> None:
         """Mark trials so that their failures up to now no longer count, and they run again."""
+        self._mark(ids, "retried")
+
+    def _mark(self, ids: Collection[str], cause: str, message: str | None = None) -> None:
+        # What is noted of trials after all that is noted of them.
         if not ids:
             return
         noted = self.failures(ids, columns=["trial_id", "at"]).sort_by("at").to_pylist()
@@ -296,8 +302,8 @@ class Ledger:
             at = datetime.now(UTC)
             if trial_id in last:  # by the clock of its node, which may be ahead of ours
                 at = max(at, last[trial_id] + timedelta(microseconds=1))
-            row = {"trial_id": trial_id, "attempt": new_attempt(), "cause": "retried"}
-            self.fail({**row, "at": at})
+            row = {"trial_id": trial_id, "attempt": new_attempt(), "cause": cause}
+            self.fail({**row, "at": at, "message": message})
 
     def failures(
         self,
@@ -315,14 +321,24 @@ class Ledger:
         Raises:
             LedgerError: As `failures`.
         """
+        last = self.last_notes(ids)
+        return {trial: row for trial, row in last.items() if row["cause"] not in MARKS}
+
+    def last_notes(self, ids: Collection[str] | None = None) -> dict[str, dict[str, Any]]:
+        """Return trial -> cause, exception, message, at (a time in UTC) of the last that is noted
+        of it and still counts: a failure, or the mark that its row was forgotten.
+
+        Raises:
+            LedgerError: As `failures`.
+        """
         names = ["trial_id", "cause", "exception", "message", "at"]
         # By time, not by the names of attempts: a mark of `sweep retry` is named in its own way.
         rows = self.failures(ids, columns=names).sort_by("at").to_pylist()
         last: dict[str, dict[str, Any]] = {}
         for row in rows:
-            if row["cause"] not in MARKS:
+            if row["cause"] == "forgotten" or row["cause"] not in MARKS:
                 last[row["trial_id"]] = row
-            elif row["cause"] == "retried":
+            elif row["cause"] in RESETS:
                 last.pop(row["trial_id"], None)
         return last
 
@@ -593,14 +609,14 @@ class Ledger:
         """Remove objects of a folder for good, and say how many.
 
         Args:
-            kind: Any folder but `trials`: what has been finished is never removed by a program.
+            kind: Any folder but `trials`: finished trials go one by one (`forget`).
             ids: Trials whose objects go (of leases: names); None for all.
 
         Raises:
             ValueError: If kind is `trials`.
         """
         if kind == "trials":
-            raise ValueError("rows of finished trials are not removed; delete their files by hand")
+            raise ValueError("rows of finished trials go one by one: see forget")
         wanted = None if ids is None else set(ids)
         names = [
             name
@@ -609,6 +625,35 @@ class Ledger:
         ]
         self._storage.delete(names)
         return len(names)
+
+    def forget(self, trial_id: str) -> bool:
+        """Discard the row of a finished trial, its curve, state and backbone; True if it had one.
+
+        A mark among its failures is written first and stays. The row goes last: who is killed
+        before has it still, and the same call goes on. The next row of the trial counts as the
+        first one did. No run and no compaction may be at work meanwhile.
+
+        Raises:
+            LedgerError: If the storage fails, files of many trials are damaged, or another process
+                forgets a trial at this moment.
+        """
+        lease = self.lease("forget")
+        if lease is None:
+            raise LedgerError(f"{self.uri}: another process forgets a trial; wait until it has")
+        with lease:
+            found = self.trials([checked(trial_id)], columns=["attempt", "finished_at"]).to_pylist()
+            if not found:
+                return False
+            what = f"row of attempt {found[0]['attempt']}, finished {found[0]['finished_at']}"
+            self._mark([trial_id], "forgotten", what)
+            self.drop_state(trial_id)  # else the next attempt would go on from it
+            pieces = self._storage.list(CURVES.unit(trial_id))
+            self._storage.delete([blob("backbones", trial_id), *pieces])
+            take_out(self._storage, self._rows["curves"], trial_id)
+            # Of a row in both, that of the segment counts.
+            self._storage.delete([TRIALS.unit(trial_id)])
+            take_out(self._storage, self._rows["trials"], trial_id)
+        return True
 
     def _read(
         self,

@@ -1,10 +1,11 @@
-"""Segments: Parquet files of the rows of many trials, in order, written once and never changed.
+"""Segments: Parquet files of the rows of many trials, in order, written once.
 
     trials/segment-000001.parquet      curves/...      failures/...
 
 They are numbered, and made by create-if-absent: who finds the next number taken has missed what
 somebody else put into it. A segment holds no row that may ever be written over: those that code of
-the user's own gave stay in files of their own.
+the user's own gave stay in files of their own. Nothing is ever added to one; only what somebody
+forgets on purpose is taken out of it, by a file that takes its place whole.
 """
 
 from __future__ import annotations

@@ -328,7 +328,7 @@ def _judge(
         for name, point in points.items()
         if name not in outcomes and not point.undecided
     }
-    failed = _failed(ledger, open_)
+    failed, forgotten = _noted(ledger, open_)
     older = changed | trained_under_older_version(
         [p for name, p in open_.items() if name not in failed and name not in changed],
         ledger,
@@ -359,8 +359,10 @@ def _judge(
         else:
             reason = _blocked_by(point, points, status, done & backbones)
             status[name] = "blocked" if reason else "missing"
-            if reason or name in again:
-                why[name] = reason or "trained, but its backbone is gone: to be trained again"
+            if name in again:
+                reason = reason or "trained, but its backbone is gone: to be trained again"
+            if reason or name in forgotten:
+                why[name] = reason or forgotten[name]
     return status, why
 
 
@@ -398,15 +400,21 @@ def _outcomes(ledger: Ledger, ids: Collection[str]) -> dict[str, Status]:
     }
 
 
-def _failed(ledger: Ledger, ids: Collection[str]) -> dict[str, str]:
-    # Trials whose last failure has to be mended first, and what it was.
-    if not ids:
-        return {}
-    return {
+def _noted(ledger: Ledger, ids: Collection[str]) -> tuple[dict[str, str], dict[str, str]]:
+    # Trials whose last failure has to be mended first, and what it was; and those whose rows were
+    # forgotten, and when.
+    notes = ledger.last_notes(ids) if ids else {}
+    failed = {
         name: f"{row['cause']}: {row['exception']}: {(row['message'] or '').partition(chr(10))[0]}"
-        for name, row in ledger.last_failures(ids).items()
+        for name, row in notes.items()
         if row["cause"] in WAITS
     }
+    forgotten = {
+        name: f"forgotten on {row['at']:%Y-%m-%d}; trains anew"
+        for name, row in notes.items()
+        if row["cause"] == "forgotten"
+    }
+    return failed, forgotten
 
 
 def trained_under_older_version(

@@ -344,6 +344,104 @@ def test_show_tells_config_figures_curve_and_failures(
     assert "Traceback of it" in of_failed.out
 
 
+def test_show_of_a_failed_trial_has_its_curve_and_the_step(
+    ledger: Ledger, file: Path, command: Command
+) -> None:
+    failed = load(file).points[1]
+    attempt = new_attempt()
+    ledger.append_curve(failed.trial_id, attempt, 0, curve_rows()[:20])
+    ledger.fail(failure_row(failed, cause="worker", attempt=attempt, step=20))
+
+    said = command("show", failed.trial_id).out
+
+    assert f"trial {failed.trial_id}: not done" in said
+    assert "curve, the last 12 of 20 records" in said
+    assert "step      20 train      loss 0.0500 accuracy 0.6667" in said
+    assert re.search(r"failed .*, at step 20, cause: worker", said)
+    assert re.search(r"failed .*, before its first record, cause: data", said)
+
+
+@pytest.mark.parametrize("compacted", [False, True])
+def test_forget_discards_a_row_and_everybody_says_so(
+    ledger: Ledger, file: Path, command: Command, compacted: bool
+) -> None:
+    done = load(file).points[0]
+    if compacted:
+        ledger.compact()
+
+    said = command("forget", done.trial_id[:6], "--yes")
+
+    assert (said.code, said.out) == (0, "")
+    assert f"trial {done.trial_id} is forgotten" in said.err
+    assert "trained on its backbone" not in said.err
+    today = f"{datetime.now(UTC):%Y-%m-%d}"
+    trials = {t["trial_id"]: t for t in json.loads(command("plan", file, "--json").out)["trials"]}
+    assert trials[done.trial_id]["status"] == "missing"
+    assert trials[done.trial_id]["why"] == f"forgotten on {today}; trains anew"
+    shown = command("show", done.trial_id).out
+    assert f"trial {done.trial_id}: not done" in shown
+    assert re.search(rf"forgotten {today} .*: row of attempt \S+", shown)
+    assert "curve" not in shown
+    assert "failed, by cause: 1 data" in command("status").out
+    assert not list(Path("results").rglob(f"*{done.trial_id}.*parquet"))
+    again = command("forget", done.trial_id, "--yes")
+    assert again.code == 2
+    assert "no trial begins with" in again.err
+
+    ledger.commit(trial_row(done, test_accuracy=0.5))
+
+    assert ledger.trials([done.trial_id], columns=["test_accuracy"]).to_pylist() == [
+        {"test_accuracy": 0.5}
+    ]
+    assert "1 done, 1 failed" in command("plan", file).out
+    assert f"forgotten {today}" in command("show", done.trial_id).out
+
+
+def test_forget_asks_first_and_never_beside_a_run(
+    ledger: Ledger, file: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = load(file).points[0].trial_id
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    unasked = command("forget", done)
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr("typer.confirm", lambda question, **how: _declined())
+    declined = command("forget", done)
+    lease = ledger.lease("driver-one")
+    assert lease is not None
+    with lease:
+        beside = command("forget", done, "--yes")
+    unknown = command("forget", "ffffffffffff", "--yes")
+
+    assert (unasked.code, declined.code, beside.code, unknown.code) == (2, 1, 2, 2)
+    assert f"Discard the row of trial {done} (bit-xor, done" in unasked.err
+    assert "--yes does it" in unasked.err
+    assert "a run is under way" in beside.err
+    assert ledger.done() == {done}
+    assert (ledger.states(), ledger.backbones()) == ({done}, {done})
+    assert ledger.last_notes([done]) == {}
+
+
+def _declined() -> None:
+    raise typer.Abort
+
+
+def test_forget_names_the_trials_that_took_the_backbone(
+    ledger: Ledger, file: Path, command: Command
+) -> None:
+    parent = load(file).points[0].trial_id
+    heir = Path("heir.yaml")
+    heir.write_text(TINY.replace("pretraining: [random]", f"pretraining: ['trial:{parent}']"))
+    heirs = [point.trial_id for point in load(heir).points]
+    for point in load(heir).points:
+        ledger.commit(trial_row(point))
+
+    said = command("forget", parent, "--yes").err
+
+    assert "2 trials trained on its backbone and kept what they have" in said
+    assert all(one in said for one in heirs)
+    assert ledger.done() == set(heirs)
+
+
 def test_plan_and_status_say_what_failed(ledger: Ledger, file: Path, command: Command) -> None:
     planned = command("plan", file).out
     status = command("status", file)

@@ -378,6 +378,7 @@ OPERATIONS = st.lists(
         st.tuples(st.just("piece"), st.integers(0, 9), st.integers(0, 2)),
         st.tuples(st.just("fail"), st.integers(0, 9), st.sampled_from("ab")),
         st.tuples(st.just("compact"), st.integers(0, 60), st.just(0)),
+        st.tuples(st.just("forget"), st.integers(0, 9), st.just(0)),
     ),
     max_size=14,
 )
@@ -394,6 +395,7 @@ def test_a_ledger_is_a_dict_whoever_compacts_and_dies(
     with tempfile.TemporaryDirectory() as folder:
         ledger = Ledger(folder)
         for number, (what, of, more) in enumerate(operations):
+            was = dict(rows)
             if what == "finish":
                 there = rows.get(trial(of))
                 first = Committed() if there is None else TakenBy(there)
@@ -402,6 +404,10 @@ def test_a_ledger_is_a_dict_whoever_compacts_and_dies(
             elif what == "piece":
                 ledger.append_curve(trial(of), "a", more, [point(0, float(number))])
                 pieces[trial(of), more] = number
+            elif what == "forget":
+                assert ledger.forget(trial(of)) == (rows.pop(trial(of), None) is not None)
+                if was != rows:
+                    pieces = {key: n for key, n in pieces.items() if key[0] != trial(of)}
             elif what == "fail":
                 ledger.fail(failure(of, more, str(number)))
                 notes[trial(of), more] = str(number)
@@ -413,12 +419,118 @@ def test_a_ledger_is_a_dict_whoever_compacts_and_dies(
             assert table.to_pylist() == [
                 {"trial_id": name, "attempt": rows[name]} for name in sorted(rows)
             ]
-            told = reader.failures(columns=["trial_id", "attempt", "message"]).to_pylist()
-            assert [tuple(one.values()) for one in told] == [
+            told = reader.failures(columns=["trial_id", "attempt", "message", "cause"]).to_pylist()
+            failed = [one for one in told if one.pop("cause") == "worker"]
+            assert [tuple(one.values()) for one in failed] == [
                 (*key, notes[key]) for key in sorted(notes)
             ]
             curve = reader.curves(columns=["trial_id", "loss"]).to_pylist()
             assert [tuple(one.values()) for one in curve] == sorted(curves.items())
+
+
+def _forget_until(place: Path, number: int, most: int, error: type[BaseException]) -> bool:
+    """Forget a trial until so many requests were made; return whether that was not all."""
+
+    def stop() -> None:
+        raise error("away")
+
+    ledger = Ledger(place)
+    next(stopped_at(ledger, most, stop))
+    try:
+        ledger.forget(trial(number))
+    except (Kill, StorageError):
+        return True
+    finally:
+        Ledger(place).remove("leases")  # who is gone holds none; this process lives on
+    return False
+
+
+@pytest.mark.parametrize("compacted", ["loose", "segment", "both", "alone"])
+@pytest.mark.parametrize("error", [Kill, StorageError])
+def test_who_forgets_and_is_killed_leaves_the_row_or_the_mark(
+    tmp_path: Path, compacted: str, error: type[BaseException]
+) -> None:
+    others, most = [1, 2, 3], 0
+    with tempfile.TemporaryDirectory() as folder:
+        fill(Ledger(folder), others)
+        expected = seen(Ledger(folder))
+    fill(Ledger(tmp_path), [5])
+    if compacted == "alone":
+        Ledger(tmp_path).compact()
+    fill(Ledger(tmp_path), others)
+    if compacted != "loose":
+        loose = {n: (tmp_path / n).read_bytes() for n in files(tmp_path) if trial(5) in n}
+        Ledger(tmp_path).compact()
+        for name, data in loose.items() if compacted == "both" else ():
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_bytes(data)
+    Ledger(tmp_path).save_state(trial(5), b"half", step=3, attempt="a")
+    Ledger(tmp_path).put_backbone(trial(5), b"what it trained")
+
+    while _forget_until(tmp_path, 5, most, error):
+        most += 1
+        now = Ledger(tmp_path)
+        marked = trial(5) in now.last_notes([trial(5)])
+        assert trial(5) in now.done() or marked
+        if trial(5) not in now.done():
+            assert not now.states() | now.backbones()
+            assert now.curves([trial(5)]).num_rows == 0
+        for kind in ("trials", "curves"):
+            table = getattr(now, kind)([trial(number) for number in others])
+            assert [*map(repr, table.to_pylist())] == expected["0" if kind == "trials" else "2"]
+        _each_once(tmp_path)
+
+    assert most > 8
+    after = seen(Ledger(tmp_path))
+    assert (after["0"], after["2"]) == (expected["0"], expected["2"])
+    assert Ledger(tmp_path).last_notes([trial(5)])[trial(5)]["cause"] == "forgotten"
+    assert "attempt a" in Ledger(tmp_path).last_notes([trial(5)])[trial(5)]["message"]
+    assert Ledger(tmp_path).last_failures([trial(5)]) == {}
+
+
+def test_a_trial_that_was_forgotten_may_be_finished_again_and_compacted(place: str) -> None:
+    ledger, reader = Ledger(place), Ledger(place)
+    fill(ledger, range(6))
+    ledger.compact()
+    before, still = seen(reader), reader.snapshot()
+    seen(still)
+
+    assert ledger.forget(trial(3))
+    assert not ledger.forget(trial(3))
+    assert trial(3) not in reader.done()
+    assert sorted(seen(Ledger(place))["0"]) == [one for one in before["0"] if trial(3) not in one]
+    ledger.append_curve(trial(3), "z", 0, [point(7, 5.0)])
+    assert ledger.commit(row(3, "z")) == Committed()
+    for _ in range(2):
+        assert ledger.commit(row(3, "y")) == TakenBy("z")
+        for one in (ledger, reader, Ledger(place)):
+            assert one.committed_by(trial(3)) == "z"
+            assert one.trials(columns=["seed"]).column(0).to_pylist() == list(range(6))
+            curve = one.curves([trial(3)], columns=["step", "loss"]).to_pylist()
+            assert curve == [{"step": 7, "loss": 5.0}]
+        ledger.compact()
+    assert len([name for name in files(place) if name.startswith("trials/")]) == 2
+    assert not any(Ledger(place).damaged(kind) for kind in ("trials", "failures", "curves"))  # type: ignore[arg-type]
+
+
+def test_the_last_row_of_a_segment_takes_it_along(tmp_path: Path) -> None:
+    fill(Ledger(tmp_path), [1])
+    Ledger(tmp_path).compact()
+
+    assert Ledger(tmp_path).forget(trial(1))
+
+    assert [name for name in files(tmp_path) if not name.startswith("failures/")] == []
+    assert Ledger(tmp_path).done() == set()
+
+
+def test_only_one_forgets_at_a_time(tmp_path: Path) -> None:
+    fill(Ledger(tmp_path), [1])
+    lease = Ledger(tmp_path).lease("forget")
+    assert lease is not None
+    with lease, pytest.raises(LedgerError, match="another process forgets a trial"):
+        Ledger(tmp_path).forget(trial(1))
+
+    assert Ledger(tmp_path).forget(trial(1))
 
 
 def test_many_at_once_write_each_row_once(tmp_path: Path) -> None:
