@@ -166,6 +166,7 @@ def _content(sweep: Sweep, ledger: Ledger, results: str) -> dict[str, Any]:
         "failures": _failures(planned, ledger, known),
         "provenance": _provenance(sweep, rows),
         "groups": told,
+        "figure": _figure(groups[:GROUPS]),
         "groups_left": sum(len(group.points) for group in groups[GROUPS:]),
         "left": sum(group["left"] for group in told),
     }
@@ -417,6 +418,17 @@ def _groups(sweep: Sweep, table: Table | None) -> list[_Group]:
     return [*groups.values(), *rest]
 
 
+def _has_classes(point: Point) -> bool:
+    return bool(point.like.task.shape(point.like.protocol).classes)
+
+
+def _figure(groups: Sequence[_Group]) -> str:
+    # What the figure of a trial is: of numbers, there is no accuracy.
+    classes = {_has_classes(group.points[0]) for group in groups}
+    names = ["test accuracy, %"] * (classes != {False}) + ["test loss"] * (False in classes)
+    return " or ".join(names)
+
+
 def _told(
     groups: Sequence[_Group], planned: Plan, rows: pa.Table, table: Table | None
 ) -> list[dict[str, Any]]:
@@ -492,11 +504,7 @@ def _row(point: Point, planned: Plan, row: Mapping[str, Any] | None) -> dict[str
         accuracy, loss = row["test_accuracy"], row["test_loss"]
         if accuracy is not None and math.isfinite(accuracy):
             out["accuracy"] = f"{100 * accuracy:.2f}"
-        elif (
-            loss is not None
-            and math.isfinite(loss)
-            and not point.like.task.shape(point.like.protocol).classes
-        ):
+        elif loss is not None and math.isfinite(loss) and not _has_classes(point):
             out["accuracy"] = f"loss {loss:.4g}"
         out["steps"] = f"{row['steps_trained']:,}" if row["steps_trained"] is not None else ""
         out["time"] = duration(row["seconds"]) if row["seconds"] is not None else ""

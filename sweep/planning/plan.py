@@ -189,7 +189,8 @@ def plan(
     workers = workers or Workers.here()
     stages = _stages(sweep, runs)
     shorter = _shorter(ledger, [point for stage in stages for point in stage])
-    why = _extensions(shorter) | why
+    for name, words in _extensions(shorter).items():
+        why[name] = f"{why[name]}; {words}" if name in why else words
     packs, apart, inexact = _packs(stages, sweep, ledger, workers, shorter)
     return Plan(sweep, status, why, packs, workers, apart, inexact, stages)
 
@@ -410,7 +411,7 @@ def _noted(ledger: Ledger, ids: Collection[str]) -> tuple[dict[str, str], dict[s
         if row["cause"] in WAITS
     }
     forgotten = {
-        name: f"forgotten on {row['at']:%Y-%m-%d}; trains anew"
+        name: f"forgotten on {row['at']:%Y-%m-%d}; to be trained again"
         for name, row in notes.items()
         if row["cause"] == "forgotten"
     }

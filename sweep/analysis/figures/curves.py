@@ -174,7 +174,9 @@ def convergence(material: Material) -> Chart:
         UndrawableError: If no trial that is done had converged.
     """
     if material.measure.name != "accuracy":
-        raise UndrawableError("convergence is judged by accuracy, and the figures are of another")
+        raise UndrawableError(
+            "convergence is judged by accuracy, and these figures show another metric"
+        )
     table = material.sweep.table
     rule = ConvergenceSpec() if table is None else table.convergence
     found = [_times(material, arm, rule) for arm in material.shown]

@@ -104,6 +104,8 @@ def budget(material: Material) -> Chart:
     cells = {at: best for at, best in means.items() if len(best) > 1}
     if not cells:
         raise UndrawableError("no cell has two points with a figure yet")
+    from matplotlib.ticker import MaxNLocator
+
     titles = list(dict.fromkeys(panel for panel, _ in cells))[:PANELS]
     series = list(dict.fromkeys(name for _, name in cells))[:SERIES]
     figure, every_axes = panels(titles, share=False)
@@ -122,6 +124,7 @@ def budget(material: Material) -> Chart:
     words = tune.by.replace("_", " ")
     for axes in every_axes:
         axes.set_xlabel("points tried")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.supylabel(f"expected best {words}, %" if scale == 100 else words, fontsize=8)
     legend(figure, list(handles), list(handles.values()))
     notes = [f"expected best {words} of so many of each cell's points, drawn in any order"]

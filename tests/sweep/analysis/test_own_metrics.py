@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 import pytest
 
 import sweep as api
-from sweep.analysis import claims, figures
+from sweep.analysis import claims, figures, report
+from sweep.analysis.figures import tuned
 from sweep.analysis.tables import build
 from sweep.ledger.ledger import Ledger
 from sweep.mirrors.mlflow_runs import _metrics
@@ -233,6 +235,40 @@ def test_figures_draw_the_metric_of_the_table_else_the_first(make: Make) -> None
     for text, name in {"": "accuracy", "table: {rows: train, value: [test_f1]}\n": "f1"}.items():
         sweep, ledger = make(classes + text)
         assert figures.gather(sweep, ledger).measure.name == name
+
+
+@pytest.mark.parametrize(
+    ("tasks", "heading"),
+    [
+        ('"numbers_:Ahead"', "test loss"),
+        ("bit-xor", "test accuracy, %"),
+        ('"numbers_:Ahead", bit-xor', "test accuracy, % or test loss"),
+    ],
+)
+def test_the_report_heads_figures_of_numbers_as_losses(
+    make: Make, tasks: str, heading: str
+) -> None:
+    sweep, ledger = make(HEAD.replace('"numbers_:Ahead"', tasks))
+    for point in sweep.points:
+        ledger.commit(trial_row(point) if point.config.task.name == "bit-xor" else row(point))
+
+    page = report.render(sweep, ledger)
+
+    heads = re.findall(r'<th scope="col" class="number">(test [^<]*)</th>', page)
+    assert heads == [heading]
+
+
+def test_points_tried_are_whole_numbers(make: Make) -> None:
+    values = "{learning_rate: {values: [0.001, 0.01]}, by: validation_r2}"
+    sweep, ledger = make(HEAD + f"tune: {values}\n")
+    for point in sweep.tunings:
+        ledger.commit(row(point, validation_r2=point.config.learning_rate))
+
+    drawn = tuned.budget(figures.gather(sweep, ledger))
+
+    ticks = drawn.figure.axes[0].get_xticks()
+    assert all(float(tick).is_integer() for tick in ticks)
+    assert {1.0, 2.0} <= set(ticks)
 
 
 def test_mlflow_has_each_metric_and_its_curve(make: Make) -> None:

@@ -377,7 +377,7 @@ def test_forget_discards_a_row_and_everybody_says_so(
     today = f"{datetime.now(UTC):%Y-%m-%d}"
     trials = {t["trial_id"]: t for t in json.loads(command("plan", file, "--json").out)["trials"]}
     assert trials[done.trial_id]["status"] == "missing"
-    assert trials[done.trial_id]["why"] == f"forgotten on {today}; trains anew"
+    assert trials[done.trial_id]["why"] == f"forgotten on {today}; to be trained again"
     shown = command("show", done.trial_id).out
     assert f"trial {done.trial_id}: not done" in shown
     assert re.search(rf"forgotten {today} .*: row of attempt \S+", shown)

@@ -459,3 +459,25 @@ def test_a_longer_training_goes_on_from_the_longest_shorter_one(
     assert told.startswith("goes on" if expected else "begins anew, and not from step ")
     name = named(sweep, f"{expected}/0").trial_id if expected else None
     assert dict(pack.extends) == ({pack.points[0].trial_id: name} if name else {})
+
+
+def test_a_forgotten_trial_that_goes_on_from_a_shorter_one_says_both(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    file = tmp_path / "steps.yaml"
+    file.write_text(STEPS.format(more="", steps=[10, 40]))
+    sweep = load(file)
+    for steps in (10, 40):
+        train(sweep, ledger, f"{steps}/0", steps=steps, evaluate_every=10)
+        ledger.put_state(named(sweep, f"{steps}/0").trial_id, b"state")
+    short, long = (named(sweep, f"{steps}/0").trial_id for steps in (10, 40))
+
+    assert ledger.forget(long)
+    planned = plan(sweep, ledger)
+
+    today = f"{dt.datetime.now(dt.UTC):%Y-%m-%d}"
+    told = f"forgotten on {today}; to be trained again; goes on from step 10 of {short}"
+    assert planned.why == {long: told}
+    assert planned.status[long] == "missing"
+    train(sweep, ledger, "40/0")
+    assert plan(sweep, ledger).why == {}
