@@ -964,7 +964,7 @@ def test_what_takes_room_and_making_room(place: str) -> None:
     assert ledger.remove("leases", ["driver"]) == 2
     assert ledger.remove("cache") == 2  # of the trials, and of the curves just read
     assert ledger.backbones() == {trial(1), trial(2)}
-    with pytest.raises(ValueError, match="by hand"):
+    with pytest.raises(ValueError, match="one by one"):
         ledger.remove("trials")
     assert ids(ledger.trials()) == [trial(1), trial(2)]
 
