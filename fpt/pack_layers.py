@@ -4,7 +4,8 @@ products in a form whose result for a row does not depend on the other rows.
 K members stand one after another along the batch: member k owns `rows[k]` sequences. A member's
 layer sees its own rows alone, in shapes that do not depend on the pack, so that on a CPU at one
 thread a member's numbers are the same bits whoever its neighbours are. A pack of one is the plain
-case. Shapes: R = sum of rows, T tokens, W width.
+case. On the device path, which has no such contract, a layer is one operation for all members that
+have as many rows each. Shapes: R = sum of rows, T tokens, W width.
 """
 
 from __future__ import annotations
@@ -124,17 +125,28 @@ class Members:
         first, whole = self.part[k]
         return draw(whole)[first : first + rows]
 
+    @property
+    def stacked(self) -> int:
+        """The number of members whose layers are computed by one operation for all, as a device
+        wants it: those present, if they have as many rows each. 0: layers go from one to the next.
+        """
+        rows = {n for n in self.rows if n}
+        return len(self.present) if self.device_path and len(rows) == 1 else 0
+
     def pieces(self, x: Tensor) -> Iterator[tuple[int, Tensor]]:
         """(member, its rows of x) for every member present."""
         present = self.present
-        # One split, and not a slice a member: the gradient of a slice is as large as x.
-        parts = [x] if len(present) == 1 else torch.split(x, [self.rows[k] for k in present])
-        yield from zip(present, parts, strict=True)
+        yield from zip(present, _split(x, [self.rows[k] for k in present]), strict=True)
 
     def apply(self, x: Tensor, layer: Callable[[int, Tensor], Tensor]) -> Tensor:
         """`layer(member, its rows)` over all members, put together again along the rows."""
         done = [layer(k, piece) for k, piece in self.pieces(x)]
         return done[0] if len(done) == 1 else torch.cat(done)
+
+
+def _split(x: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
+    # One split, and not a slice a piece: the gradient of a slice is as large as x.
+    return [x] if len(sizes) == 1 else torch.split(x, list(sizes))
 
 
 class MemberLayer(nn.Module):
@@ -145,6 +157,11 @@ class MemberLayer(nn.Module):
         self.members = members
         for name, values in parameters.items():
             setattr(self, name, _Own([nn.Parameter(v) for v in values]))
+
+    def of_present(self, name: str) -> Tensor:
+        """A parameter of all members present, one after another: (K, ...)."""
+        values = getattr(self, name)
+        return torch.stack([values[k] for k in self.members.present])
 
 
 class _Own(nn.ParameterList):
@@ -163,6 +180,12 @@ class MemberLinear(MemberLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply each member's layer to its rows."""
+        if members := self.members.stacked:
+            weight, bias = self.of_present("weight"), self.of_present("bias")
+            rows = x.reshape(members, -1, x.shape[-1]).transpose(1, 2)
+            # This way round the gradient of the weights lies as they do, and is not copied.
+            out = torch.baddbmm(bias[..., None], weight, rows).transpose(1, 2)
+            return out.reshape(*x.shape[:-1], -1)
         return self.members.apply(x, lambda k, rows: F.linear(rows, self.weight[k], self.bias[k]))
 
 
@@ -173,6 +196,11 @@ class MemberEmbedding(MemberLayer):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Look up each member's rows in its own table."""
+        if members := self.members.stacked:
+            table = self.of_present("weight")
+            first = torch.arange(members, device=ids.device) * table.shape[1]
+            rows = ids.reshape(members, -1) + first[:, None]
+            return F.embedding(rows, table.flatten(0, 1)).view(*ids.shape, -1)
         return self.members.apply(ids, lambda k, rows: F.embedding(rows, self.weight[k]))
 
 
@@ -186,6 +214,10 @@ class MemberTable(MemberLayer):
     def forward(self, ids: Tensor) -> Tensor:
         """Look the ids up for each row."""
         members = self.members
+        if present := members.stacked:
+            each = self.of_present("weight")[:, ids]
+            rows = sum(members.rows) // present
+            return each[:, None].expand(-1, rows, *each.shape[1:]).flatten(0, 1)
         found = [
             F.embedding(ids, self.weight[k]).expand(members.rows[k], *ids.shape, -1)
             for k in members.present
@@ -207,6 +239,13 @@ class MemberNorm(MemberLayer):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise each row and apply its member's gain and bias."""
         present = self.members.present
+        if self.members.stacked:
+            own = [
+                *(self.weight[k] for k in present),
+                *(self.bias[k] for k in present if self.biased),
+            ]
+            together: Tensor = _StackedNorms.apply(x, len(present), self.eps, *own)  # type: ignore[no-untyped-call]
+            return together
         if not self.biased:
             shape = x.shape[-1:]
             return self.members.apply(
@@ -261,6 +300,38 @@ class _Norms(torch.autograd.Function):
         return (torch.cat(inputs), None, None, *of_gains, *of_biases)
 
 
+class _StackedNorms(torch.autograd.Function):
+    """`_Norms` of members with as many rows each: one norm and one affine map for all."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, members: int, eps: float, *own: Tensor) -> Tensor:
+        """Gains of all members, then their biases where they have any, are in `own`."""
+        shape = x.shape[-1:]
+        normed, mean, scale = torch.native_layer_norm(x, shape, None, None, eps)
+        gains, *biases = torch.stack(own).view(-1, members, 1, *shape)
+        ctx.save_for_backward(x, normed, mean, scale, gains)
+        ctx.members, ctx.biased = members, bool(biases)
+        rows = normed.view(members, -1, *shape)
+        out = torch.addcmul(biases[0], rows, gains) if biases else rows * gains
+        return out.view_as(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        """Gradients of x, and of each member's gain and bias."""
+        x, normed, mean, scale, gains = ctx.saved_tensors
+        shape = x.shape[-1:]
+        rows = gradient.reshape(ctx.members, -1, *shape)
+        own: list[Tensor | None] = [None] * (ctx.members * (2 if ctx.biased else 1))
+        if ctx.needs_input_grad[3]:
+            own = [*(rows * normed.view_as(rows)).sum(1).unbind()]
+            own += [*rows.sum(1).unbind()] if ctx.biased else []
+        inputs = torch.ops.aten.native_layer_norm_backward(
+            (rows * gains).reshape(x.shape), x, shape, mean, scale, None, None, [True, False, False]
+        )[0]
+        return (inputs, None, None, *own)
+
+
 class MemberScale(MemberLayer):
     """A root-mean-square norm with a gain of each member's own: (R, T, W) -> (R, T, W)."""
 
@@ -275,6 +346,10 @@ class MemberScale(MemberLayer):
     def forward(self, x: Tensor) -> Tensor:
         """Scale each row to a root mean square of 1 and apply its member's gain."""
         scale = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
+        if members := self.members.stacked:
+            gains = self.of_present("weight")[:, None]
+            rows = (x * scale).reshape(members, -1, x.shape[-1])
+            return (rows * (1.0 + gains if self.above_one else gains)).reshape(x.shape)
         if self.above_one:
             return self.members.apply(x * scale, lambda k, rows: rows * (1.0 + self.weight[k]))
         return self.members.apply(x * scale, lambda k, rows: self.weight[k] * rows)
@@ -298,6 +373,10 @@ class MemberPosition(MemberLayer):
         their number counts, since a trial's sequences all begin at position 0.
         """
         tokens = positions.shape[-1]
+        if present := self.members.stacked:
+            each = self.of_present("weight")[:, None, :tokens]
+            rows = sum(self.members.rows) // present
+            return each.expand(-1, rows, -1, -1).flatten(0, 1)
         tables = [
             (table if len(table) == tokens else table[:tokens]).expand(rows, -1, -1)
             for table, rows in zip(self.weight, self.members.rows, strict=True)
@@ -493,6 +572,7 @@ class MemberProduct(MemberLayer):
         self.row_multiple = ROW_MULTIPLE
         self._biased = "bias" in own
         self._rounded = [_Rounded() for _ in members.seeds]
+        self._row, self._rounded_row = _Row(), _Rounded()
 
     @property
     def kind(self) -> tuple[int, int, bool, bool]:
@@ -503,10 +583,17 @@ class MemberProduct(MemberLayer):
     def forward(self, x: Tensor) -> Tensor:
         """The affine map of the last dimension, each member's rows by its own weights."""
         present = self.members.present
-        weights = [
-            self.weight[k] if self.numerics == "fp32" else self._rounded[k].of(self.weight[k])
-            for k in present
-        ]
+        if self.members.device_path:
+            row, places = self._row.of(list(self.weight))
+            row = row if self.numerics == "fp32" else self._rounded_row.of(row)
+            if self.members.stacked:
+                return self._stacked(x, row, [places[k] for k in present])
+            weights = [row[places[k]] for k in present]
+        else:
+            weights = [
+                self.weight[k] if self.numerics == "fp32" else self._rounded[k].of(self.weight[k])
+                for k in present
+            ]
         weights = [weight if self.transposed else weight.t() for weight in weights]
         biases = [self.bias[k] for k in present] if self._biased else []
         flat = x.reshape(-1, x.shape[-1])
@@ -515,6 +602,64 @@ class MemberProduct(MemberLayer):
         sizes = [tokens * self.members.rows[k] for k in present]
         out: Tensor = _Products.apply(flat, sizes, self.row_multiple, *weights, *biases)  # type: ignore[no-untyped-call]
         return out.view(*x.shape[:-1], -1)
+
+    def _stacked(self, x: Tensor, row: Tensor, places: Sequence[int]) -> Tensor:
+        """Likewise for members with as many rows each, whose weights are at these places of a row:
+        one batched product for members whose places follow one another, without copies.
+        """
+        row = row if self.transposed else row.transpose(1, 2)
+        runs = [
+            [place for _, place in run]
+            for _, run in itertools.groupby(enumerate(places), lambda at: at[1] - at[0])
+        ]
+        sizes = [len(run) for run in runs]
+        rows = _split(x.reshape(len(places), -1, x.shape[-1]), sizes)
+        biases: Sequence[Tensor | None] = [None] * len(runs)
+        if self._biased:
+            biases = _split(self.of_present("bias")[:, None], sizes)
+        done = [
+            _batched_affine(own, row[run[0] : run[-1] + 1], bias)
+            for own, run, bias in zip(rows, runs, biases, strict=True)
+        ]
+        out = done[0] if len(done) == 1 else torch.cat(done)
+        return out.view(*x.shape[:-1], -1)
+
+
+def _batched_affine(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`_affine` of each of K members: (K, N, in) @ (K, in, out) + (K, 1, out)."""
+    if weight.dtype == torch.bfloat16:
+        out = torch.bmm(rows.to(weight.dtype), weight).float()
+        return out if bias is None else out.add_(bias)
+    return torch.bmm(rows, weight) if bias is None else torch.baddbmm(bias, rows, weight)
+
+
+class _Row:
+    """Frozen weights of all members in one tensor, one after another: made when first wanted, and
+    anew should they be others by then.
+
+    The members' own become parts of it, and those that are one tensor share a place, so that there
+    is one copy of each; none moves as members come and go.
+    """
+
+    def __init__(self) -> None:
+        self._made: tuple[list[tuple[int, int]], Tensor, list[int]] | None = None
+
+    def of(self, own: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
+        """Return the row, (D, ...), and the place of each member's weights in it."""
+        if self._made is None or self._made[0] != self._seen(own):
+            different = {one.data_ptr(): one.data for one in own}
+            order = list(different)
+            places = [order.index(one.data_ptr()) for one in own]
+            row = torch.stack(list(different.values()))
+            for one, place in zip(own, places, strict=True):
+                one.data = row[place]
+            # The row is held on to, so that its addresses stay its own.
+            self._made = self._seen(own), row, places
+        return self._made[1:]
+
+    @staticmethod
+    def _seen(own: Sequence[Tensor]) -> list[tuple[int, int]]:
+        return [(one.data_ptr(), one._version) for one in own]
 
 
 Product = SharedLinear | MemberProduct
@@ -678,13 +823,13 @@ def attention(
     # must not depend on what the others do.
     runs = [(drops, list(ks)) for drops, ks in itertools.groupby(members.present, dropout.active)]
     sizes = [sum(members.rows[k] for k in ks) for _, ks in runs]
-    masks = [None] * len(runs) if attention_mask is None else torch.split(attention_mask, sizes)
-    biases: Sequence[Tensor | None] = [position_bias] * len(runs)
-    if position_bias is not None and len(position_bias) > 1:
-        biases = torch.split(position_bias, sizes)
+
+    def of_runs(x: Tensor | None) -> Sequence[Tensor | None]:
+        return [x] * len(runs) if x is None or len(x) == 1 else _split(x, sizes)
+
     done = []
     for (drops, ks), mask, its_bias, queries, keys, values in zip(
-        runs, masks, biases, *(torch.split(x, sizes) for x in (query, key, value)), strict=True
+        runs, *map(of_runs, (attention_mask, position_bias, query, key, value)), strict=True
     ):
         if not drops and members.maps is None and softcap is None:
             bias = mask

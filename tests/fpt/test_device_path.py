@@ -1,4 +1,4 @@
-"""The device path on a CPU: the host's figures and masks, no wait, an update as small for many."""
+"""The device path on a CPU: the host's figures and masks, no wait, a step as small for many."""
 
 from __future__ import annotations
 
@@ -13,12 +13,17 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fpt import device_draws, random_streams
+from fpt.backbones import BACKBONES
 from fpt.checkpoints import State
-from fpt.model import build_model
-from fpt.trainer import Record, Training, train
+from fpt.model import Model, build_model
+from fpt.pack_layers import MemberProduct
+from fpt.trainer import Outcome, Record, Training, train
 from tests.support import PACKED, TABLE, small
 
 CPU = torch.device("cpu")
+
+DRAWN = [name for name in PACKED if BACKBONES[name].packs_draws]
+"""Those of which each member can have a draw of its own."""
 
 LISTOPS = {
     "name": "listops", "max_length": 12, "min_length": 3, "train": 64, "test": 16,
@@ -86,6 +91,20 @@ def test_the_device_path_gives_the_hosts_figures(name: str, trial: Any) -> None:
     device = train(trials, device_path=True, log_every=1)
 
     assert_close(curve(device), curve(train(trials, log_every=1)))
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_members_that_draw_a_backbone_each_have_the_hosts_figures(name: str, trial: Any) -> None:
+    # The first and the third draw the same one.
+    fields = {"backbone": small(name), "backbone_seed": None, "steps": 8, "dropout": 0.1}
+    trials = [
+        trial(**fields, seed=s, learning_rate=rate, evaluation={"every": 4})
+        for s, rate in ((0, 1e-3), (1, 1e-3), (0, 1e-2))
+    ]
+    host, device = train(trials, log_every=1), train(trials, log_every=1, device_path=True)
+    assert_close(curve(device), curve(host))
+    for k, outcome in device.outcomes.items():
+        assert outcome.backbone_digest == host.outcomes[k].backbone_digest
 
 
 def test_members_that_differ_are_each_trained_by_their_own_rule(trial: Any) -> None:
@@ -172,6 +191,178 @@ def test_a_member_that_diverges_or_leaves_moves_no_more(trial: Any) -> None:
     assert pack.outcomes[0].test_loss == pytest.approx(alone.outcomes[0].test_loss, rel=1e-4)
 
 
+def ends(training: Training) -> dict[int, Outcome]:
+    list(training)
+    return training.outcomes
+
+
+@pytest.mark.parametrize(
+    ("backbone_seed", "numerics"), [(0, "fp32"), (None, "fp32"), (None, "bf16")]
+)
+def test_members_that_leave_join_or_diverge_change_no_other(
+    backbone_seed: int | None, numerics: str, trial: Any
+) -> None:
+    fields = {"backbone_seed": backbone_seed, "numerics": numerics, "dropout": 0.1, "steps": 12}
+    trials = [
+        trial(seed=s, **fields, learning_rate=1e30 if s == 3 else 1e-3, evaluation={"every": 4})
+        for s in range(5)
+    ]
+    near: Any = {"rtol": 1e-3, "atol": 1e-4} if numerics == "fp32" else {"rtol": 0.1, "atol": 0.01}
+
+    def check(mine: Outcome, k: int) -> None:
+        theirs = ends(train([trials[k]]))[0]
+        assert (mine.outcome, mine.steps) == (theirs.outcome, theirs.steps)
+        if mine.outcome != "diverged":
+            assert mine.test_loss == pytest.approx(theirs.test_loss, rel=near["rtol"])
+            for name, tensor in mine.state.part("now").items():
+                torch.testing.assert_close(tensor, theirs.state.part("now")[name], **near)
+
+    pack = train(trials, device_path=True)
+    for record in pack:
+        if record.step == 4 and pack.settled:
+            left = pack.states()[1]
+            pack.stop(1)
+            break
+    outcomes = ends(pack)
+
+    assert set(outcomes) == {0, 2, 3, 4}
+    assert outcomes[3].outcome == "diverged"
+    for k, outcome in outcomes.items():
+        check(outcome, k)
+    joined = ends(train([trials[4], trials[1]], state=[None, left], device_path=True))
+    check(joined[1], 1)
+
+
+def test_weights_that_members_draw_are_there_once_whoever_leaves(trial: Any) -> None:
+    trials = [
+        trial(seed=s, backbone_seed=None, steps=12, learning_rate=rate)
+        for s, rate in ((0, 1e-3), (1, 1e-3), (2, 1e-3), (1, 1e-2))
+    ]
+    pack = train(trials, device_path=True)
+    first = pack.model.member(0)
+    before = {name: [pack.model.member(k)[name].clone() for k in range(4)] for name in first}
+    pack.step()
+    products = [module for module in pack.model.modules() if isinstance(module, MemberProduct)]
+    assert products
+
+    def storages() -> list[tuple[int, int]]:
+        for one in products:
+            assert len({w.untyped_storage().data_ptr() for w in one.weight}) == 1
+        kept = [one.weight[0].untyped_storage() for one in products]
+        return [(storage.data_ptr(), storage.nbytes()) for storage in kept]
+
+    there = storages()
+    assert [n for _, n in there] == [3 * one.weight[0].nbytes for one in products]
+    for gone in (1, 0):
+        pack.stop(gone)
+        pack.step()
+        assert storages() == there
+    for name, values in before.items():
+        for k, value in enumerate(values):
+            kept = pack.model.member(k)[name]
+            assert kept.requires_grad or torch.equal(kept, value)
+
+
+def test_a_pack_that_draws_goes_from_one_path_to_the_other(trial: Any) -> None:
+    trials = [trial(seed=s, backbone_seed=None, steps=12, dropout=0.2) for s in range(3)]
+    wholes = [ends(train(trials, device_path=path)) for path in (True, False)]
+    for path in (True, False):
+        first = train(trials, device_path=path)
+        for _ in range(5):
+            first.step()
+        state = [State.from_bytes(first.states()[k].to_bytes()) for k in range(3)]
+        for k, outcome in ends(train(trials, state=state, device_path=not path)).items():
+            for whole in wholes:
+                assert outcome.test_loss == pytest.approx(whole[k].test_loss, rel=1e-4)
+                for name, tensor in whole[k].state.part("now").items():
+                    torch.testing.assert_close(
+                        outcome.state.part("now")[name], tensor, atol=1e-4, rtol=1e-3
+                    )
+
+
+def values_and_gradients(
+    model: Model, x: torch.Tensor, lengths: torch.Tensor | None, *, device_path: bool
+) -> dict[str, torch.Tensor]:
+    model.members.device_path = device_path
+    model.zero_grad(set_to_none=True)
+    logits = model.train()(x, lengths)
+    torch.autograd.backward(logits, logits.detach())
+    gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    return {"logits": logits.detach()} | gradients
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(
+    ("name", "draws"), [(name, False) for name in PACKED] + [(name, True) for name in DRAWN]
+)
+def test_stacked_layers_give_the_hosts_logits_and_gradients(
+    name: str, draws: bool, padded: bool, trial: Any
+) -> None:
+    """With other values in every parameter of a member's own, for whoever is present."""
+    trials = [
+        trial(seed=s, backbone=small(name), backbone_seed=None if draws else 0, dropout=p)
+        for s, p in enumerate((0.1, 0.0, 0.3))
+    ]
+    model = build_model(trials)
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.requires_grad or draws:
+            parameter.data = parameter.detach() + 0.02 * torch.randn_like(parameter)
+    for rows in ([2, 2, 2], [2, 0, 2], [0, 3, 0], [1, 3, 2]):
+        x = torch.randn(sum(rows), 10, 1)
+        lengths = torch.randint(5, 11, (sum(rows),)) if padded else None
+        with model.members.batch(dict(enumerate(rows)), steps={0: 4, 1: 9, 2: 4}):
+            host = values_and_gradients(model, x, lengths, device_path=False)
+            device = values_and_gradients(model, x, lengths, device_path=True)
+            assert model.members.stacked == (0 if rows == [1, 3, 2] else len(model.members.present))
+        assert device.keys() == host.keys()
+        for part, tensor in host.items():
+            torch.testing.assert_close(device[part], tensor, rtol=1e-3, atol=1e-4, msg=part)
+
+
+@pytest.mark.parametrize("numerics", ["fp32", "bf16"])
+def test_products_of_members_are_each_ones_own(numerics: Any, trial: Any) -> None:
+    """Against the definition, in double precision."""
+    model = build_model([trial(seed=s, backbone_seed=None) for s in (0, 1, 0, 2, 3)])
+    model.members.device_path = True
+    product = next(one for one in model.modules() if isinstance(one, MemberProduct))
+    product.numerics = numerics
+    near: Any = {"rtol": 1e-5, "atol": 1e-5} if numerics == "fp32" else {"rtol": 0.02, "atol": 0.02}
+    torch.manual_seed(0)
+    for rows in (
+        [2, 2, 2, 2, 2],
+        [2, 0, 2, 2, 0],
+        [0, 1, 0, 0, 1],
+        [0, 0, 2, 0, 0],
+        [1, 2, 0, 3, 2],
+    ):
+        # Values that come later count too.
+        product.weight[3].data = 0.1 * torch.randn_like(product.weight[3])
+        product.bias[1].data = torch.randn_like(product.bias[1])
+        model.members.rows = rows
+        x = torch.randn(sum(rows), 4, 32, requires_grad=True)
+        upstream = torch.randn(sum(rows), 4, 96)
+        out = product(x)
+        (gradient,) = torch.autograd.grad(out, x, upstream)
+        for (k, own), back, mine, up in zip(
+            model.members.pieces(x.detach()),
+            *(torch.split(t, [n for n in rows if n]) for t in (gradient, out, upstream)),
+            strict=True,
+        ):
+            weight = product.weight[k].double()
+            expected = own.double() @ weight + product.bias[k].double()
+            torch.testing.assert_close(mine.double(), expected, **near)
+            torch.testing.assert_close(back.double(), up.double() @ weight.T, **near)
+
+
+VIEWS = {
+    "view", "_unsafe_view", "alias", "unsqueeze", "squeeze", "expand", "detach", "t", "transpose",
+    "permute", "split", "split_with_sizes", "slice", "select", "unbind", "as_strided",
+    "empty", "empty_like", "new_empty", "lift_fresh",
+}  # fmt: skip
+"""Operations that compute nothing."""
+
+
 class Watch(TorchDispatchMode):
     """Counts operations, and notes those that would make the host wait for a device."""
 
@@ -194,6 +385,11 @@ class Watch(TorchDispatchMode):
         else:
             self.operations[name] += 1
         return out
+
+    @property
+    def computed(self) -> int:
+        """Operations other than another look at the same numbers."""
+        return sum(n for name, n in self.operations.items() if name not in VIEWS)
 
     @property
     def waits(self) -> dict[str, int]:
@@ -244,7 +440,27 @@ def test_the_update_of_many_members_is_as_few_operations_as_that_of_two(trial: A
                 parameter.grad = torch.ones_like(parameter)
         with Watch() as watch:
             update._stepper._grouped.step(update._live, torch.ones(count))  # type: ignore[union-attr]
-        views = ("view", "_unsafe_view", "alias", "unsqueeze", "expand", "detach")
-        return sum(n for name, n in watch.operations.items() if name not in views)
+        return watch.computed
 
     assert updates(2) == updates(5) <= 60
+
+
+@pytest.mark.parametrize(("backbone_seed", "most"), [(0, 500), (None, 550)])
+def test_a_step_of_sixteen_members_is_as_few_operations_as_that_of_two(
+    backbone_seed: int | None, most: int, trial: Any
+) -> None:
+    backbone = {"name": "gpt2", "layers": 12, "width": 24, "heads": 12}
+    fields = {"backbone": backbone, "backbone_seed": backbone_seed, "dropout": 0.0}
+    two, sixteen = (watched([trial(**fields, seed=s) for s in range(n)]).computed for n in (2, 16))
+    assert two == sixteen <= most
+
+
+@pytest.mark.parametrize(
+    ("name", "draws"), [(name, False) for name in PACKED] + [(name, True) for name in DRAWN]
+)
+def test_the_operations_of_a_step_do_not_grow_with_the_pack(
+    name: str, draws: bool, trial: Any
+) -> None:
+    fields = {"backbone": small(name), "backbone_seed": None if draws else 0, "dropout": 0.1}
+    few, more = (watched([trial(**fields, seed=s) for s in range(n)]).computed for n in (2, 5))
+    assert few == more
