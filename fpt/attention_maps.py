@@ -48,6 +48,11 @@ def attention_maps(model: Model, batch: Batch) -> np.ndarray:
     """
     if len(model.trials) != 1:
         raise ValueError(f"attention maps are of one trial, not of a pack of {len(model.trials)}")
+    if model.trials[0].backbone.row.latents:
+        raise ValueError(
+            f"backbone {model.trials[0].backbone.name} attends by way of latents, not from token "
+            "to token"
+        )
     device = next(model.parameters()).device
     inputs = torch.from_numpy(batch.inputs).to(device)
     lengths = None if batch.lengths is None else torch.from_numpy(batch.lengths).long().to(device)

@@ -13,6 +13,9 @@ in place of two. Hence every product is counted by itself, in the order of the f
   linear input layer, 2 T F W, and the output layer, 2 P W C.
 - Where the config.json of weights says so, there are fewer heads of keys and values, heads of
   another width, another inner width, or a gate beside the feed-forward layer's first matrix.
+- Of Perceiver's layers each has Q queries of width A and K keys of width B, by way of C channels,
+  and D of the values: 2 Q A C + 2 K B (C + D) + 2 Q K (C + D) + 2 Q D A, and behind it a
+  feed-forward layer. Queries are the latents, in the decoder a vector for each token.
 - Backward, a product costs its forward pass once if what it was given depends on something that
   trains, and once more if its weights train (of scores, both factors depend on it).
 - Everything is done for `steps` x `batch_size` sequences of all T tokens, padding included.
@@ -27,11 +30,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from fpt.backbones.families import Widths, widths
+from fpt.backbones import AUTO, families
+from fpt.backbones.families import Widths
 from fpt.backbones.sources import HUB, read_config, weight_files
 from fpt.config import BackboneConfig, TrialConfig
 from fpt.files import DataError
@@ -49,6 +53,24 @@ READ_OUT = ("gpt2", "bert", "t5", "vit")
 
 BITS = 10_000
 """Bits of a fixed set of a bit task that is not told how many examples it has."""
+
+_DECODER_CHANNELS = 256
+"""Of the queries and keys of Perceiver's decoder, in transformers."""
+
+_PERCEIVER: dict[str, Any] = {
+    "num_latents": 256, "d_latents": 1280, "num_blocks": 1, "qk_channels": None,
+    "v_channels": None, "cross_attention_shape_for_attention": "kv",
+    "cross_attention_widening_factor": 1, "self_attention_widening_factor": 1,
+}  # fmt: skip
+"""What a config.json of Perceiver means where it is silent: transformers' own defaults."""
+
+
+class _Read(NamedTuple):
+    """Vectors that ask, or are asked."""
+
+    number: int
+    width: int
+
 
 _PUBLISHED_SIZES = {
     "mnist": (0, 10_000),
@@ -68,9 +90,12 @@ class _Product:
     group: str | None
     """The group of its weights; None: both factors are activations."""
     layer: int
-    """The backbone's layer; -1: the input layer; the number of layers: the output layer."""
+    """The backbone's layer; -1: the input layer; the number of layers: the output layer, and what
+    of the backbone is in no layer."""
     above_norm: bool = True
     """Whether a norm stands somewhere below it."""
+    given: frozenset[str] | None = None
+    """The groups that what it was given comes from, where that is not all that stands below."""
 
 
 def training_flops(trial: TrialConfig) -> float:
@@ -119,6 +144,7 @@ def _passes(trial: TrialConfig) -> tuple[float, float]:
         # An embedding is no product; positions are added behind it.
         live = live or (product.layer >= 0 and not trains.isdisjoint({"input", "position"}))
         live = live or (product.above_norm and "norm" in trains)
+        before = live if product.given is None else not trains.isdisjoint(product.given)
         weights = product.group in trains or (
             product.layer == last and f"{product.group}:last" in trains
         )
@@ -126,7 +152,7 @@ def _passes(trial: TrialConfig) -> tuple[float, float]:
         if product.group is None:
             backward += 2 * product.flops * live
         else:
-            backward += product.flops * (weights + live)
+            backward += product.flops * (weights + before)
         live = live or weights
     return forward, backward
 
@@ -136,7 +162,10 @@ def _products(trial: TrialConfig) -> Iterator[_Product]:
     if not shape.embedded:
         flops = 2.0 * shape.tokens * shape.inputs * backbone.width
         yield _Product(flops, "input", -1, above_norm=False)
-    for layer in range(backbone.layers):
+    latents = backbone.name == AUTO and backbone.row.latents
+    if latents:
+        yield from _perceiver(_config_of(backbone), backbone, shape.tokens)
+    for layer in range(0 if latents else backbone.layers):
         last = layer == backbone.layers - 1 and backbone.name in READ_OUT
         read = shape.readout if last else None
         yield from _layer(backbone, layer, shape.tokens, read)
@@ -146,12 +175,16 @@ def _products(trial: TrialConfig) -> Iterator[_Product]:
 
 def _widths(backbone: BackboneConfig) -> Widths:
     """Return how wide matrices are: as config.json of the weights says, or as is usual."""
+    return families.widths(_config_of(backbone), width=backbone.width, heads=backbone.heads)
+
+
+def _config_of(backbone: BackboneConfig) -> Mapping[str, Any]:
+    """Return the config.json of a backbone's weights; empty where there is none here."""
     weights = backbone.weights
-    config: Mapping[str, Any] = {}
     if weights is not None and not weights.startswith(HUB):
         with contextlib.suppress(DataError):  # What is missing is told where it is needed.
-            config = _config(weights)
-    return widths(config, width=backbone.width, heads=backbone.heads)
+            return _config(weights)
+    return {}
 
 
 @functools.lru_cache(maxsize=256)
@@ -195,6 +228,50 @@ def _layer(
     yield _Product(2 * behind * own.queries * width, "attention", layer)
     yield _Product(2 * behind * width * own.inner * own.entrances, "feedforward", layer)
     yield _Product(2 * behind * own.inner * width, "feedforward", layer)
+
+
+def _perceiver(
+    config: Mapping[str, Any], backbone: BackboneConfig, tokens: int
+) -> Iterator[_Product]:
+    said = _PERCEIVER | {name: value for name, value in config.items() if value is not None}
+    latents = _Read(said["num_latents"], said["d_latents"])
+    places = _Read(tokens, backbone.width)
+    by_keys = said["cross_attention_shape_for_attention"] == "kv"
+    outside = backbone.layers
+
+    def channels(usual: int) -> tuple[int, int]:
+        own = said["qk_channels"] or usual
+        return own, said["v_channels"] or own
+
+    first = channels(places.width if by_keys else latents.width)
+    wide = said["cross_attention_widening_factor"]
+    yield from _reading(latents, places, first, wide, outside, {"attention", "norm"})
+    wide = said["self_attention_widening_factor"]
+    for _ in range(said["num_blocks"]):
+        for layer in range(backbone.layers):
+            yield from _reading(latents, latents, channels(latents.width), wide, layer)
+    decoder = _DECODER_CHANNELS, places.width
+    yield from _reading(places, latents, decoder, 1, outside, {"position", "norm"})
+
+
+def _reading(
+    queries: _Read,
+    keys: _Read,
+    channels: tuple[int, int],
+    widening: int,
+    layer: int,
+    asks: Set[str] | None = None,
+) -> Iterator[_Product]:
+    # `asks` are the groups that queries come from which are a table.
+    inside, values = channels
+    given = None if asks is None else frozenset(asks)
+    asking = 2 * queries.number * queries.width * inside
+    yield _Product(asking, "attention", layer, given=given)
+    yield _Product(2 * keys.number * keys.width * (inside + values), "attention", layer)
+    yield _Product(2 * queries.number * keys.number * (inside + values), None, layer)
+    yield _Product(2 * queries.number * values * queries.width, "attention", layer)
+    for _ in range(2):
+        yield _Product(2 * queries.number * queries.width**2 * widening, "feedforward", layer)
 
 
 def _sliding(tokens: int, half: int) -> float:

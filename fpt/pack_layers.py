@@ -800,17 +800,18 @@ def attention(
 
     Args:
         module: The attention module; `fpt.model` has hung a `Dropout` on it as `member_dropout`.
-        query: (R, heads, T, width of a head).
-        key: Likewise; of fewer heads where several queries share one.
-        value: As key.
-        attention_mask: (R, 1, T, T), True where a key may be attended to, or None.
+        query: (R, heads, Q, width of a head); Q is T but where tokens and latents attend to each
+            other.
+        key: (R, heads, T, width of a head); of fewer heads where several queries share one.
+        value: As key; its heads may be of another width.
+        attention_mask: (R, 1, Q, T), True where a key may be attended to, or None.
         scaling: Factor on the scores.
         position_bias: (1, heads, T, T), or of each row, (R, heads, T, T), added to the scores; or
             None.
         softcap: Scores are bent to stay below it in size (Gemma 2), or None.
 
     Returns:
-        (R, T, heads, width of a head), and no weights.
+        (R, Q, heads, width of a value's head), and no weights.
     """
     dropout: Dropout = module.member_dropout  # type: ignore[assignment]
     causal = bool(getattr(module, "is_causal", False)) and attention_mask is None
@@ -831,7 +832,9 @@ def attention(
     for (drops, ks), mask, its_bias, queries, keys, values in zip(
         runs, *map(of_runs, (attention_mask, position_bias, query, key, value)), strict=True
     ):
-        if not drops and members.maps is None and softcap is None:
+        # Of values of another width torch takes the plain products, whose form `_alike` tells of.
+        alike = values.shape[-1] == queries.shape[-1]
+        if not drops and members.maps is None and softcap is None and alike:
             bias = mask
             if its_bias is not None:
                 lowest = torch.finfo(its_bias.dtype).min

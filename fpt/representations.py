@@ -54,6 +54,10 @@ def hidden_states(model: Model, batch: Batch) -> np.ndarray:
     if len(model.trials) != 1:
         raise ValueError(f"representations are of one trial, not of a pack of {len(model.trials)}")
     row = model.trials[0].backbone.row
+    if row.latents:
+        raise ValueError(
+            f"backbone {model.trials[0].backbone.name} holds latents between its layers, not tokens"
+        )
     device = next(model.parameters()).device
     inputs = torch.from_numpy(batch.inputs).to(device)
     lengths = None if batch.lengths is None else torch.from_numpy(batch.lengths).long().to(device)

@@ -73,6 +73,8 @@ class Backbone:
     packs_draws: bool = False
     """Whether a pack can hold a backbone for each trial, where their seeds draw one each: every
     parameter then has to be in a layer that members can have for themselves."""
+    latents: bool = False
+    """Whether its layers hold latents, which have read the tokens, and not the tokens."""
     alone: str | None = None
     """Why they cannot share, where there is more to say than that."""
     initial: tuple[tuple[str, float | None], ...] = ()
@@ -374,6 +376,7 @@ def row_of_weights(weights: str) -> Backbone:
         layer=family.layer,
         modality=family.modality,
         packs=family.alone is None,
+        latents=family.queries is not None,
         alone=family.alone,
         renames=family.renames,
         own=r"^positions\.",

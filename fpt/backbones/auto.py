@@ -25,7 +25,7 @@ from transformers.models.wav2vec2.modeling_wav2vec2 import (
     Wav2Vec2EncoderStableLayerNorm,
 )
 
-from fpt.backbones import families
+from fpt.backbones import families, perceiver
 from fpt.backbones.families import Family
 from fpt.backbones.huggingface import ATTENTION, seen_by
 from fpt.backbones.sources import read_config, weight_files
@@ -100,7 +100,8 @@ class Auto(nn.Module):
             if hasattr(read, name):
                 setattr(read, name, False)
         model: Any = getattr(transformers, family.model)(read)
-        _attend(model)
+        if family.queries is None:
+            _attend(model)
         width = getattr(read, family.input_width or "", config.width)
         _strip(model, family)
         for path, _ in list(model.named_modules()):
@@ -114,6 +115,8 @@ class Auto(nn.Module):
             model.positions = nn.Embedding(tokens, config.width)
         if family.tower is not None:
             model.dropout = nn.Dropout(0.0)
+        if family.queries is not None:
+            perceiver.prepare(model, family.queries, tokens)
         self.__dict__["input_width"] = width
         self.__dict__["fourier"] = _Fourier()
         for module in model.modules():
@@ -127,6 +130,8 @@ class Auto(nn.Module):
         family: Family | None = self.family
         if family is not None and family.tower is not None:
             return self._tower(family, family.tower, embedded, mask)
+        if family is not None and family.queries is not None:
+            return perceiver.forward(whole.get_submodule(family.part), embedded, mask)
         given = {"inputs_embeds": embedded, "attention_mask": mask}
         called = whole
         if family is not None:
@@ -216,7 +221,7 @@ def _transformers_config(said: Mapping[str, Any], layers: int) -> PreTrainedConf
         )
     known = {name: value for name, value in said.items() if name not in _IDLE}
     read: PreTrainedConfig = CONFIG_MAPPING[kind].from_dict(known)
-    whole = read.num_hidden_layers
+    whole = next(getattr(read, name) for name in _LAYERS if hasattr(read, name))
     if layers != whole:
         for name in ("layer_types", "attention_layers", "mlp_layer_types", "no_rope_layers"):
             if isinstance(own := getattr(read, name, None), list):
@@ -228,7 +233,7 @@ def _transformers_config(said: Mapping[str, Any], layers: int) -> PreTrainedConf
 
 
 _IDLE = ("quantization_config", "auto_map", "dtype", "torch_dtype", "_attn_implementation")
-_LAYERS = ("num_hidden_layers", "encoder_layers")
+_LAYERS = ("num_hidden_layers", "encoder_layers", "num_self_attends_per_block")
 
 
 def _attend(model: Any) -> None:

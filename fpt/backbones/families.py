@@ -50,6 +50,9 @@ class Family:
     after them, which are called one by one. Positions are then a table of the trial's own."""
     table: str | None = None
     """The table of learned positions, cut to the tokens of a task."""
+    queries: str | None = None
+    """Of a model whose tokens are read by latents: the table of its decoder's queries, a learned
+    one for each position, cut alike. Its layers then hold latents in place of tokens."""
     biased: str | None = None
     """The field that says whether that table is added at all."""
     first_position: int | Literal["pad"] = 0
@@ -539,6 +542,27 @@ FAMILIES: dict[str, Family] = {
         table="embeddings.position_embeddings",
     ),
 }
+FAMILIES["perceiver"] = Family(
+    title="Perceiver IO",
+    model="PerceiverForMaskedLM",
+    left_out=((r"(^|\.)embedding_decoder\.", "head"),),
+    groups=(
+        (r"\.layernorm\d?\.", "norm"),
+        # What the first attention asks with, and frozen with it.
+        (r"(^|\.)embeddings\.latents$", "attention"),
+        (r"\.attention\.", "attention"),
+        (r"\.mlp\.", "feedforward"),
+        (r"\.position_embeddings(\.|$)|\.output_position_encodings\.", "position"),
+        (r"(^|\.)input_preprocessor\.embeddings\.", "token"),
+    ),
+    layer=r"\.self_attends\.(\d+)\.",
+    part="perceiver",
+    table="perceiver.input_preprocessor.position_embeddings",
+    queries="perceiver.decoder.output_position_encodings",
+    renames=((r"(\.output_position_encodings)\.position_embeddings$", r"\1.weight"),),
+    # The decoders of the others have no query for each token.
+    refused=(("architectures", (["PerceiverForMaskedLM"],)),),
+)
 FAMILIES["siglip_vision_model"] = _with(FAMILIES["siglip"], sub=None)
 
 

@@ -109,14 +109,25 @@ def _everything(states: Tensor) -> Tensor:
     return states
 
 
-def _attend(
+def attend(
     module: nn.Module,
     states: tuple[Tensor, Tensor, Tensor],
     heads: int,
     mask: Tensor | None,
     **arguments: Any,
 ) -> Tensor:
-    """Queries, keys and values, (R, T, W) each, to what is attended to, (R, T, W)."""
+    """Return what queries attend to.
+
+    Args:
+        module: Whose attention it is; see `fpt.pack_layers.attention`.
+        states: (R, Q, W) queries, (R, K, W) keys and (R, K, V) values.
+        heads: How many W and V are cut into.
+        mask: (R, 1, Q, K), True at a key that is seen; None: all are.
+        arguments: As the attention takes them.
+
+    Returns:
+        (R, Q, V).
+    """
     attention = AttentionInterface()[ATTENTION]
     query, key, value = (one.unflatten(-1, (heads, -1)).transpose(1, 2) for one in states)
     out: Tensor = attention(module, query, key, value, mask, **arguments)[0]
@@ -179,7 +190,7 @@ class Gpt2(GPT2Model):
         attention = own.attn
         states = attention.c_attn(own.ln_1(hidden)).chunk(3, -1)
         heads, scaling = attention.num_heads, attention.scaling
-        attended = read_out(_attend(attention, states, heads, seen, scaling=scaling))
+        attended = read_out(attend(attention, states, heads, seen, scaling=scaling))
         hidden = attention.resid_dropout(attention.c_proj(attended)) + read_out(hidden)
         hidden = hidden + own.mlp(own.ln_2(hidden))
         return self.ln_f(hidden)  # type: ignore[no-any-return]
@@ -244,7 +255,7 @@ class T5(T5Stack):
         attention, normed = outer.SelfAttention, outer.layer_norm(hidden)
         states = attention.q(normed), attention.k(normed), attention.v(normed)
         arguments = {"scaling": attention.scaling, "position_bias": bias}
-        attended = read_out(_attend(attention, states, attention.n_heads, seen, **arguments))
+        attended = read_out(attend(attention, states, attention.n_heads, seen, **arguments))
         hidden = read_out(hidden) + outer.dropout(attention.o(attended))
         hidden = feed_forward(hidden)
         return self.dropout(self.final_layer_norm(hidden))  # type: ignore[no-any-return]
@@ -367,7 +378,7 @@ class Vit(nn.Module):
         own = layers[-1]
         attention, normed = own.attention, own.layernorm_before(hidden)
         states = attention.q_proj(normed), attention.k_proj(normed), attention.v_proj(normed)
-        attended = read_out(_attend(attention, states, attention.num_attention_heads, seen))
+        attended = read_out(attend(attention, states, attention.num_attention_heads, seen))
         hidden = own.dropout(attention.o_proj(attended)) + read_out(hidden)
         hidden = own.dropout(own.mlp(own.layernorm_after(hidden))) + hidden
         return self.layernorm(hidden)  # type: ignore[no-any-return]

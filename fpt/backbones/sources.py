@@ -57,11 +57,14 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 """How a file begins that Git LFS has put in the place of the real one."""
 
 NAMES = {
-    "layers": ("encoder_layers", "n_layer", "n_layers", "num_layers", "num_hidden_layers"),
+    "layers": ("encoder_layers", "n_layer", "n_layers", "num_layers", "num_hidden_layers",
+               "num_self_attends_per_block"),
     "width": ("n_embd", "dim", "d_model", "hidden_size"),
-    "heads": ("encoder_attention_heads", "n_head", "n_heads", "num_heads", "num_attention_heads"),
-}
-"""What a config.json calls a model's sizes: BART, GPT-2, DistilBERT, T5, and everybody else."""
+    "heads": ("encoder_attention_heads", "n_head", "n_heads", "num_heads", "num_attention_heads",
+              "num_self_attention_heads"),
+}  # fmt: skip
+"""What a config.json calls a model's sizes: BART, GPT-2, DistilBERT, T5, everybody else, and
+Perceiver."""
 
 HEADLESS = ("fnet", "mamba", "mamba2")
 """Families without attention heads: they count as one."""

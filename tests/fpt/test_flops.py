@@ -120,6 +120,7 @@ OF_WEIGHTS: dict[str, dict[str, Any]] = {
     "whisper": {},
     "esm": {},
     "gptj": {"n_inner": 40},
+    "perceiver": {"qk_channels": None, "v_channels": None, "self_attention_widening_factor": 2},
 }
 """Families whose inner width is not four times the outer one, with changes to their config."""
 

@@ -7,17 +7,21 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from fpt.attention_maps import attention_maps
 from fpt.backbones import AUTO, families
 from fpt.backbones.families import FAMILIES, Family
 from fpt.backbones.headers import Count, inventory
 from fpt.config import TrialConfig
 from fpt.files import DataError
 from fpt.model import Model, build_model
+from fpt.representations import hidden_states
+from fpt.tasks.base import Batch
 from fpt.trainer import train
 from tests.fpt.backbones import tiny
 
@@ -110,6 +114,11 @@ def theirs(kind: str, own: Any, embedded: Tensor, mask: Tensor | None) -> Tensor
         normed: Tensor = own.encoder.layer_norm(hidden)
         return normed
     given: dict[str, Any] = {}
+    if kind == "perceiver":
+        reads = own.perceiver
+        reads.input_preprocessor.embeddings = nn.Identity()
+        decoded: Tensor = reads(embedded, mask).logits  # of all positions that there are
+        return decoded[:, :TOKENS]
     if family.tower is None:
         called = own.get_submodule(family.part)
         given[family.argument] = embedded.clone()
@@ -268,8 +277,9 @@ def test_a_pack_has_the_bits_of_its_members_alone(kind: str, saved: Any, trial: 
         assert pack.outcomes[number].test_loss == alone.outcomes[0].test_loss
 
 
-TWINS = ("gemma2", "dinov2", "mamba", "mamba2", "wav2vec2", "albert")
-"""Those whose random backbones begin with constants, or whose layers share their weights."""
+TWINS = ("gemma2", "dinov2", "mamba", "mamba2", "wav2vec2", "albert", "perceiver")
+"""Those whose random backbones begin with constants, whose layers share their weights, or whose
+position tables are two."""
 
 
 @pytest.mark.parametrize(
@@ -317,8 +327,32 @@ def test_a_trained_backbone_is_saved_and_read_back(
             assert torch.equal(parameter, trained[name]), name
 
 
+def test_perceivers_layers_hold_no_tokens_which_is_said(saved: Any, trial: Any) -> None:
+    model = build_model([config(trial, saved("perceiver")[1], "perceiver")])
+    batch = Batch(np.zeros((4, TOKENS, 1), np.float32), np.zeros((4, 5), np.int64))
+
+    with pytest.raises(ValueError, match="holds latents between its layers, not tokens"):
+        hidden_states(model, batch)
+    with pytest.raises(ValueError, match="by way of latents, not from token to token"):
+        attention_maps(model, batch)
+
+
+@pytest.mark.parametrize("kind", ["PerceiverModel", "PerceiverForImageClassificationLearned"])
+def test_a_perceiver_whose_decoder_has_no_query_a_token_is_refused(
+    kind: str, trial: Any, tmp_path: Path
+) -> None:
+    tiny.save("perceiver", tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"architectures": [kind]}))
+
+    with pytest.raises(ValueError, match=rf"architectures: \['{kind}'\], and Perceiver IO can on"):
+        config(trial, tmp_path, "perceiver")
+
+
 @pytest.mark.parametrize("layers", [1, 2])
-@pytest.mark.parametrize("kind", ["qwen2", "gemma2", "modernbert", "gpt_neo", "bart", "dinov2"])
+@pytest.mark.parametrize(
+    "kind", ["perceiver", "qwen2", "gemma2", "modernbert", "gpt_neo", "bart", "dinov2"]
+)
 def test_fewer_layers_are_the_first_ones(kind: str, layers: int, saved: Any, trial: Any) -> None:
     own, folder = saved(kind)
     backbone = {"name": "auto", "weights": str(folder), "layers": layers, "width": 32, "heads": 4}

@@ -131,6 +131,13 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 48, "vocab_size": 13,
          **POSITIONS},
     ),
+    "perceiver": (
+        "Perceiver",
+        {"d_model": 32, "d_latents": 24, "num_latents": 6, "num_self_attends_per_block": 2,
+         "num_self_attention_heads": 4, "num_cross_attention_heads": 4, "qk_channels": 16,
+         "v_channels": 24, "num_blocks": 2, "cross_attention_widening_factor": 2,
+         "vocab_size": 13, **POSITIONS},
+    ),
 }  # fmt: skip
 """model_type -> (what transformers' classes begin with, fields of its config)."""
 
@@ -140,7 +147,9 @@ def save(kind: str, folder: Path, **changes: Any) -> Any:
     name, fields = CONFIGS[kind]
     torch.manual_seed(0)
     config = getattr(transformers, f"{name}Config")(**fields | changes)
-    model = getattr(transformers, f"{name}Model")(config).eval()
+    # Perceiver's own model has no decoder, and so no state for a token.
+    whole = "ForMaskedLM" if kind == "perceiver" else "Model"
+    model = getattr(transformers, f"{name}{whole}")(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
