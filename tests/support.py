@@ -71,8 +71,8 @@ class Signs(Task):
         return Shape(tokens=4, inputs=2, embedded=False, classes=2)
 
     def splits(self, protocol):
-        fixed = Stored(Source().batch(9, 0, 0, 50))
-        return Splits(train=Source(), validation=fixed, test=fixed)
+        held = [Stored(Source().batch(9, 0, step, 50)) for step in (0, 1)]
+        return Splits(train=Source(), validation=held[0], test=held[1])
 
     def baseline(self, protocol):
         return Baseline(0.5, "guess")
