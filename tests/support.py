@@ -126,6 +126,8 @@ def trial_row(point: Point, **overrides: Any) -> dict[str, Any]:
         "baseline_accuracy": 0.5,
         "metrics": None,
         "baseline_rule": "guess",
+        "stronger_baseline_accuracy": None,
+        "stronger_baseline_rule": None,
         "seconds": 1.5,
         "examples": config.steps * config.batch_size,
         "pack_size": 1,

@@ -247,7 +247,7 @@ TRIALS = (
     Column(
         "stronger_baseline_accuracy",
         _FLOAT,
-        "outcome",
+        "provenance",  # of the task, not of the trial: rows from before it was computed have none
         "Accuracy of a learner that reads no order, of tasks that have one",
         FRACTION,
         mlflow="metric",

@@ -139,6 +139,13 @@ def test_contradictions_come_first(sweep: Sweep) -> None:
     assert not found.same
 
 
+def test_a_row_from_before_the_stronger_baseline_contradicts_none_after_it(sweep: Sweep) -> None:
+    point = sweep.all[0]
+    rows = (trial_row(point, stronger_baseline_accuracy=found) for found in (None, 0.47))
+
+    assert clash(*rows) is None
+
+
 @pytest.mark.parametrize(
     ("device", "packs", "excuse"),
     [
