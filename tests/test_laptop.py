@@ -74,7 +74,8 @@ def shrunk(value: Any, key: str = "") -> Any:
     if isinstance(value, dict):
         return {name: shrunk(inner, name) for name, inner in value.items()}
     if isinstance(value, list):
-        few = {"seed": [0], "values": value[:1]}  # of what is tuned, one value
+        # Of rates one, the same in all files, so that what they share stays shared.
+        few = {"seed": [0], "values": [1e-3]}
         return few[key] if key in few else [shrunk(one) for one in value]
     return value
 
@@ -98,12 +99,18 @@ def together(sweeps: list[Sweep]) -> Sweep:
     """One sweep with the trials of all, so that one Ray runs them."""
     points = {point.trial_id: point for one in sweeps for point in one.points}
     before = {point.trial_id: point for one in sweeps for point in one.pretrainings}
+    tunings = {point.trial_id: point for one in sweeps for point in one.tunings}
+    studies = {
+        tuple(point.trial_id for point in study.points): study
+        for one in sweeps
+        for study in one.studies
+    }
     return dataclasses.replace(
         sweeps[0],
         points=tuple(points.values()),
         pretrainings=tuple(before.values()),
-        studies=tuple(study for one in sweeps for study in one.studies),
-        tunings=tuple(point for one in sweeps for point in one.tunings),
+        studies=tuple(studies.values()),
+        tunings=tuple(tunings.values()),
     )
 
 
