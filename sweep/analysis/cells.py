@@ -319,8 +319,10 @@ def _check_places(
     # The choices of a cell's tuning may differ; what was chosen for is one cell all the same.
     tuned = {point.label: study.cell_id for study in sweep.studies for point in study.points}
     for place, points in places.items():
-        own = [replace(one, cell_id=tuned.get(one.label, one.cell_id)) for one in points]
-        if mixed := mixed_cell(place, own if tuned else points, axes, sweep.axes):
+        own = points
+        if tuned:
+            own = [replace(one, cell_id=tuned.get(one.label, one.cell_id)) for one in points]
+        if mixed := mixed_cell(place, own, axes, sweep.axes):
             raise SweepFileError([f"{sweep.file}: table: {mixed}"])
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from fpt.spec import JSON
 from sweep.analysis import looks
 from sweep.analysis.cells import in_unit, is_number
+from sweep.analysis.contrasts import LEAST_PAIRS
 from sweep.analysis.stats import LEVEL, POWER, pairs_needed, power
 from sweep.ledger.ledger import Ledger
 from sweep.sweepfile import pairing
@@ -30,9 +31,6 @@ from sweep.sweepfile.trials import Point, Sweep
 
 POINTS = (10.0, 3.0, 1.0)
 """Differences of accuracies of which the seeds are counted, in points."""
-
-LEAST_PAIRS = 3
-"""Pairs of a verdict, at least."""
 
 PUBLISHED = Path(__file__).parents[2] / "results/published"
 """Rows that came with the repository; an installed package has none."""
@@ -96,8 +94,10 @@ def foresee(
     names = list(dict.fromkeys(names))
     rows = ledger.trials(columns=names, strict=False).to_pylist()
     others = _published(published, names) if published else []
+    here = {metric: _Rows(rows, metric) for metric in metrics}
+    elsewhere = {metric: _Rows(others, metric) for metric in metrics}
     return tuple(
-        _foresight(claim, labels, place, _Rows(rows, claim.on), _Rows(others, claim.on), len(spots))
+        _foresight(claim, labels, place, here[claim.on], elsewhere[claim.on], len(spots))
         for claim, labels, place in spots
     )
 
@@ -149,8 +149,8 @@ def _foresight(
     pairs = list(place.pairs)
     sides: list[Sequence[Point]] = [[left for _, left, _ in pairs], [right for *_, right in pairs]]
     own = [rows.of_cell(points[0].cell_id) for points in sides]
-    usual = [rows.of_task(points[0].config.task.name) for points in sides]
     tasks = [points[0].config.task.name for points in sides]
+    usual = [rows.of_task(task) for task in tasks]
     known = [
         next((one for one in of if one is not None), None)
         for of in zip(own, usual, map(published.of_task, tasks), strict=True)

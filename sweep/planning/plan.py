@@ -108,9 +108,8 @@ class Plan:
         """
         if workers == self.workers:
             return self
-        points = [point for stage in self.stages for point in stage]
-        shorter = _shorter(ledger, points)
-        packs, apart, inexact = _packs(self.stages, self.sweep, ledger, workers, shorter)
+        goes_on = {name: one for pack in self.packs for name, one in pack.extends.items()}
+        packs, apart, inexact = _packs(self.stages, self.sweep, ledger, workers, goes_on)
         return replace(self, packs=packs, workers=workers, apart=apart, inexact=inexact)
 
     def to_json(self) -> JSON:
@@ -191,7 +190,8 @@ def plan(
     shorter = _shorter(ledger, [point for stage in stages for point in stage])
     for name, words in _extensions(shorter).items():
         why[name] = f"{why[name]}; {words}" if name in why else words
-    packs, apart, inexact = _packs(stages, sweep, ledger, workers, shorter)
+    goes_on = {name: one.trial_id for name, one in shorter.items() if not one.obstacle}
+    packs, apart, inexact = _packs(stages, sweep, ledger, workers, goes_on)
     return Plan(sweep, status, why, packs, workers, apart, inexact, stages)
 
 
@@ -286,7 +286,7 @@ def _packs(
     sweep: Sweep,
     ledger: Ledger,
     workers: Workers,
-    shorter: Mapping[str, _Shorter],
+    goes_on: Mapping[str, str],
 ) -> tuple[tuple[Pack, ...], int, int]:
     # What to train, and how many trials the ledger has measured to be no quicker in packs, and how
     # many not to be exact there.
@@ -300,7 +300,6 @@ def _packs(
     if points and rule != "off":
         inexact = packing.not_exact(ledger, workers.device)
     formed = packing.form(stages, workers, most, slow | inexact)
-    goes_on = {n: one.trial_id for n, one in shorter.items() if not one.obstacle}
     packs = tuple(
         Pack(
             members,

@@ -290,7 +290,7 @@ def notes(sweep: Sweep) -> tuple[str, ...]:
     tune = sweep.spec.tune
     if tune is None:
         return ()
-    seeds = [str(seed) for number in range(tune.replicates) for seed in tune.seeds_of(number)]
+    seeds = [str(seed) for seed in tune.all_seeds]
     by = (
         f"by {tune.by.replace('_', ' ')} with {'seed' if len(seeds) == 1 else 'seeds'} "
         f"{', '.join(seeds)}, apart from those of the figures"

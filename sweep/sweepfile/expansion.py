@@ -639,8 +639,7 @@ def _studies(
         more = f" (and {len(of) - 1:,} more cells)" if of[1:] else ""
         report(("tune",), f"{'/'.join(of[0].labels.values()) or 'the cell'}: {what}{more}")
     _check_budgets(studies, report)
-    choosing = {seed for number in range(tune.replicates) for seed in tune.seeds_of(number)}
-    for seed in sorted({point.config.seed for point in points} & choosing):
+    for seed in sorted({point.config.seed for point in points}.intersection(tune.all_seeds)):
         what = f"{seed} is a seed of the sweep's own; choose by others"
         if seed not in tune.seeds:
             what = f"moved on for each of {tune.replicates} replicates, {what}"
@@ -701,9 +700,7 @@ def _untunable(study: Study) -> str:
     # Why the fields of a cell cannot be chosen; empty if they can.
     if not study.tune.rate_alone:
         for name, space in study.tune.spaces.items():
-            conditions = [
-                [(other, one) for one in space.needs(other) or ()] for other in space.when
-            ]
+            conditions = [[(other, one) for one in space.needs(other)] for other in space.when]
             ends = space.values or (space.at(0), space.at(1))
             for value, *where in itertools.product(ends, *conditions):
                 try:

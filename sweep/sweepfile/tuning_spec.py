@@ -125,16 +125,14 @@ class RangeSpec(Spec):
         assert self.points is not None
         return tuple(self.at(_van_der_corput(number)) for number in range(1, self.points + 1))
 
-    def needs(self, name: str) -> tuple[Value, ...] | None:
-        """Return the values of another field at which this one is tuned; None: all."""
-        if name not in self.when:
-            return None
+    def needs(self, name: str) -> tuple[Value, ...]:
+        """Return the values of another field, one of `when`, at which this one is tuned."""
         found = self.when[name]
         return found if isinstance(found, tuple) else (found,)
 
     def applies(self, values: Mapping[str, object]) -> bool:
         """Return whether the field is tuned where others have these values."""
-        return all(values.get(name) in (self.needs(name) or ()) for name in self.when)
+        return all(values.get(name) in self.needs(name) for name in self.when)
 
     def __str__(self) -> str:
         if self.values is not None:
@@ -144,9 +142,7 @@ class RangeSpec(Spec):
             assert ends is not None
             scale = ", logarithmic" if self.log else ", whole" if self.whole else ""
             among = f"{ends[0]:g} to {ends[1]:g}{scale}"
-        needs = (
-            f"{name} is {' or '.join(map(_written, self.needs(name) or ()))}" for name in self.when
-        )
+        needs = (f"{name} is {' or '.join(map(_written, self.needs(name)))}" for name in self.when)
         return among + (f", where {' and '.join(needs)}" if self.when else "")
 
 
@@ -376,7 +372,7 @@ class TuneSpec(Spec):
                 among = spaces[other].values
                 if among is None:
                     raise ValueError(f"{name}: when: {other} needs `values` for a condition")
-                if gone := [one for one in space.needs(other) or () if one not in among]:
+                if gone := [one for one in space.needs(other) if one not in among]:
                     raise ValueError(f"{name}: when: {other} is never {_written(gone[0])}")
         for labels in self.defaults.values():
             for label, own in labels.items():
@@ -414,6 +410,11 @@ class TuneSpec(Spec):
         """Return the seeds that a choice is made by; of the first one, those of the file."""
         width = max(self.seeds) - min(self.seeds) + 1
         return tuple(seed + replicate * width for seed in self.seeds)
+
+    @property
+    def all_seeds(self) -> tuple[int, ...]:
+        """The seeds of all choices."""
+        return tuple(seed for number in range(self.replicates) for seed in self.seeds_of(number))
 
     def __hash__(self) -> int:
         return hash(self.model_dump_json())

@@ -76,16 +76,16 @@ def measure(sweep: Sweep) -> Measure:
     """Return what figures of a sweep show: the metric of its table where a task declares that; else
     accuracy, if any task is of classes; else the first metric of its tasks, or the loss.
     """
-    value = "" if sweep.table is None else sweep.table.value
-    first = value if isinstance(value, str) else value[0]
+    first = "" if sweep.table is None else sweep.table.metrics[0]
     configs = [point.like for point in sweep.points]
-    own = [metric for one in configs if (metric := declared(first, one)) is not None][:1]
+    own = next(filter(None, (declared(first, one) for one in configs)), None)
     classes = any(one.task.shape(one.protocol).classes for one in configs) or not configs
-    if not own and classes:
+    if own is None and classes:
         return Measure("accuracy", "%", higher=True)
-    own = own or [metric for one in configs for metric in one.task.metrics(one.protocol)][:1]
-    if own:
-        return Measure(own[0].name, own[0].unit, higher=own[0].better == "higher")
+    if own is None:
+        own = next((found for one in configs for found in one.task.metrics(one.protocol)), None)
+    if own is not None:
+        return Measure(own.name, own.unit, higher=own.better == "higher")
     return Measure("loss", "squared error", higher=False)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fpt.config import TrialConfig
+from sweep.analysis.cells import words
 from sweep.analysis.figures.arms import PANELS, Arm, Material
 from sweep.analysis.figures.style import (
     SERIES,
@@ -88,7 +89,7 @@ def trained(material: Material) -> Chart:
         and material.values(arm, metric)
     ]
     if not found:
-        raise UndrawableError(f"no trial has a {metric.replace('_', ' ')} yet")
+        raise UndrawableError(f"no trial has a {words(metric)} yet")
     by_panel: dict[str, set[float]] = {}
     for count, arm in found:
         by_panel.setdefault(arm.panel, set()).add(count)
@@ -164,10 +165,10 @@ def _common(labels: Sequence[str]) -> str:
 def _begin(labels: Sequence[str]) -> str:
     # `frozen` of `frozen 1e-2` and `frozen 1e-3`; nothing of `0.01` and `0.001`.
     shared = []
-    for words in zip(*(label.split() for label in labels), strict=False):
-        if len(set(words)) > 1:
+    for parts in zip(*(label.split() for label in labels), strict=False):
+        if len(set(parts)) > 1:
             break
-        shared.append(words[0])
+        shared.append(parts[0])
     return " ".join(shared)
 
 
@@ -223,16 +224,16 @@ def _chart(
                 baseline, color="#555555", linewidth=0.9, linestyle=(0, (1, 2)), zorder=1
             )
         number_axis(axes, what, numbers)
-    words = metric.replace("_", " ")
-    figure.supylabel(measure.axis(words), fontsize=8)
+    said = words(metric)
+    figure.supylabel(measure.axis(said), fontsize=8)
     legend(figure, list(handles), list(handles.values()))
     which = "Highest" if measure.higher else "Lowest"
     scaled = " in per cent" if measure.scale == 100 else ""
-    alt = f"{words}{scaled} against {what}, {len(titles)} panels. {which}: " + "; ".join(
+    alt = f"{said}{scaled} against {what}, {len(titles)} panels. {which}: " + "; ".join(
         [*told[:TOLD], *["…"] * (len(told) > TOLD)]
     )
-    kept = (f"{words}: mean over seeds with a 95 % t interval", *notes)
-    named = measure.name.replace("_", " ")
+    kept = (f"{said}: mean over seeds with a 95 % t interval", *notes)
+    named = words(measure.name)
     title = f"{named[0].upper()}{named[1:]} against {what}"
     return Chart(title, f"{alt}.", kept, figure)
 
