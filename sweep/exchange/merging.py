@@ -15,12 +15,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pyarrow as pa
 
 from fpt.tasks import TASKS
 from sweep.exchange.bundle import opened
 from sweep.exchange.diff import Conflict, Row, clash, rows
-from sweep.ledger.ledger import KEPT, Kept, Ledger, LedgerError
+from sweep.ledger.ledger import Kept, Ledger, LedgerError
+from sweep.ledger.parquet import take
 from sweep.sweepfile.identity import IDENTITY_VERSION
 
 TOGETHER = 10_000
@@ -146,7 +148,8 @@ def _read(name: str, ledger: Ledger) -> _Source:
         raise LedgerError("\n".join([f"{name}: holds damaged files; nothing was written", *damage]))
     noted = ledger.failures(columns=["trial_id", "attempt", "at"]).to_pylist()
     notes = {(one["trial_id"], one["attempt"]): one for one in noted}
-    names = {kind: ledger.names(kind) for kind in KEPT}
+    by_name: tuple[Kept, ...] = (*BLOBS, "curves")
+    names = {kind: ledger.names(kind) for kind in by_name}
     return _Source(name, ledger, rows(ledger), notes, names)
 
 
@@ -250,7 +253,7 @@ def _import_failures(target: _Source, notes: Mapping[tuple[str, str], _Source]) 
             *(table.column(name).to_pylist() for name in ("trial_id", "attempt")), strict=True
         )
         chosen = [number for number, key in enumerate(keys) if notes.get(key) is source]
-        tables.append(table.take(pa.array(chosen, pa.int64())))
+        tables.append(take(table, np.array(chosen, dtype=np.int64)))
     if tables:
         target.ledger.import_rows("failures", pa.concat_tables(tables))
 

@@ -25,6 +25,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sweep.ledger.datasets import DATASETS
 from sweep.ledger.errors import unwritable
 from sweep.ledger.ledger import Ledger, LedgerError
 from sweep.ledger.notes import written
@@ -38,9 +39,6 @@ TRIALS, CURVES, FAILURES, NOTES = (
     "failures.parquet",
     "notes.json",
 )
-
-PIECE = ("trial_id", "attempt", "segment")
-"""What names a piece of a curve."""
 
 FINISHED = ("done", "diverged")
 
@@ -78,6 +76,7 @@ def publish(sweep: Sweep, ledger: Ledger, folder: Path, *, report: bool = False)
         PublicationError: If a trial has no row yet, or the folder cannot be written.
         LedgerError: If the ledger cannot be read.
     """
+    ledger = ledger.snapshot()
     status = plan(sweep, ledger).status
     if missing := [name for name, state in status.items() if state not in FINISHED]:
         raise PublicationError(
@@ -118,7 +117,7 @@ def _draw(sweep: Sweep, ledger: Ledger, folder: Path) -> None:
 
     for old in folder.glob("*.svg"):
         old.unlink()
-    for drawing in draw(gather(sweep, ledger.snapshot()), []):
+    for drawing in draw(gather(sweep, ledger), []):
         if drawing.chart is not None:
             save(drawing.chart.figure, folder / drawing.kind, formats=["svg"])
 
@@ -150,7 +149,8 @@ def restore(folder: Path, ledger: Ledger) -> None:
         PublicationError: If they are damaged, or no rows of a ledger.
     """
     try:
-        pieces = groupby(_rows(folder / CURVES), lambda row: tuple(row[name] for name in PIECE))
+        piece = DATASETS["curves"].key
+        pieces = groupby(_rows(folder / CURVES), lambda row: tuple(row[name] for name in piece))
         for (trial_id, attempt, segment), rows in pieces:
             ledger.append_curve(trial_id, attempt, segment, list(rows))
         for failure in _rows(folder / FAILURES):

@@ -161,6 +161,17 @@ class RowCache:
         self._opened = found
         return {name: one for (name, _), one in found.items()}, tuple(problems)
 
+    def sound_segments(self) -> dict[str, Segment]:
+        """Return the segments that there are, by name.
+
+        Raises:
+            LedgerError: If one is damaged, or the storage fails.
+        """
+        segments, problems = self.segments()
+        if problems:
+            raise LedgerError("\n".join(problems))
+        return segments
+
     def _open(self, name: str) -> Segment | None:
         if isinstance(self._storage, Folder):
             return Segment(self.dataset, str(self._storage.root / name))

@@ -97,9 +97,7 @@ def _compact(storage: Storage, rows: RowCache, settled: Collection[str]) -> Comp
             for name, entry in listed.items()
             if is_rows(name) and owner(name) in settled
         }
-        segments, problems = rows.segments()
-        if problems:
-            raise LedgerError("\n".join(problems))
+        segments = rows.sound_segments()
         covered, changed = _covered(storage, dataset, files, list(segments.values()))
         total += Compacted(files=_delete(storage, dataset, {n: files[n] for n in covered}))
         left = {name: entry for name, entry in files.items() if name not in covered | changed}
@@ -234,9 +232,7 @@ def take_out(storage: Storage, rows: RowCache, trial_id: str) -> None:
     Raises:
         LedgerError: If the storage fails, or a segment is damaged.
     """
-    segments, problems = rows.segments()
-    if problems:
-        raise LedgerError("\n".join(problems))
+    segments = rows.sound_segments()
     dataset = rows.dataset
     for name, one in segments.items():
         if trial_id not in one.places:
@@ -272,9 +268,7 @@ def add(storage: Storage, rows: RowCache, table: pa.Table) -> None:
         LedgerError: If the storage fails, or a segment is damaged.
     """
     while True:
-        segments, problems = rows.segments()
-        if problems:
-            raise LedgerError("\n".join(problems))
+        segments = rows.sound_segments()
         number = max(map(_number, segments), default=0) + 1
         if _write(storage, rows.dataset, number, table):
             return

@@ -38,13 +38,13 @@ Cause = Literal[
 ]
 """Why an attempt at a trial came to nothing."""
 
-CAUSES = (*get_args(Cause), "doubled", "retried", "forgotten")
-"""Why an attempt failed, or what a mark says that is no failure (see `MARKS`)."""
-
 MARKS = ("doubled", "retried", "forgotten")
 """No failures. doubled: the attempt ended well, and somebody else's row was there first. retried:
 failures before it no longer count. forgotten: the trial's row was discarded on purpose, and
 failures before it no longer count either."""
+
+CAUSES = (*get_args(Cause), *MARKS)
+"""Why an attempt failed, or what a mark says that is no failure."""
 
 RESETS = ("retried", "forgotten")
 """Marks before which no failure counts."""
@@ -119,7 +119,7 @@ DATASETS: Mapping[str, Dataset] = {dataset.name: dataset for dataset in (TRIALS,
 SEGMENT = "segment-"
 """What the names of files of many trials begin with. No trial id does."""
 
-_ID = re.compile(r"[0-9a-f]{12}")
+TRIAL_ID = re.compile(r"[0-9a-f]{12}")
 _ROWS = re.compile(
     r"trials/[0-9a-f]{12}\.parquet"
     r"|failures/[0-9a-f]{12}-[\w.]+\.parquet"
@@ -184,6 +184,6 @@ def checked(trial_id: str) -> str:
     Raises:
         ValueError: If it is none.
     """
-    if not _ID.fullmatch(trial_id):
+    if not TRIAL_ID.fullmatch(trial_id):
         raise ValueError(f"{trial_id!r} is no trial id (12 hex digits)")
     return trial_id

@@ -37,7 +37,6 @@ from sweep.ledger.cache import RowCache
 from sweep.ledger.columns import METRICS, unfolded
 from sweep.ledger.compaction import Compacted, add, compact, parts, take_out
 from sweep.ledger.datasets import (
-    CAUSES,
     CURVES,
     DATASETS,
     FAILURES,
@@ -67,10 +66,8 @@ from sweep.ledger.segments import packed
 from sweep.ledger.storage import Entry, Folder, LedgerError, open_storage
 
 __all__ = [
-    "CAUSES",
     "CURVES",
     "FAILURES",
-    "KEPT",
     "MARKS",
     "RESETS",
     "TRIALS",

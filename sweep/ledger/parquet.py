@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sweep.ledger.datasets import CAUSES, DATASETS, TRIALS, Dataset
+from sweep.ledger.datasets import CAUSES, CURVES, DATASETS, TRIAL_ID, TRIALS, Dataset
 
 
 class DamagedError(Exception):
@@ -100,10 +100,9 @@ def _value(dataset: Dataset, field: pa.Field, value: Any) -> Any:
     return value
 
 
-_ID = re.compile(r"[0-9a-f]{12}")
 _ALLOWED = {
-    "trial_id": _ID,
-    "cell_id": _ID,
+    "trial_id": TRIAL_ID,
+    "cell_id": TRIAL_ID,
     "outcome": re.compile("done|diverged"),
     "stopped": re.compile("steps|plateau|diverged"),
     "cause": re.compile("|".join(CAUSES)),
@@ -205,11 +204,9 @@ def latest(curves: pa.Table) -> pa.Table:
     """Return the last row of each (trial_id, split, step), of rows as they were written."""
     if not curves.num_rows:
         return curves
-    keys = [ranks(curves.column(name)) for name in ("trial_id", "split", "step")]
+    keys = [ranks(curves.column(name)) for name in CURVES.one]
     order = np.lexsort(keys[::-1])  # stable: among equals, the last row was written last
-    differs = [key[order][1:] != key[order][:-1] for key in keys]
-    last = np.append(np.logical_or.reduce(differs), True)
-    return take(curves, order[last])
+    return take(curves, order[_ends([key[order] for key in keys])])
 
 
 def in_order(dataset: Dataset, table: pa.Table) -> pa.Table:
@@ -228,7 +225,11 @@ def last_of_each(table: pa.Table, columns: Sequence[str]) -> np.ndarray:
     """Return of each row whether the next one differs in one of the columns."""
     if not table.num_rows:
         return np.zeros(0, dtype=bool)
-    keys = [ranks(table.column(name)) for name in columns]
+    return _ends([ranks(table.column(name)) for name in columns])
+
+
+def _ends(keys: Sequence[np.ndarray]) -> np.ndarray:
+    # Of each place whether the next one differs in one of the keys.
     return np.append(np.logical_or.reduce([key[1:] != key[:-1] for key in keys]), True)
 
 

@@ -23,7 +23,6 @@ class Reservations:
     def __init__(self, storage: Storage, leases: Leases, lease: Lease) -> None:
         self._storage = storage
         self._leases = leases
-        self._lease = lease
         self._held: dict[str, int] = {}
         """Trial id -> number of our reservation."""
         self._let_go: set[str] = set()
