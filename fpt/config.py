@@ -397,6 +397,7 @@ def _is_hashable(value: object) -> bool:
     return True
 
 
+@functools.cache
 def own_fields(own: type) -> dict[str, tuple[Any, Any]]:
     """Return the fields that a class's `Config`, a dataclass or a pydantic model, adds to those of
     every backbone: name -> type, and default or pydantic's FieldInfo.

@@ -108,6 +108,12 @@ def words(step: Tensor, seed: Tensor, key: Tensor, block: Tensor) -> Tensor:
     return torch.stack(draw(block, step[:, None], seed[:, None], key), -1).flatten(1)
 
 
+def kept_from(p: float) -> tuple[int, float]:
+    """Return, of 16 random bits, what dropout keeps from on; and by what it scales that up."""
+    threshold = round(p * 65536)
+    return threshold, 65536 / (65536 - threshold)
+
+
 class Masks:
     """The dropout masks of a pack's members, drawn on a device.
 
@@ -118,14 +124,14 @@ class Masks:
     def __init__(
         self, seeds: Sequence[int], dropout: Sequence[float], device: torch.device
     ) -> None:
-        thresholds = [round(p * 65536) for p in dropout]
+        rules = [kept_from(p) for p in dropout]
         self.device = device
         self._seeds = torch.tensor(list(seeds), device=device)
         # Compared as signed numbers of 16 bits, of which the upper half is counted first.
         self._thresholds = torch.tensor(
-            [t - 32768 for t in thresholds], dtype=torch.int16, device=device
+            [threshold - 32768 for threshold, _ in rules], dtype=torch.int16, device=device
         )
-        self._scales = torch.tensor([65536 / (65536 - t) for t in thresholds], device=device)
+        self._scales = torch.tensor([scale for _, scale in rules], device=device)
         self._now: tuple[tuple[int, ...], tuple[int, ...]] = (), ()
         self._step = self._seeds
         self._chosen = self._seeds, self._thresholds, self._scales

@@ -162,13 +162,14 @@ def _products(trial: TrialConfig) -> Iterator[_Product]:
     if not shape.embedded:
         flops = 2.0 * shape.tokens * shape.inputs * backbone.width
         yield _Product(flops, "input", -1, above_norm=False)
-    latents = backbone.name == AUTO and backbone.row.latents
-    if latents:
+    if backbone.name == AUTO and backbone.row.latents:
         yield from _perceiver(_config_of(backbone), backbone, shape.tokens)
-    for layer in range(0 if latents else backbone.layers):
-        last = layer == backbone.layers - 1 and backbone.name in READ_OUT
-        read = shape.readout if last else None
-        yield from _layer(backbone, layer, shape.tokens, read)
+    else:
+        own = _widths(backbone)
+        for layer in range(backbone.layers):
+            last = layer == backbone.layers - 1 and backbone.name in READ_OUT
+            read = shape.readout if last else None
+            yield from _layer(backbone, own, layer, shape.tokens, read)
     logits = shape.outputs * shape.numbers
     yield _Product(2.0 * shape.readout * backbone.width * logits, "output", backbone.layers)
 
@@ -193,9 +194,9 @@ def _config(weights: str) -> Mapping[str, Any]:
 
 
 def _layer(
-    backbone: BackboneConfig, layer: int, tokens: int, read: int | None
+    backbone: BackboneConfig, own: Widths, layer: int, tokens: int, read: int | None
 ) -> Iterator[_Product]:
-    width, own = float(backbone.width), _widths(backbone)
+    width = float(backbone.width)
     if backbone.name.startswith("lstm"):
         # From below, and from the token before. The residual one's norm stands before a layer, the
         # sound one's behind it, the paper's between these two.

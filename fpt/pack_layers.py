@@ -424,25 +424,20 @@ class Dropout(nn.Module):
         """(rows of the members, *inside): 0 where dropped, 1 / (1 - p) elsewhere, 1 of a member
         that drops nothing; p is rounded to a multiple of 2**-16.
         """
-        rows = [self.members.rows[k] for k in members]
         if self.members.device_path or device.type != "cpu":
             return self._on_device(members, inside, device, use)
+        rows = [self.members.rows[k] for k in members]
         out = np.empty((sum(rows), *inside), np.float32)
         ends = itertools.accumulate(rows)
         for k, own, end in zip(members, rows, ends, strict=True):
             piece = out[end - own : end]
             if self.active(k):
-                threshold, scale = self._threshold(k)
+                threshold, scale = device_draws.kept_from(self.members.dropout[k])
                 kept = self._words(k, own, piece[0].size, use) >= threshold
                 np.multiply(kept.reshape(piece.shape), np.float32(scale), out=piece)
             else:
                 piece.fill(1)
         return torch.from_numpy(out)
-
-    def _threshold(self, k: int) -> tuple[int, float]:
-        """Of 16 random bits, what to keep from on; and by what to scale that up."""
-        threshold = round(self.members.dropout[k] * 65536)
-        return threshold, 65536 / (65536 - threshold)
 
     def _stream(self, k: int, use: int) -> np.random.Philox:
         seed, step = self.members.seeds[k], self.members.steps[k]

@@ -131,8 +131,7 @@ class Training(Iterator[Record]):
             if state is not None:
                 member.restore(self.model, state)
         self._live = list(self._members)
-        owners = (None, *range(len(own)))
-        self._frozen = {owner: self._frozen_digest(owner) for owner in owners}
+        self._frozen = self._frozen_digests((None, *range(len(own))))
         self._together = device_path
         model.members.device_path = device_path
         self._feeding = Feeding(model, splits.train, device)
@@ -331,15 +330,13 @@ class Training(Iterator[Record]):
         if ending:
             self._end(ending)
 
-    def _frozen_digest(self, owner: int | None) -> str:
-        """SHA-256 of what does not train: of a member's own, or (None) of what all share."""
-        return backbone_weights.digest(
-            {
-                name: parameter
-                for name, parameter in self.model.named_parameters()
-                if not parameter.requires_grad and self.model.canonical(name)[1] == owner
-            }
-        )
+    def _frozen_digests(self, owners: Iterable[int | None]) -> dict[int | None, str]:
+        """SHA-256 of what does not train: of each member's own, and (None) of what all share."""
+        own: dict[int | None, dict[str, Tensor]] = {owner: {} for owner in owners}
+        for name, parameter in self.model.named_parameters():
+            if not parameter.requires_grad and (owner := self.model.canonical(name)[1]) in own:
+                own[owner][name] = parameter
+        return {owner: backbone_weights.digest(tensors) for owner, tensors in own.items()}
 
     def _diverged(self, member: Member) -> None:
         """End a member at its last finite step; its figures are those of the last evaluation."""
@@ -351,7 +348,8 @@ class Training(Iterator[Record]):
     ) -> None:
         """Read the test set once, with the picked checkpoints, and let the members leave."""
         owners = (None, *(member.index for member, _ in ending))
-        if any(self._frozen_digest(owner) != self._frozen[owner] for owner in owners):
+        now = self._frozen_digests(owners)
+        if any(digest != self._frozen[owner] for owner, digest in now.items()):
             raise RuntimeError(
                 "frozen weights changed while they were trained on: no figure of this pack can be "
                 "trusted; a module of the backbone writes into its weights"

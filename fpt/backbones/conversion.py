@@ -6,6 +6,7 @@ comes second waits for the first; the file appears whole or not at all.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import tempfile
@@ -38,18 +39,29 @@ def one_safetensors(files: list[Path]) -> Path:
     target = cache_folder() / "weights" / f"{content_digest(files)}.safetensors"
     if target.is_file():
         return target
+    with made_once(target):
+        if not target.is_file():
+            _write(_read(files), target)
+    return target
+
+
+@contextlib.contextmanager
+def made_once(target: Path) -> Iterator[None]:
+    """Hold the lock under which a file or folder of the cache is made.
+
+    Raises:
+        DataError: If the cache cannot be written.
+    """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with target.with_suffix(".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not target.is_file():
-                _write(_read(files), target)
+            yield
     except OSError as error:
         raise DataError(
             f"{target}: cannot be written ({error.strerror or error}); set FPT_SWEEP_CACHE to a "
             "folder with room for it"
         ) from error
-    return target
 
 
 def _read(files: list[Path]) -> dict[str, Tensor]:

@@ -7,7 +7,6 @@ architecture is known here, or the file is refused by what is not.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -23,6 +22,7 @@ from transformers import AutoConfig, AutoModel
 from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
+from fpt.backbones.conversion import made_once
 from fpt.backbones.sources import FORMATS, GGUF_TYPES
 from fpt.files import DataError
 
@@ -52,24 +52,16 @@ def convert(file: Path, target: Path) -> None:
         DataError: If the package gguf is not installed, if the file cannot be read, or holds what
             would be passed over; or if the folder cannot be written.
     """
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with target.with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not target.is_dir():
-                head, kinds = _check(file)
-                draft = Path(tempfile.mkdtemp(dir=target.parent, suffix=".part"))
-                try:
-                    _write(file, draft, head, kinds)
-                    draft.chmod(0o755)
-                    os.rename(draft, target)
-                finally:
-                    shutil.rmtree(draft, ignore_errors=True)
-    except OSError as error:
-        raise DataError(
-            f"{target}: cannot be written ({error.strerror or error}); set FPT_SWEEP_CACHE to a "
-            "folder with room for it"
-        ) from error
+    with made_once(target):
+        if not target.is_dir():
+            head, kinds = _check(file)
+            draft = Path(tempfile.mkdtemp(dir=target.parent, suffix=".part"))
+            try:
+                _write(file, draft, head, kinds)
+                draft.chmod(0o755)
+                os.rename(draft, target)
+            finally:
+                shutil.rmtree(draft, ignore_errors=True)
 
 
 def _check(file: Path) -> tuple[int, list[str]]:

@@ -173,7 +173,8 @@ class Evaluator:
                 pieces = [piece for _, piece in pack.pieces(logits)]
             for n, own in zip(present, pieces, strict=True):
                 target = send(np.concatenate([b.targets for b in held[n]]), self._device)
-                lengths = [b.lengths for b in held[n] if b.lengths is not None]
+                padded = losses.has_padding(shape)
+                lengths = [b.lengths for b in held[n] if padded and b.lengths is not None]
                 real = send(np.concatenate(lengths), self._device) if lengths else None
                 counted = losses.counted(shape, real)
                 right = losses.right(shape, own, target, counted)

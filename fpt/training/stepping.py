@@ -70,7 +70,9 @@ class Stepper:
             },
         ):
             logits = self._logits(live, batches, cuts)
-            pieces = [piece for _, piece in pack.pieces(logits)]
+            # The update of all members at once takes the logits whole.
+            apart = self._grouped is None
+            pieces = [piece for _, piece in pack.pieces(logits)] if apart else []
         shape = self._model.shape
         targets = [batch.targets[cut] for batch, cut in zip(batches, cuts, strict=True)]
         counts = [self._counted(batch, cut) for batch, cut in zip(batches, cuts, strict=True)]
