@@ -351,6 +351,17 @@ def error(share: float, sweeps: int) -> float:
     return 2 * math.sqrt(max(share * (1 - share), 1 / sweeps) / sweeps)
 
 
+def over_tasks(
+    covers: Callable[[Draw, int, int, int], float], sweeps: int
+) -> dict[str, list[tuple[float, int]]]:
+    """How often an interval over tasks holds the truth: outcome and number of tasks -> by seeds."""
+    return {
+        f"{name}, {tasks} tasks": [(covers(draw, n, tasks, sweeps), sweeps) for n in SEEDS]
+        for name, (draw, _) in OUTCOMES.items()
+        for tasks in (4, 7)
+    }
+
+
 def main() -> None:
     """Simulate and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -375,21 +386,9 @@ def main() -> None:
             for name, outcome in OUTCOMES.items()
         },
     )
-    aggregates = {
-        f"{name}, {tasks} tasks": [
-            (aggregate_coverage(draw, n, tasks, sweeps // 20), sweeps // 20) for n in SEEDS
-        ]
-        for name, (draw, _) in OUTCOMES.items()
-        for tasks in (4, 7)
-    }
+    aggregates = over_tasks(aggregate_coverage, sweeps // 20)
     show("95 % stratified bootstrap of the interquartile mean over tasks", aggregates)
-    differences = {
-        f"{name}, {tasks} tasks": [
-            (difference_coverage(draw, n, tasks, sweeps // 20), sweeps // 20) for n in SEEDS
-        ]
-        for name, (draw, _) in OUTCOMES.items()
-        for tasks in (4, 7)
-    }
+    differences = over_tasks(difference_coverage, sweeps // 20)
     show("the same of the difference of two arms, between chance and the best", differences)
     every: dict[str, list[tuple[float, int]]] = {}
     for family in FAMILIES:

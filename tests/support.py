@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fpt.backbones import AUTO, BACKBONES
 from sweep.execution.job import Halt, Job, Reporter
@@ -13,11 +13,17 @@ from sweep.execution.rows import config_columns
 from sweep.ledger.ledger import new_attempt
 from sweep.sweepfile.trials import Point
 
+if TYPE_CHECKING:
+    from fpt.trainer import Outcome, Training
+
 TABLE = [name for name in BACKBONES if name != AUTO]
 """The backbones that need no file."""
 
 PACKED = [name for name in TABLE if BACKBONES[name].packs]
 """Those whose trials can train side by side."""
+
+DRAWN = [name for name in PACKED if BACKBONES[name].packs_draws]
+"""Those of which each member can have a draw of its own."""
 
 STARTED = dt.datetime(2026, 11, 20, 12, 0, 0, tzinfo=dt.UTC)
 
@@ -32,6 +38,24 @@ class Said(NamedTuple):
 
 Command = Callable[..., Said]
 """The command line, called with its words."""
+
+
+def end(training: Training) -> dict[int, Outcome]:
+    """Train to the end, and return how each member ended."""
+    list(training)
+    return training.outcomes
+
+
+def assert_same(one: Outcome, other: Outcome) -> None:
+    """Two trials ended alike, to the bit."""
+    assert one.state.tensors.keys() == other.state.tensors.keys()
+    for name, tensor in one.state.tensors.items():
+        assert tensor.equal(other.state.tensors[name]), name
+    for figure in (
+        "backbone_digest", "outcome", "steps", "test_loss", "test_accuracy", "validation_loss",
+        "train_loss", "best_step",
+    ):  # fmt: skip
+        assert getattr(one, figure) == getattr(other, figure), figure
 
 
 def small(name: str) -> dict[str, Any]:

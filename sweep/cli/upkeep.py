@@ -162,8 +162,7 @@ def mirror(
             told = time.monotonic()
             say(f"  {count(number, 'trial')} mirrored so far")
 
-    make = mlflow_runs.rebuild if rebuild else mlflow_runs.catch_up
-    number = make(sweep, ledger, mirrored=tell)
+    number = mlflow_runs.catch_up(sweep, ledger, rebuild=rebuild, mirrored=tell)
     say(f"{mlflow_runs.where(ledger)}: {count(number, 'trial')} mirrored")
 
 

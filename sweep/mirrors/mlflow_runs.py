@@ -608,40 +608,24 @@ def _whole(sweep: Sweep) -> Sweep:
 
 
 def catch_up(
-    sweep: Sweep, ledger: Ledger, *, mirrored: Callable[[int], None] = lambda number: None
+    sweep: Sweep,
+    ledger: Ledger,
+    *,
+    rebuild: bool = False,
+    mirrored: Callable[[int], None] = lambda number: None,
 ) -> int:
     """Mirror what is not mirrored yet, and tell of faults; returns how many trials.
 
     Args:
         sweep: The sweep.
         ledger: Its ledger.
+        rebuild: Delete the sweep's runs first, and mirror all of it anew.
         mirrored: Called after each trial, with the number so far.
 
     Raises:
         LedgerError: If the ledger cannot be read.
         MirrorError: If MLflow does not do it, or another process is at it.
     """
-    return _now(sweep, ledger, mirrored, delete=False)
-
-
-def rebuild(
-    sweep: Sweep, ledger: Ledger, *, mirrored: Callable[[int], None] = lambda number: None
-) -> int:
-    """Delete the runs of a sweep and mirror all of it anew; returns how many trials.
-
-    Args:
-        sweep: The sweep.
-        ledger: Its ledger.
-        mirrored: Called after each trial, with the number so far.
-
-    Raises:
-        LedgerError: If the ledger cannot be read.
-        MirrorError: If MLflow does not do it, or another process is at it.
-    """
-    return _now(sweep, ledger, mirrored, delete=True)
-
-
-def _now(sweep: Sweep, ledger: Ledger, mirrored: Callable[[int], None], *, delete: bool) -> int:
     name = _lease_name(sweep)
     try:
         lease = ledger.lease(name)
@@ -652,7 +636,7 @@ def _now(sweep: Sweep, ledger: Ledger, mirrored: Callable[[int], None], *, delet
                 "wait until it has ended"
             )
         with lease:
-            if delete:
+            if rebuild:
                 client = _connect(ledger)
                 experiment = _experiment(client, sweep.name, ledger)
                 # A list, since a page would skip as many runs as the one before it lost. The parent

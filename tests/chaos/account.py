@@ -188,17 +188,26 @@ def _curves(ledger: Ledger) -> dict[str, list[list[Any]]]:
     return {trial: sorted(curve) for trial, curve in curves.items()}
 
 
-def _ends(ledger: Ledger) -> dict[str, set[str]]:
-    """Trial -> the attempts that reached the test set, which is read once, at the end."""
-    ends: dict[str, set[str]] = {}
-    storage = ledger._storage  # the ledger itself shows only the last value of a step
+def pieces(ledger: Ledger) -> Iterator[tuple[str, str, list[dict[str, Any]]]]:
+    """Yield trial, attempt and points of each piece of a curve that was written.
+
+    The ledger itself shows only the last value of a step, whoever wrote it.
+    """
+    storage = ledger._storage
     for name in storage.list("curves"):
         data = storage.get(name)
         assert data is not None
-        table = pq.read_table(io.BytesIO(data), columns=["split"])
-        if "test" in table.column("split").to_pylist():
-            trial, piece = name.split("/")[1:]
-            ends.setdefault(trial, set()).add(piece.partition("-")[0])
+        trial, piece = name.split("/")[1:]
+        table = pq.read_table(io.BytesIO(data), columns=["split", "step"])
+        yield trial, piece.partition("-")[0], table.to_pylist()
+
+
+def _ends(ledger: Ledger) -> dict[str, set[str]]:
+    """Trial -> the attempts that reached the test set, which is read once, at the end."""
+    ends: dict[str, set[str]] = {}
+    for trial, attempt, points in pieces(ledger):
+        if any(point["split"] == "test" for point in points):
+            ends.setdefault(trial, set()).add(attempt)
     return ends
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import ExitStack
 
@@ -81,11 +82,13 @@ def test_trials_go_on_elsewhere_soon(tell: Callable[[str], None]) -> None:
 
             machine.wait("a backbone", lambda: needed <= ledger.done(), 300)
             pace.set(2.0)
-            users = {point.trial_id for point in sweep.points if point.parent}
+            trials = {point.trial_id for point in sweep.points}
 
             def behind_a_record() -> bool:
-                under_way = (users - ledger.done()) & ledger.states()
-                return bool(under_way) and len(ledger.curves(under_way)) > 0
+                # All of them: whichever is hit is then one that can go on.
+                under_way = trials - ledger.done()
+                seen = set(ledger.curves(under_way).column("trial_id").to_pylist())
+                return bool(under_way) and under_way <= seen & ledger.states()
 
             def a_node_that_trains() -> Node:
                 # With a state behind a record, so that going on is more than starting again.
@@ -117,7 +120,9 @@ def test_trials_go_on_elsewhere_soon(tell: Callable[[str], None]) -> None:
             f"after its node was cut off; {found}"
         )
         account.check(found, driver.tail())
-        first: dict[str, int] = {}
-        for row in ledger.curves(users).to_pylist():
-            first[row["attempt"]] = min(row["step"], first.get(row["attempt"], row["step"]))
+        steps = defaultdict[tuple[str, str], set[int]](set)
+        for trial, attempt, points in account.pieces(ledger):
+            if trial in trials:
+                steps[trial, attempt] |= {point["step"] for point in points}
+        first = {key: min(seen) for key, seen in steps.items()}
         assert max(first.values()) > EVALUATED, f"none went on from a state: {first}"

@@ -13,17 +13,13 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fpt import device_draws, random_streams
-from fpt.backbones import BACKBONES
 from fpt.checkpoints import State
 from fpt.model import Model, build_model
 from fpt.pack_layers import MemberProduct
 from fpt.trainer import Outcome, Record, Training, train
-from tests.support import PACKED, TABLE, small
+from tests.support import DRAWN, PACKED, TABLE, end, small
 
 CPU = torch.device("cpu")
-
-DRAWN = [name for name in PACKED if BACKBONES[name].packs_draws]
-"""Those of which each member can have a draw of its own."""
 
 LISTOPS = {
     "name": "listops", "max_length": 12, "min_length": 3, "train": 64, "test": 16,
@@ -191,11 +187,6 @@ def test_a_member_that_diverges_or_leaves_moves_no_more(trial: Any) -> None:
     assert pack.outcomes[0].test_loss == pytest.approx(alone.outcomes[0].test_loss, rel=1e-4)
 
 
-def ends(training: Training) -> dict[int, Outcome]:
-    list(training)
-    return training.outcomes
-
-
 @pytest.mark.parametrize(
     ("backbone_seed", "numerics"), [(0, "fp32"), (None, "fp32"), (None, "bf16")]
 )
@@ -210,7 +201,7 @@ def test_members_that_leave_join_or_diverge_change_no_other(
     near: Any = {"rtol": 1e-3, "atol": 1e-4} if numerics == "fp32" else {"rtol": 0.1, "atol": 0.01}
 
     def check(mine: Outcome, k: int) -> None:
-        theirs = ends(train([trials[k]]))[0]
+        theirs = end(train([trials[k]]))[0]
         assert (mine.outcome, mine.steps) == (theirs.outcome, theirs.steps)
         if mine.outcome != "diverged":
             assert mine.test_loss == pytest.approx(theirs.test_loss, rel=near["rtol"])
@@ -223,13 +214,13 @@ def test_members_that_leave_join_or_diverge_change_no_other(
             left = pack.states()[1]
             pack.stop(1)
             break
-    outcomes = ends(pack)
+    outcomes = end(pack)
 
     assert set(outcomes) == {0, 2, 3, 4}
     assert outcomes[3].outcome == "diverged"
     for k, outcome in outcomes.items():
         check(outcome, k)
-    joined = ends(train([trials[4], trials[1]], state=[None, left], device_path=True))
+    joined = end(train([trials[4], trials[1]], state=[None, left], device_path=True))
     check(joined[1], 1)
 
 
@@ -265,13 +256,13 @@ def test_weights_that_members_draw_are_there_once_whoever_leaves(trial: Any) -> 
 
 def test_a_pack_that_draws_goes_from_one_path_to_the_other(trial: Any) -> None:
     trials = [trial(seed=s, backbone_seed=None, steps=12, dropout=0.2) for s in range(3)]
-    wholes = [ends(train(trials, device_path=path)) for path in (True, False)]
+    wholes = [end(train(trials, device_path=path)) for path in (True, False)]
     for path in (True, False):
         first = train(trials, device_path=path)
         for _ in range(5):
             first.step()
         state = [State.from_bytes(first.states()[k].to_bytes()) for k in range(3)]
-        for k, outcome in ends(train(trials, state=state, device_path=not path)).items():
+        for k, outcome in end(train(trials, state=state, device_path=not path)).items():
             for whole in wholes:
                 assert outcome.test_loss == pytest.approx(whole[k].test_loss, rel=1e-4)
                 for name, tensor in whole[k].state.part("now").items():

@@ -7,29 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from fpt.backbones import BACKBONES
 from fpt.config import TrialConfig
 from fpt.model import build_model
 from fpt.pack_layers import MemberProduct, Product, SharedLinear
 from fpt.packing import pack_key
-from fpt.trainer import Outcome, Training, train
-from tests.support import TABLE, small
-
-DRAWN = [name for name in TABLE if BACKBONES[name].packs_draws]
-
-
-def end(training: Training) -> dict[int, Outcome]:
-    list(training)
-    return training.outcomes
-
-
-def assert_same(one: Outcome, other: Outcome) -> None:
-    assert one.backbone_digest == other.backbone_digest
-    assert one.state.tensors.keys() == other.state.tensors.keys()
-    for name, tensor in one.state.tensors.items():
-        assert torch.equal(tensor, other.state.tensors[name]), name
-    figures: Any = ("outcome", "steps", "test_loss", "validation_loss", "train_loss", "best_step")
-    assert [getattr(one, f) for f in figures] == [getattr(other, f) for f in figures]
+from fpt.trainer import train
+from tests.support import DRAWN, TABLE, assert_same, end, small
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from fpt import exactness
 from fpt.checkpoints import State
 from fpt.config import TrialConfig
 from fpt.model import build_model
-from fpt.trainer import Outcome, Training, train
-from tests.support import PACKED, small
+from fpt.trainer import Outcome, train
+from tests.support import PACKED, assert_same, end, small
 
 STEPS = 200
 
@@ -52,19 +52,6 @@ def alone(trials: list[TrialConfig]) -> list[Outcome]:
     """How each of them ends by itself."""
     torch.set_num_threads(1)
     return [end(train([trial]))[0] for trial in trials]
-
-
-def end(training: Training) -> dict[int, Outcome]:
-    list(training)
-    return training.outcomes
-
-
-def assert_same(one: Outcome, other: Outcome) -> None:
-    assert one.state.tensors.keys() == other.state.tensors.keys()
-    for name, tensor in one.state.tensors.items():
-        assert torch.equal(tensor, other.state.tensors[name]), name
-    figures: Any = ("test_loss", "test_accuracy", "validation_loss", "train_loss", "best_step")
-    assert [getattr(one, f) for f in figures] == [getattr(other, f) for f in figures]
 
 
 @pytest.mark.slow

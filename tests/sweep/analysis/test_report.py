@@ -318,9 +318,6 @@ def test_the_commands_write_page_and_figures_and_load_nothing_heavy(
 
 # --- in a browser -------------------------------------------------------------------------------
 
-WIDE_TABLE = 12
-"""Points of the axis of columns: a table that is wider than any phone."""
-
 
 @pytest.fixture(scope="module")
 def wide_page(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -38,10 +38,10 @@ from sweep.mirrors.mlflow_runs import (
     Mirror,
     MirrorError,
     catch_up,
-    rebuild,
 )
 from sweep.sweepfile.expansion import load
 from sweep.sweepfile.trials import Point, Sweep
+from tests.servers import free_port
 from tests.support import failure_row, trial_row
 
 if TYPE_CHECKING:
@@ -419,7 +419,7 @@ def test_what_a_killed_process_began_is_completed_and_not_doubled(place: Path, b
     shutil.copytree(place / "results", whole, ignore=shutil.ignore_patterns("mlflow*"))
     shutil.copy(place / "results" / "mlflow.db", whole)  # its tables; the runs are made anew
     undisturbed = Ledger(whole, write=True)
-    assert rebuild(sweep, undisturbed) == 8
+    assert catch_up(sweep, undisturbed, rebuild=True) == 8
     assert content(uri) == content(mlflow_runs.tracking_uri(undisturbed))
 
 
@@ -493,9 +493,9 @@ def test_rebuild_makes_equal_runs_from_the_ledger_alone(place: Path) -> None:
     shutil.copytree(place / "results", copy, ignore=shutil.ignore_patterns("mlflow*"))
     elsewhere = Ledger(copy, write=True)
 
-    assert rebuild(sweep, ledger) == 8
+    assert catch_up(sweep, ledger, rebuild=True) == 8
     assert content(mlflow_runs.tracking_uri(ledger)) == before
-    assert rebuild(sweep, elsewhere) == 8
+    assert catch_up(sweep, elsewhere, rebuild=True) == 8
     assert content(mlflow_runs.tracking_uri(elsewhere)) == before
     assert (copy / "mlflow-artifacts").is_dir()
 
@@ -517,9 +517,9 @@ def test_without_mlflow_nothing_is_lost_but_a_line_of_warning(
     assert f"`{mirror.command}` catches up" in warned
     assert "secret" not in warned
     assert "\n" not in warned
-    for command in (catch_up, rebuild):
+    for rebuild in (False, True):
         with pytest.raises(MirrorError, match=r"127\.0\.0\.1"):
-            command(sweep, ledger)
+            catch_up(sweep, ledger, rebuild=rebuild)
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     now[0] += mlflow_runs.BACKOFF
     assert mirror.sync() == 8
@@ -648,12 +648,6 @@ def test_a_tracking_server_of_the_users_is_the_ui(
 
 
 # ------------------------------------------------------------------------------------ real servers
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def eventually(condition: Callable[[], bool], seconds: float = 90) -> None:
@@ -817,11 +811,11 @@ def test_ledgers_that_share_a_server_and_a_name_leave_each_other_alone(
     before = snapshot(uri, one)
     assert len(before) == 4
     assert len(snapshot(uri, other)) == 8
-    assert rebuild(sweep, other) == 7
+    assert catch_up(sweep, other, rebuild=True) == 7
     assert snapshot(uri, one) == before
     theirs = snapshot(uri, other)
     assert len(theirs) == 8
-    assert rebuild(sweep, one) == 3
+    assert catch_up(sweep, one, rebuild=True) == 3
     assert snapshot(uri, other) == theirs
     parents = [run for run in runs(uri) if TRIAL not in run.data.tags]
     assert len(parents) == 2
@@ -880,7 +874,7 @@ def test_what_a_person_wrote_in_a_description_stays(place: Path, theirs: str) ->
     finish(ledger, sweep.points[2:3])
     Mirror(sweep, ledger).sync()
     after = parent_of(uri).data.tags[NOTE]
-    rebuild(sweep, ledger)
+    catch_up(sweep, ledger, rebuild=True)
 
     for text in (after, parent_of(uri).data.tags[NOTE]):
         assert text.count("3 of 8 trials are done") == 1
