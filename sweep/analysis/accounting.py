@@ -7,11 +7,11 @@ was there left a note of work done twice.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from sweep.ledger.ledger import MARKS, Ledger
+from sweep.ledger.ledger import MARKS, STOPS, Ledger
 from sweep.planning.tuning import resolve
 from sweep.sweepfile.trials import Sweep
 
@@ -23,8 +23,10 @@ class Usage:
     trials: int
     """That have a row."""
     attempts: int
-    """All of them: those that gave the rows, those that failed, and those done twice."""
+    """All of them: those that gave the rows, failed or were stopped, and those done twice."""
     failed_attempts: int
+    stopped_attempts: int
+    """Told to end, by a pause, a signal or a notice of preemption; no failures."""
     seconds: float
     """Behind the rows."""
     lost: Mapping[str, float]
@@ -51,20 +53,21 @@ def spent_on(ids: Collection[str] | None, ledger: Ledger) -> Usage:
     for row in rows:
         by_device[row["device"] or "unknown"] += row["seconds"] or 0.0
     lost: dict[str, float] = defaultdict(float)
-    failed = 0
-    twice: set[str] = set()
     notes = ledger.failures(ids, columns=["trial_id", "cause", "lost"]).to_pylist()
+    causes = Counter(note["cause"] for note in notes)
+    stopped = sum(causes[cause] for cause in STOPS)
+    failed = causes.total() - stopped - sum(causes[mark] for mark in MARKS)
+    twice: set[str] = set()
     for note in notes:
         if note["lost"]:
             lost[note["cause"]] += note["lost"]
         if note["cause"] == "doubled":
             twice.add(note["trial_id"])
-        failed += note["cause"] not in MARKS
-    again = sum(note["cause"] == "doubled" for note in notes)
     return Usage(
         trials=len(rows),
-        attempts=len(rows) + failed + again,
+        attempts=len(rows) + failed + stopped + causes["doubled"],
         failed_attempts=failed,
+        stopped_attempts=stopped,
         seconds=sum(by_device.values()),
         lost=dict(lost),
         by_device=dict(by_device),

@@ -28,7 +28,7 @@ from sweep.analysis.cells import Cell
 from sweep.analysis.figures import Material, draw, gather, inline_svg
 from sweep.analysis.tables import Table, build
 from sweep.analysis.typeset import Sheet
-from sweep.ledger.ledger import MARKS, Ledger
+from sweep.ledger.ledger import MARKS, STOPS, Ledger
 from sweep.planning import tuning
 from sweep.planning.estimates import compare, quote
 from sweep.planning.plan import Plan, plan
@@ -283,7 +283,7 @@ def _failures(planned: Plan, ledger: Ledger, known: Collection[str]) -> dict[str
     for number, (cause, exception) in enumerate(
         zip(notes["cause"].to_pylist(), notes["exception"].to_pylist(), strict=True)
     ):
-        if cause not in MARKS:
+        if cause not in (*MARKS, *STOPS):
             kinds.setdefault((cause, exception or ""), []).append(number)
     trials = notes["trial_id"].to_pylist()
     told = []

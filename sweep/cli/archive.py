@@ -80,8 +80,9 @@ def _show_trace(found: Trace) -> None:
         echo(f"  {told}".rstrip())
     spent = found.spent
     cost = f"  took {span(spent.seconds)} of training in {count(spent.attempts, 'attempt')}"
-    if spent.failed_attempts:
-        cost += f", {spent.failed_attempts:,} of them failed"
+    came = {"failed": spent.failed_attempts, "stopped": spent.stopped_attempts}
+    if any(came.values()):
+        cost += f" ({counted(came)})"
     if lost := sum(spent.lost.values()):
         cost += f"; {span(lost)} more were lost"
     echo(cost)

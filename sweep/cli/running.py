@@ -356,8 +356,9 @@ def _spent_lines(spent: Mapping[str, Any]) -> Iterable[str]:
     if lost := {cause: seconds for cause, seconds in spent["lost"].items() if seconds >= 1}:
         by = ", ".join(f"{cause} {span(lost[cause])}" for cause in sorted(lost))
         yield f"trained in vain for {span(sum(lost.values()))}: {by}"
-    if spent["failed_attempts"]:
-        yield f"{count(spent['failed_attempts'], 'attempt')} failed, of {spent['attempts']:,}"
+    came = {"failed": spent["failed_attempts"], "stopped": spent["stopped_attempts"]}
+    if any(came.values()):
+        yield f"{count(spent['attempts'], 'attempt')}: {counted(came)}"
     if spent["doubled"]:
         yield f"{count(spent['doubled'], 'trial')} finished more than once; the first row stands"
 
@@ -390,13 +391,20 @@ def _driver_lines(
 
 
 def _status_lines(said: Mapping[str, Any]) -> None:
+    from sweep.ledger.ledger import STOPS
+
     echo(f"{said.get('sweep', said['results'])}: {counted(said['trials'])}")
     if said["begun"]:
         echo(f"  {count(said['begun'], 'trial')} begun: a run goes on from the saved state")
     for reason, number in said.get("reasons", {}).items():
         echo(f"  {count(number, 'trial')}: {reason}")
-    if said.get("failures"):
-        echo(f"  failed, by cause: {counted(said['failures'])}")
+    causes = said.get("failures", {})
+    for how, among in (
+        ("failed", causes.keys() - set(STOPS)),
+        ("stopped", causes.keys() & set(STOPS)),
+    ):
+        if among:
+            echo(f"  {how}, by cause: {counted({name: causes[name] for name in sorted(among)})}")
     for line in _spent_lines(said["spent"]):
         echo(f"  {line}")
     if said.get("quote"):

@@ -49,6 +49,9 @@ CAUSES = (*get_args(Cause), *MARKS)
 RESETS = ("retried", "forgotten")
 """Marks before which no failure counts."""
 
+STOPS = ("interrupted", "preempted")
+"""Causes that are no fault: the attempt was told to end, and saved its state."""
+
 WAITS = ("code", "data")
 """Causes of failure that a run does not try again: nothing but a change can mend them."""
 

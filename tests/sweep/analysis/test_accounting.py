@@ -41,7 +41,8 @@ def test_time_is_in_rows_in_vain_or_done_twice(tmp_path: Path) -> None:
 
     found = spent(sweep, ledger)
 
-    assert (found.trials, found.failed_attempts, found.attempts) == (2, 4, 8)
+    assert (found.trials, found.attempts) == (2, 8)
+    assert (found.failed_attempts, found.stopped_attempts) == (3, 1)
     assert found.seconds == 30.0
     assert found.by_device == {"cpu": 10.0, "cuda": 20.0}
     assert found.lost == {"worker": 7.0, "doubled": 25.0, "code": 1.0}

@@ -11,7 +11,7 @@ import shlex
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import pandas
 import pytest
@@ -21,7 +21,7 @@ from rich.console import Console
 from sweep import cli
 from sweep.cli import progress
 from sweep.execution import driver
-from sweep.ledger.ledger import Ledger, new_attempt
+from sweep.ledger.ledger import Cause, Ledger, new_attempt
 from sweep.planning.packing import Workers
 from sweep.sweepfile.expansion import load
 from tests.support import Command, failure_row, job, trial_row
@@ -452,6 +452,21 @@ def test_plan_and_status_say_what_failed(ledger: Ledger, file: Path, command: Co
     assert "tiny: 1 done, 1 failed" in status.out
     assert "results: 1 done" in everything.out
     assert "failed, by cause: 1 data" in everything.out
+
+
+@pytest.mark.parametrize("cause", get_args(Cause))
+def test_an_attempt_that_was_told_to_end_is_stopped_and_any_other_failed(
+    ledger: Ledger, file: Path, command: Command, cause: Cause
+) -> None:
+    failed = load(file).points[1]
+    ledger.reset_failures([failed.trial_id])
+    ledger.fail(failure_row(failed, cause=cause, attempt=new_attempt(), at=datetime.now(UTC)))
+
+    said = command("status", file).out
+
+    stopped = cause in ("interrupted", "preempted")
+    assert f"  {'stopped' if stopped else 'failed'}, by cause: 1 {cause}\n" in said
+    assert ("3 attempts: 1 failed, 1 stopped" if stopped else "3 attempts: 2 failed\n") in said
 
 
 def test_retry_lets_a_failed_trial_run_again(ledger: Ledger, file: Path, command: Command) -> None:
