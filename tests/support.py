@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import datetime as dt
-import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fpt.backbones import AUTO, BACKBONES
 from sweep.execution.job import Halt, Job, Reporter
-from sweep.execution.rows import config_columns
+from sweep.ledger.columns import FAILURES, TRIALS, compact, config_row
 from sweep.ledger.ledger import new_attempt
+from sweep.sweepfile.identity import IDENTITY_VERSION
 from sweep.sweepfile.trials import Point
 
 if TYPE_CHECKING:
@@ -126,32 +126,27 @@ class Watching(Reporter):
         return self._halted()
 
 
-def _text(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))
-
-
 def trial_row(point: Point, **overrides: Any) -> dict[str, Any]:
-    """A complete row of `trials` for a point that is done, but for `overrides`."""
+    """A row of `trials` for a point that is done, but for `overrides`; other columns are null."""
     config = point.config
-    row: dict[str, Any] = {
-        **config_columns(point),
+    values: dict[str, Any] = {
+        **config_row(config),
+        "trial_id": point.trial_id,
+        "cell_id": point.cell_id,
+        "identity_version": IDENTITY_VERSION,
+        "task_version": config.task.version,
         "outcome": "done",
         "stopped": "steps",
         "steps_trained": config.steps,
         "best_step": config.steps,
         "train_loss": 0.25,
         "train_accuracy": 0.75,
-        "training_set_loss": None,
-        "training_set_accuracy": None,
         "validation_loss": 0.5,
         "validation_accuracy": 0.625,
         "test_loss": 0.5,
         "test_accuracy": 0.5,
         "baseline_accuracy": 0.5,
-        "metrics": None,
         "baseline_rule": "guess",
-        "stronger_baseline_accuracy": None,
-        "stronger_baseline_rule": None,
         "seconds": 1.5,
         "examples": config.steps * config.batch_size,
         "pack_size": 1,
@@ -159,39 +154,33 @@ def trial_row(point: Point, **overrides: Any) -> dict[str, Any]:
         "row_padding": 16,
         "attempts": 1,
         "attempt": "a1",
-        "extended_from": None,
         "parameters": 1000,
         "parameters_trained": 100,
-        "groups": _text({"norm": {"tensors": 2, "parameters": 100, "trained": 100}}),
+        "groups": compact({"norm": {"tensors": 2, "parameters": 100, "trained": 100}}),
         "backbone_digest": "0" * 64,
-        "data_digest": None,
-        "own_code": None,
-        "git_commit": None,
-        "git_dirty": None,
         "version": "0.1.0",
-        "versions": _text({"python": "3.11"}),
+        "versions": compact({"python": "3.11"}),
         "host": "host",
         "device": "cpu",
         "device_name": "a processor",
         "started_at": STARTED,
         "finished_at": STARTED + dt.timedelta(seconds=2),
     }
-    return row | overrides
+    return {one.name: values.get(one.name) for one in TRIALS} | overrides
 
 
 def failure_row(point: Point, **overrides: Any) -> dict[str, Any]:
     """A complete row of `failures` for a point whose code raised an exception."""
-    row: dict[str, Any] = {
+    values: dict[str, Any] = {
         "trial_id": point.trial_id,
         "attempt": "a1",
         "cause": "code",
         "exception": "OverflowError",
         "message": "too large",
         "traceback": "Traceback (most recent call last): ...",
-        "config": _text(point.config.identity()),
+        "config": compact(point.config.identity()),
         "step": 10,
         "host": "host",
-        "node": None,
         "device": "cpu",
         "seconds": 1.0,
         "lost": 0.0,
@@ -199,4 +188,4 @@ def failure_row(point: Point, **overrides: Any) -> dict[str, Any]:
         "accumulation": 1,
         "at": STARTED,
     }
-    return row | overrides
+    return {one.name: values.get(one.name) for one in FAILURES} | overrides

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import functools
-import json
 import time
-import traceback
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Literal
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Literal
 
 from fpt.config import TrialConfig
-from fpt.metrics import on_split
 from fpt.spec import JSON
 from fpt.tasks.base import Baseline
 from sweep.execution import output
 from sweep.execution.job import Job
-from sweep.ledger import provenance
-from sweep.ledger.columns import TRIALS
+from sweep.ledger import columns, provenance
+from sweep.ledger.columns import Ended, Failed, compact
 from sweep.ledger.ledger import Cause
 from sweep.sweepfile.identity import IDENTITY_VERSION
 from sweep.sweepfile.trials import Point
@@ -66,89 +63,50 @@ def failure_row(
     job: Job, trial: Progress, cause: Cause | Literal["doubled"], error: BaseException
 ) -> JSON:
     """Return the row of an attempt that failed: a value for each column of `failures`."""
-    last = output.tail()
-    printed = f"\nprinted last:\n{last}\n" if last else ""
-    return {
-        "trial_id": trial.point.trial_id,
-        "attempt": job.attempt,
-        "cause": cause,
-        "exception": type(error).__name__,
-        "message": str(error) or repr(error),
-        "traceback": "".join(traceback.format_exception(error)) + printed,
-        "config": _json(trial.point.config.model_dump(mode="json")),
-        "step": trial.step,
-        "host": provenance.host(),
-        "node": job.node,
-        "device": job.device,
-        "seconds": trial.seconds,
-        "lost": max(0.0, trial.seconds - trial.saved),
-        "pack_size": len(job.points),
-        "accumulation": job.accumulation,
-        "at": datetime.now(UTC),
-    }
+    return columns.failure_row(
+        Failed(
+            trial_id=trial.point.trial_id,
+            attempt=job.attempt,
+            cause=cause,
+            error=error,
+            printed=output.tail(),
+            config=trial.point.config,
+            step=trial.step,
+            node=job.node,
+            device=job.device,
+            seconds=trial.seconds,
+            lost=max(0.0, trial.seconds - trial.saved),
+            pack_size=len(job.points),
+            accumulation=job.accumulation,
+        )
+    )
 
 
 def trial_row(trial: Progress, outcome: Outcome, job: Job) -> JSON:
     """Return the row of a trial that has ended: a value for each column of `trials`."""
-    point, config = trial.point, trial.point.config
-    baseline, stronger = _baselines(config)
-    metrics = outcome.metrics | {
-        name: float(value) for name, value in on_split("baseline", baseline.metrics).items()
-    }
-    values = {
-        **vars(outcome),  # named as columns are, but for these
-        "steps_trained": outcome.steps,
-        "groups": _json(outcome.groups),
-        "parameters": sum(group["parameters"] for group in outcome.groups.values()),
-        "parameters_trained": sum(group["trained"] for group in outcome.groups.values()),
-        **config_columns(point),
-        "metrics": _json(metrics) if metrics else None,
-        "baseline_accuracy": baseline.accuracy,
-        "baseline_rule": baseline.rule,
-        "stronger_baseline_accuracy": stronger.accuracy if stronger else None,
-        "stronger_baseline_rule": stronger.rule if stronger else None,
-        "pack_size": len(job.points),
-        "accumulation": job.accumulation,
-        "row_padding": trial.row_padding,
-        "attempts": job.attempts[point.trial_id],
-        "attempt": job.attempt,
-        "extended_from": trial.extended_from,
-        "own_code": _json(config.own_code) if config.own_classes else None,
-        **provenance.code(),
-        "versions": provenance.versions(),
-        "host": provenance.host(),
-        "device": job.device,
-        "device_name": _model_of(job.device),
-        "started_at": trial.started_at,
-        "finished_at": trial.now(),
-    }
-    return {column.name: values[column.name] for column in TRIALS}
-
-
-def config_columns(point: Point) -> JSON:
-    """Return what a row says of a trial's config: columns of the roles key and config."""
-    config, identity = point.config, point.config.identity()
-    task, backbone = dict(identity["task"]), identity["backbone"]
-    same = ("pretraining", "learning_rate", "batch_size", "steps", "dropout", "numerics")
-    return {
-        "trial_id": point.trial_id,
-        "cell_id": point.cell_id,
-        "identity_version": IDENTITY_VERSION,
-        "config": _json(identity),
-        "task": task.pop("name"),
-        "task_version": task.pop("version"),
-        "task_parameters": _json(task),
-        "backbone": config.backbone.name,
-        **{name: getattr(config.backbone, name) for name in ("layers", "width", "heads")},
-        "weights": backbone["weights"],
-        "initialiser": backbone["initialiser"],
-        "backbone_seed": identity["backbone_seed"],
-        "train": "+".join(config.train),
-        "optimizer": _json(identity["optimizer"]),
-        "stop": None if identity["stop"] is None else _json(identity["stop"]),
-        "evaluate_every": config.evaluation.every,
-        **{name: getattr(config, name) for name in (*same, "protocol", "seed")},
-    }
+    point = trial.point
+    baseline, stronger = _baselines(point.config)
+    return columns.trial_row(
+        Ended(
+            trial_id=point.trial_id,
+            cell_id=point.cell_id,
+            identity_version=IDENTITY_VERSION,
+            config=point.config,
+            outcome=outcome,
+            baseline=baseline,
+            stronger=stronger,
+            attempt=job.attempt,
+            attempts=job.attempts[point.trial_id],
+            pack_size=len(job.points),
+            accumulation=job.accumulation,
+            row_padding=trial.row_padding,
+            extended_from=trial.extended_from,
+            device=job.device,
+            device_name=_model_of(job.device),
+            started_at=trial.started_at,
+            finished_at=trial.now(),
+        )
+    )
 
 
 @functools.cache
@@ -168,12 +126,8 @@ def _baselines(config: TrialConfig) -> tuple[Baseline, Baseline | None]:
     """Return the task's trivial baseline and the stronger one, once a process: some are computed
     over whole sets.
     """
-    key = _json([config.protocol, config.task.model_dump(mode="json")])
+    key = compact([config.protocol, config.task.model_dump(mode="json")])
     if key not in _BASELINES:
         task = config.task
         _BASELINES[key] = task.baseline(config.protocol), task.stronger_baseline(config.protocol)
     return _BASELINES[key]
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)

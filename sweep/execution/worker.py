@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
-import json
 import time
 import traceback
 import warnings
@@ -38,7 +37,7 @@ from sweep.execution.job import EndWorkerError, Halt, Job, Reporter, Result
 from sweep.execution.output import Log
 from sweep.execution.rows import Progress, failure_row, trial_row
 from sweep.execution.writing import Writer, patiently
-from sweep.ledger import provenance
+from sweep.ledger import columns, provenance
 from sweep.ledger.ledger import WAITS, Cause, Ledger, LedgerError, TakenBy
 from sweep.planning.plan import changed_files, trained_by_other_code
 from sweep.sweepfile.identity import trial_id
@@ -55,9 +54,6 @@ Train = Callable[..., "Training"]
 
 SHARED = (contract.ContractError, output.BreakpointError)
 """Errors of code that all trials of a pack have in common."""
-
-CURVE = ("step", "split", "loss", "accuracy", "seconds", "examples", "metrics")
-"""What of a record goes into a curve, by the names of both."""
 
 LOG_EVERY = 10
 """Steps between training records, at least."""
@@ -369,7 +365,7 @@ class _Attempt:
         """
         rows = self.ledger.curves([name]).to_pylist()
         return [
-            {column: row[column] for column in CURVE}
+            {column: row[column] for column in columns.POINT}
             for row in rows
             if row["split"] != "test" or config.protocol == "paper"
         ]
@@ -377,9 +373,7 @@ class _Attempt:
     def _take(self, record: Record) -> None:
         trial = self.trials[record.trial]
         trial.step, trial.seconds = record.step, record.seconds
-        row = {column: getattr(record, column) for column in CURVE}
-        own = json.dumps(record.metrics, sort_keys=True) if record.metrics else None
-        trial.rows.append(row | {"metrics": own})
+        trial.rows.append(columns.curve_row(record))
         self.reporter.record(trial.point, record)
 
     # ----------------------------------------------------------- what is handed to the writer

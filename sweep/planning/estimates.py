@@ -1,6 +1,6 @@
 """What a plan will cost: core-hours or GPU-hours with an interval, when it ends, memory, disk.
 
-Seconds a step come from the ledger, from trials of the same kind (`sweep.planning.packing.kind_of`)
+Seconds a step come from the ledger, from trials with the same `sweep.ledger.columns.workload_key`,
 on a device of the same name, else on others of the same sort, with a wider interval. A kind that
 was never measured is guessed from its floating-point operations by formula (`fpt.flops`), at the
 speed at which the ledger's other kinds had theirs done; an empty ledger leaves a speed of ours for
@@ -29,9 +29,10 @@ from statistics import median, stdev
 from fpt.config import TrialConfig
 from fpt.flops import training_flops
 from fpt.spec import JSON
+from sweep.ledger.columns import WORKLOAD, workload_key
 from sweep.ledger.ledger import Ledger, new_attempt
 from sweep.planning import packing
-from sweep.planning.packing import KIND_COLUMNS, Workers, kind_of
+from sweep.planning.packing import Workers
 from sweep.planning.plan import Pack, Plan
 from sweep.sweepfile.trials import Point, Sweep
 from sweep.sweepfile.tuning_spec import ADAPTIVE
@@ -135,7 +136,7 @@ def quote(planned: Plan, ledger: Ledger) -> Quote:
     for pack in packs:
         quicker = _quicker(pack, planned.workers)
         for point in pack.points:
-            kind = kind_of(point.config)
+            kind = workload_key(point.config)
             rate = rates.get(kind)
             if rate is not None:
                 factor = 1.0 if rate.packed else quicker
@@ -224,9 +225,9 @@ def _measured(ledger: Ledger, workers: Workers) -> dict[Kind, _Rate]:
         "seconds", "steps_trained", "attempts", "extended_from", "device", "device_name",
         "pack_size",
     ]  # fmt: skip
-    table = ledger.trials(columns=[*KIND_COLUMNS, *measures], strict=False)
+    table = ledger.trials(columns=[*WORKLOAD, *measures], strict=False)
     found: dict[Kind, _Taken] = {}
-    columns = [table.column(name).to_pylist() for name in KIND_COLUMNS]
+    columns = [table.column(name).to_pylist() for name in WORKLOAD]
     kinds = zip(*columns, strict=True)
     taken = zip(*(table.column(name).to_pylist() for name in measures), strict=True)
     for kind, (seconds, steps, attempts, extended, on, model, members) in zip(
@@ -287,12 +288,12 @@ class _Guess:
 
 def _costs(rates: Mapping[Kind, _Rate], ledger: Ledger, workers: Workers) -> dict[Kind, float]:
     """Kind -> operations of a step, of those kinds whose config can be read back."""
-    columns = [*KIND_COLUMNS, "config"]
+    columns = [*WORKLOAD, "config"]
     table = ledger.trials(columns=columns, strict=False) if rates else None
     out: dict[Kind, float] = {}
     if table is None:
         return out
-    kinds = zip(*(table.column(name).to_pylist() for name in KIND_COLUMNS), strict=True)
+    kinds = zip(*(table.column(name).to_pylist() for name in WORKLOAD), strict=True)
     for place, kind in enumerate(kinds):
         if kind in rates and kind not in out:
             config = _config(json.loads(table.column("config")[place].as_py()))

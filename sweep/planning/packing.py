@@ -13,27 +13,26 @@ Workers come before packs: three trials on two cores are a pack of two and one a
 from __future__ import annotations
 
 import heapq
-import json
 import math
 import os
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
-from typing import Any, Literal
+from typing import Literal
 
 import psutil
 
 from fpt import packing
 from fpt.config import TrialConfig
 from sweep.ledger import machine, provenance
+from sweep.ledger.columns import WORKLOAD, workload_key
 from sweep.ledger.ledger import Ledger
 from sweep.sweepfile.trials import Point
 
 __all__ = [
     "Workers",
     "form",
-    "kind_of",
     "no_quicker",
     "not_exact",
     "saving",
@@ -96,12 +95,6 @@ process's first steps."""
 BALANCED = 8
 """Packs a worker, up to which the last ones are made to end together. Of more, an idle worker at
 the end is a small part of the whole."""
-
-KIND_COLUMNS = (
-    "backbone", "layers", "width", "heads", "task", "task_parameters", "train", "batch_size",
-    "dropout", "evaluate_every", "protocol", "numerics",
-)  # fmt: skip
-"""Of a trial's row: what its seconds a step depend on, beside the machine; see `kind_of`."""
 
 
 @dataclass(frozen=True)
@@ -285,7 +278,7 @@ def no_quicker(ledger: Ledger, device: str) -> frozenset[tuple[object, ...]]:
     if not any(size and size > 1 for size in sizes.unique().to_pylist()):
         return frozenset()
     measures = ("seconds", "steps_trained", "attempts", "extended_from", "device", "device_name")
-    columns = [*KIND_COLUMNS, *measures, "pack_size"]
+    columns = [*WORKLOAD, *measures, "pack_size"]
     rows = ledger.trials(columns=columns, strict=False).to_pylist()
     taken: dict[tuple[object, ...], dict[str, tuple[list[float], list[float]]]] = {}
     for row in rows:
@@ -293,7 +286,7 @@ def no_quicker(ledger: Ledger, device: str) -> frozenset[tuple[object, ...]]:
         whole = row["attempts"] == 1 and row["extended_from"] is None and row["steps_trained"]
         whole = whole and row["seconds"] >= LEAST_SECONDS
         if whole and row["device"] == device and row["pack_size"] is not None:
-            kinds = taken.setdefault(tuple(row[name] for name in KIND_COLUMNS), {})
+            kinds = taken.setdefault(tuple(row[name] for name in WORKLOAD), {})
             both = kinds.setdefault(row["device_name"], ([], []))
             both[row["pack_size"] > 1].append(row["seconds"] / row["steps_trained"])
     helped: dict[tuple[object, ...], bool] = {}
@@ -316,27 +309,14 @@ def not_exact(ledger: Ledger, device: str) -> frozenset[tuple[object, ...]]:
     paddings = ledger.trials(columns=["row_padding"], strict=False).column("row_padding")
     if 0 not in paddings.unique().to_pylist():
         return frozenset()
-    columns = [*KIND_COLUMNS, "device", "device_name", "row_padding"]
+    columns = [*WORKLOAD, "device", "device_name", "row_padding"]
     least: dict[tuple[object, ...], dict[str, int]] = defaultdict(dict)
     for row in ledger.trials(columns=columns, strict=False).to_pylist():
         name, padding = row["device_name"], row["row_padding"]
         if row["device"] == device and padding is not None:
-            processors = least[tuple(row[name] for name in KIND_COLUMNS)]
+            processors = least[tuple(row[name] for name in WORKLOAD)]
             processors[name] = min(padding, processors.get(name, padding))
     return frozenset(kind for kind, found in least.items() if not any(found.values()))
-
-
-def kind_of(config: TrialConfig) -> tuple[object, ...]:
-    """What `no_quicker` tells trials apart by."""
-    task: dict[str, Any] = dict(config.task.identity())
-    name = task.pop("name")
-    backbone = config.backbone
-    return (
-        backbone.name, backbone.layers, backbone.width, backbone.heads,
-        name, json.dumps(task, sort_keys=True, separators=(",", ":")), "+".join(config.train),
-        config.batch_size, config.dropout, config.evaluation.every, config.protocol,
-        config.numerics,
-    )  # fmt: skip
 
 
 def _key(config: TrialConfig) -> tuple[object, ...]:
@@ -386,7 +366,7 @@ def _alike(points: Iterable[Point], alone: Collection[tuple[object, ...]]) -> li
     found: dict[object, list[_Member]] = {}
     for place, point in enumerate(points):
         config = point.config
-        apart = not packing.packs(config) or (alone and kind_of(config) in alone)
+        apart = not packing.packs(config) or (alone and workload_key(config) in alone)
         key = point.trial_id if apart else _key(config)
         found.setdefault(key, []).append(_Member.of(point, place))
     return list(found.values())

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from fpt.precision import refusal
 from fpt.spec import JSON
 from fpt.tasks import TASKS
+from sweep.ledger.columns import workload_key
 from sweep.ledger.ledger import WAITS, Ledger, LedgerError
 from sweep.planning import packing, tuning
 from sweep.planning.packing import Workers
@@ -308,7 +309,7 @@ def _packs(
         )
         for members in formed
     )
-    kinds = Counter(packing.kind_of(point.config) for point in points) if slow | inexact else {}
+    kinds = Counter(workload_key(point.config) for point in points) if slow | inexact else {}
     apart = sum(kinds[kind] for kind in kinds if kind in slow - inexact)
     return packs, apart, sum(kinds[kind] for kind in kinds if kind in inexact)
 

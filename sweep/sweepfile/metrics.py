@@ -14,32 +14,19 @@ from pydantic_core import PydanticCustomError
 from fpt.config import TrialConfig
 from fpt.metrics import SPLITS, Metric
 from fpt.tasks import TASKS
+from sweep.ledger.columns import FRACTION, TRIALS
 
 CONVERGENCE = "steps_to_convergence"
 """The metric that is no column of a trial's row but is worked out from its curve."""
 
-ACCURACIES = tuple(f"{split}_accuracy" for split in ("test", "validation", "training_set", "train"))
+ACCURACIES = tuple(one.name for one in TRIALS if one.metric and one.unit == FRACTION)
 """Fractions of predictions that are right; tables print them per cent."""
 
 METRICS = (
-    "test_accuracy",
-    "test_loss",
-    "validation_accuracy",
-    "validation_loss",
-    "training_set_accuracy",
-    "training_set_loss",
-    "train_accuracy",
-    "train_loss",
+    *sorted((one.name for one in TRIALS if one.metric), key=lambda name: "test_" not in name),
     CONVERGENCE,
-    "steps_trained",
-    "best_step",
-    "seconds",
-    "examples",
-    "layers",
-    "parameters",
-    "parameters_trained",
 )
-"""What every trial has: columns of its row, and CONVERGENCE."""
+"""What every trial has, as messages list it: columns of its row, and CONVERGENCE."""
 
 OWN = rf"^({'|'.join(SPLITS)})_[a-z][a-z0-9_]*$"
 """The name of a metric that a task declares, on a split."""

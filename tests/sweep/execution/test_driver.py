@@ -30,6 +30,7 @@ from sweep.cli import running
 from sweep.execution import driver, tune_adapter
 from sweep.execution.driver import Event, Summary, run
 from sweep.execution.interrupts import SIGNALS, Interrupts
+from sweep.ledger.columns import FIGURES
 from sweep.ledger.ledger import Ledger
 from sweep.mirrors import optuna_studies
 from sweep.planning import tuning
@@ -676,12 +677,6 @@ trial:
   dropout: 0.1
   evaluation: {every: 10}
 """
-
-FIGURES = (
-    "outcome", "stopped", "steps_trained", "best_step", "train_loss", "train_accuracy",
-    "validation_loss", "validation_accuracy", "test_loss", "test_accuracy", "examples",
-    "backbone_digest",
-)  # fmt: skip
 
 
 def figures(ledger: Ledger) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from sweep.execution import worker
+from sweep.ledger.columns import FIGURES
 from sweep.ledger.ledger import Ledger
 from sweep.planning.plan import plan
 from sweep.sweepfile.expansion import load
@@ -25,7 +26,6 @@ axes:
   seed: [0, 1]
 pack: off
 """
-FIGURES = ("train_loss", "validation_loss", "validation_accuracy", "test_loss", "best_step")
 
 
 def train_all(file: Path, ledger: Ledger) -> None:

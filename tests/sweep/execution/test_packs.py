@@ -12,6 +12,7 @@ import torch
 from fpt.checkpoints import State
 from sweep.execution import worker
 from sweep.execution.worker import run_pack
+from sweep.ledger.columns import FIGURES
 from sweep.ledger.ledger import Ledger
 from sweep.planning.packing import Workers
 from sweep.planning.plan import plan
@@ -36,12 +37,7 @@ axes:
   seed: [0, 1]
 """
 
-FIGURES = (
-    "outcome", "stopped", "steps_trained", "best_step", "train_loss", "train_accuracy",
-    "training_set_loss", "training_set_accuracy", "validation_loss", "validation_accuracy",
-    "test_loss", "test_accuracy", "baseline_accuracy", "examples", "parameters",
-    "parameters_trained", "groups", "backbone_digest", "data_digest", "config",
-)  # fmt: skip
+COLUMNS = (*FIGURES, "examples", "groups", "config")
 """Columns of a trial's row that depend on the trial alone."""
 
 
@@ -70,7 +66,7 @@ def assert_same(one: Ledger, other: Ledger) -> None:
 
     def rows(ledger: Ledger) -> dict[str, Any]:
         return {
-            row["trial_id"]: [row[name] for name in FIGURES] for row in ledger.trials().to_pylist()
+            row["trial_id"]: [row[name] for name in COLUMNS] for row in ledger.trials().to_pylist()
         }
 
     def curves(ledger: Ledger) -> list[Any]:

@@ -13,7 +13,6 @@ from typer.testing import CliRunner
 from sweep.cli import app
 from sweep.ledger.columns import TABLES, described
 from sweep.ledger.ledger import CURVES, FAILURES, TRIALS, Ledger
-from sweep.sweepfile.schema import METRICS
 
 DATASETS = {"trials": TRIALS, "curves": CURVES, "failures": FAILURES}
 
@@ -29,13 +28,6 @@ def test_every_column_says_what_it_is(name: str) -> None:
             assert meaning["unit"] == "fraction, 0 to 1"
         if field.name.endswith("loss"):
             assert meaning["unit"] == "nats"
-
-
-def test_metrics_of_sweep_files_are_figures_of_the_ledger() -> None:
-    # Written in two places, since neither may import the other.
-    figures = {one.name for one in TABLES["trials"] if one.mlflow == "metric"}
-    # `layers` is a field of the config, by which backbones of several depths are compared.
-    assert set(METRICS) - figures <= {"steps_to_convergence", "layers"}
 
 
 def test_files_of_many_rows_bear_the_meaning(tmp_path: Path) -> None:

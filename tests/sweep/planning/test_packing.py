@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from fpt.config import TrialConfig
 from fpt.packing import pack_key
+from sweep.ledger.columns import workload_key
 from sweep.ledger.ledger import Ledger
 from sweep.planning import packing
 from sweep.planning.packing import (
@@ -18,7 +19,6 @@ from sweep.planning.packing import (
     Device,
     Workers,
     form,
-    kind_of,
     no_quicker,
     not_exact,
     saving,
@@ -309,7 +309,7 @@ def test_the_ledger_tells_what_is_no_quicker_in_packs(
 
     found = no_quicker(ledger, "cpu")
 
-    assert found == (frozenset([kind_of(point().config)]) if told else frozenset())
+    assert found == (frozenset([workload_key(point().config)]) if told else frozenset())
     packs = form([seeds(3)], Workers(1), alone=found)
     assert [len(pack) for pack in packs] == ([1, 1, 1] if told else [3])
 
@@ -329,7 +329,7 @@ def test_one_machine_that_packs_help_is_enough_and_few_rows_are_not(tmp_path: Pa
 
 def test_the_ledger_tells_what_is_not_exact_in_packs(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
-    kind = kind_of(point().config)
+    kind = workload_key(point().config)
     assert not_exact(ledger, "cpu") == frozenset()
     ledger.commit(trial_row(point(0), row_padding=None))
     ledger.commit(trial_row(point(1, bits=6), row_padding=16))
@@ -344,7 +344,7 @@ def test_the_ledger_tells_what_is_not_exact_in_packs(tmp_path: Path) -> None:
 
 
 def test_other_batches_are_another_kind() -> None:
-    same = kind_of(point(1, learning_rate=0.5).config) == kind_of(point().config)
+    same = workload_key(point(1, learning_rate=0.5).config) == workload_key(point().config)
     assert same
     for field in ({"batch_size": 5}, {"dropout": 0.0}, {"bits": 6}, {"evaluation": {"every": 7}}):
-        assert kind_of(point(**field).config) != kind_of(point().config)
+        assert workload_key(point(**field).config) != workload_key(point().config)
