@@ -26,7 +26,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from urllib.parse import urlsplit
 from fpt import plugins
 from sweep.cluster import local_ray
 from sweep.ledger import machine
+from sweep.ledger.retrying import retry
 
 WORKERS = {
     # A core a worker.
@@ -304,19 +305,19 @@ def restore_cwd() -> None:
     Raises:
         ClusterError: If it does not come back.
     """
-    deadline = time.monotonic() + UNPACK_SECONDS
-    while True:
+
+    def stay() -> None:
         try:
             os.getcwd()
-            return
         except FileNotFoundError:
-            if time.monotonic() > deadline:
-                what = "this process's working folder was removed"
-                raise ClusterError(f"{os.environ.get('PWD', 'PWD')}: {what}; run again") from None
-        with suppress(FileNotFoundError):
-            os.chdir(os.environ["PWD"])
-            continue
-        time.sleep(0.05)
+            os.chdir(os.environ.get("PWD", ""))
+            os.getcwd()
+
+    try:
+        retry(stay, FileNotFoundError, within=UNPACK_SECONDS, pauses=(0.05, 0.05))
+    except FileNotFoundError:
+        what = "this process's working folder was removed"
+        raise ClusterError(f"{os.environ.get('PWD', 'PWD')}: {what}; run again") from None
 
 
 def use_token() -> None:

@@ -30,6 +30,7 @@ from fpt.spec import JSON
 from sweep.cluster.connection import ClusterError, forwarded_secrets, restore_cwd
 from sweep.ledger import provenance
 from sweep.ledger.ledger import Ledger, LedgerError
+from sweep.ledger.retrying import retry
 from sweep.ledger.storage import Storage, open_storage
 from sweep.planning.estimates import quote
 from sweep.planning.packing import Device
@@ -434,11 +435,15 @@ def gpus() -> list[Device]:
 def _storage_problems(uri: str, probe: str) -> list[str]:
     try:
         storage = open_storage(uri)
-        for pause in (0.0, 0.5, 2.0):  # NFS may show a new name late
-            time.sleep(pause)
-            if (seen := storage.get(probe)) is not None:
-                break
-        if seen is None:
+
+        def read() -> None:
+            if storage.get(probe) is None:
+                raise FileNotFoundError
+
+        try:
+            # NFS may show a new name late.
+            retry(read, FileNotFoundError, within=3.5, pauses=(0.5, 2.0))
+        except FileNotFoundError:
             shared = "give a place that all nodes share, by NFS or as s3://, gs://, az://"
             return [f"{uri}: is not the folder that the driver sees; {shared}"]
         own = f"{probe}-{secrets.token_hex(8)}"

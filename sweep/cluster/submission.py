@@ -12,6 +12,7 @@ ended the next attempt goes on from the ledger. On the cluster the job is `sweep
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import logging
 import os
@@ -30,6 +31,7 @@ from fpt import plugins
 from fpt.backbones.sources import HUB, PACKAGE, given_files
 from sweep.cluster.connection import ClusterError, asks_for_token, is_secret, reachable, use_token
 from sweep.ledger import provenance
+from sweep.ledger.retrying import retry
 from sweep.sweepfile import lock, reading
 from sweep.sweepfile.document import SweepFileError
 from sweep.sweepfile.expansion import load
@@ -396,23 +398,30 @@ def submit(
             copy = Path(folder, path)
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(file.read_bytes())
+        submit = functools.partial(
+            client.submit_job,
+            # `exec`, so that what stops the job reaches the driver and not a shell.
+            entrypoint=f"exec {shlex.join(command)}",
+            submission_id=name,
+            runtime_env={
+                "working_dir": folder,
+                "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)} | variables,
+            },
+            metadata={
+                "fpt-sweep": str(provenance.version("fpt-sweep")),
+                "sweep": sent.name,
+                "results": results,
+                "attempt": str(attempt),
+            },
+        )
         try:
-            _patiently(
-                lambda: client.submit_job(
-                    # `exec`, so that what stops the job reaches the driver and not a shell.
-                    entrypoint=f"exec {shlex.join(command)}",
-                    submission_id=name,
-                    runtime_env={
-                        "working_dir": folder,
-                        "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)} | variables,
-                    },
-                    metadata={
-                        "fpt-sweep": str(provenance.version("fpt-sweep")),
-                        "sweep": sent.name,
-                        "results": results,
-                        "attempt": str(attempt),
-                    },
-                ),
+            # The head node's agent starts last.
+            retry(
+                lambda: _told("the cluster", submit),
+                ClusterError,
+                within=PATIENCE,
+                pauses=(1.0, 1.0),
+                gives_up=lambda error: "No available agent" not in str(error),
             )
         except ClusterError as error:
             if "already exists" not in str(error):
@@ -420,18 +429,6 @@ def submit(
             # Somebody else sent the same at the same moment.
             return find(client, name), False
     return find(client, name), True
-
-
-def _patiently(ask: Callable[[], Any]) -> Any:
-    """Return what a request gives, once the head node has its agent, which starts last."""
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        try:
-            return _told("the cluster", ask)
-        except ClusterError as error:
-            if "No available agent" not in str(error) or time.monotonic() > deadline:
-                raise
-        time.sleep(1)
 
 
 def find(client: JobSubmissionClient, name: str, *, sweep: str | None = None) -> Job:

@@ -36,9 +36,11 @@ from sweep.execution.causes import ENDS_PROCESS, NodeError, cause_of, ends_proce
 from sweep.execution.job import EndWorkerError, Halt, Job, Reporter, Result
 from sweep.execution.output import Log
 from sweep.execution.rows import Progress, failure_row, trial_row
-from sweep.execution.writing import Writer, patiently
+from sweep.execution.writing import Writer
 from sweep.ledger import columns, provenance
 from sweep.ledger.ledger import WAITS, Cause, Ledger, LedgerError, TakenBy
+from sweep.ledger.retrying import retry
+from sweep.ledger.storage import StorageError
 from sweep.planning.plan import changed_files, trained_by_other_code
 from sweep.sweepfile.identity import trial_id
 from sweep.sweepfile.trials import Point
@@ -107,8 +109,7 @@ def run_pack(
     with output.recorded(job.points[0].label) as log:
         missing: list[Progress] = []
         try:
-            limit = job.limits.storage_seconds
-            results |= patiently(lambda: finished(job, ledger), limit, reporter.halted)
+            results |= _patiently(lambda: finished(job, ledger), job, reporter)
             missing = [trial for trial in trials if trial.point.trial_id not in results]
             if missing:
                 _Attempt(job, ledger, missing, results, reporter, log).run(train)
@@ -315,7 +316,7 @@ class _Attempt:
                 self._fail(trial, halt, error)
 
     def _read(self, call: Callable[[], T]) -> T:
-        return patiently(call, self.job.limits.storage_seconds, self.reporter.halted)
+        return _patiently(call, self.job, self.reporter)
 
     def _backbones(self) -> dict[str, Path]:
         parents = {trial.point.parent for trial in self.trials} - {None}
@@ -459,6 +460,12 @@ class _Attempt:
         trial.seconds, trial.saved = outcome.seconds, trial.began
         with contextlib.suppress(LedgerError):
             self.ledger.fail(failure_row(self.job, trial, "doubled", error))
+
+
+def _patiently(call: Callable[[], T], job: Job, reporter: Reporter) -> T:
+    """Call again for as long as storage fails, the sweep file allows it and nobody halts it."""
+    seconds = job.limits.storage_seconds
+    return retry(call, StorageError, within=seconds, gives_up=lambda _: reporter.halted())
 
 
 @functools.cache

@@ -6,37 +6,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Self, TypeVar
+from typing import Self
 
+from sweep.ledger import retrying
 from sweep.ledger.storage import StorageError
-
-T = TypeVar("T")
-
-PAUSES = (1.0, 30.0)
-"""Seconds between two tries at storage that fails: the first, doubled up to the last."""
-
-
-def patiently(call: Callable[[], T], limit: float, ended: Callable[[], object]) -> T:
-    """Call again for as long as storage fails.
-
-    Args:
-        call: What reads or writes.
-        limit: Seconds after which it is given up.
-        ended: Asked after each failure; something true gives up at once.
-
-    Raises:
-        StorageError: If it still fails then.
-    """
-    until = time.monotonic() + limit
-    pause, longest = PAUSES
-    while True:
-        try:
-            return call()
-        except StorageError:
-            if time.monotonic() + pause > until or ended():
-                raise
-        time.sleep(pause)
-        pause = min(2 * pause, longest)
 
 
 class Writer:
@@ -104,7 +77,7 @@ class Writer:
             raise self._error
 
     def _work(self) -> None:
-        pause, longest = PAUSES
+        pauses = retrying.doubling(*retrying.PAUSES)
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._left or self._closing)
@@ -117,16 +90,15 @@ class Writer:
                 with self._changed:
                     self._away = error
                     self._changed.notify_all()
-                    if self._changed.wait_for(lambda: self._closing, pause):
+                    if self._changed.wait_for(lambda: self._closing, next(pauses)):
                         return
-                pause = min(2 * pause, longest)
                 continue
             except BaseException as error:
                 with self._changed:
                     self._error = error
                     self._changed.notify_all()
                 return
-            pause = PAUSES[0]
+            pauses = retrying.doubling(*retrying.PAUSES)
             with self._changed:
                 self._left.popleft()
                 self._away = None

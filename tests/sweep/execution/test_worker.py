@@ -23,9 +23,10 @@ from fpt.checkpoints import Figures, State
 from fpt.config import TrialConfig
 from fpt.files import DataError
 from fpt.spec import JSON
-from sweep.execution import rows, worker, writing
+from sweep.execution import rows, worker
 from sweep.execution.job import EndWorkerError, Job, Result
 from sweep.execution.worker import run_pack
+from sweep.ledger import retrying
 from sweep.ledger.ledger import Committed, Ledger, LedgerError
 from sweep.ledger.storage import StorageError
 from sweep.sweepfile.identity import cell_id, trial_id
@@ -720,7 +721,7 @@ def test_somebody_elses_commit_stands(ledger: Ledger) -> None:
 
 def failing(monkeypatch: pytest.MonkeyPatch, method: str, times: int) -> list[int]:
     """Let a method of the ledger fail so many times, and count its calls."""
-    monkeypatch.setattr(writing, "PAUSES", (0.01, 0.02))
+    monkeypatch.setattr(retrying, "PAUSES", (0.01, 0.02))
     calls: list[int] = []
     real = getattr(Ledger, method)
 
@@ -783,7 +784,7 @@ def test_storage_that_stays_away_fails_the_attempt_and_its_cause_is_storage(
 def test_a_full_disk_is_waited_for(
     small_disk: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writing, "PAUSES", (0.05, 0.05))
+    monkeypatch.setattr(retrying, "PAUSES", (0.05, 0.05))
     disk = small_disk("size=256k")
     ledger = Ledger(disk / "results")
     ballast = disk / "ballast"
@@ -801,7 +802,7 @@ def test_a_full_disk_is_waited_for(
 def test_a_row_whose_writing_was_told_to_have_failed_is_ours_all_the_same(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writing, "PAUSES", (0.01, 0.02))
+    monkeypatch.setattr(retrying, "PAUSES", (0.01, 0.02))
     commit = Ledger.commit
 
     def lost_answer(self: Ledger, row: Any) -> None:
