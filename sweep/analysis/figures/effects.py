@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sweep.analysis.figures.arms import Material
@@ -25,7 +25,10 @@ VERDICTS: dict[str, dict[str, Any]] = {
 
 
 def effects(material: Material) -> Chart:
-    """Return a forest plot of the claims: a panel for each metric, a line for each contrast.
+    """Return a forest plot of the claims: a line for each contrast.
+
+    Several claims that are asked of several places have a panel for each place; others one for
+    each metric.
 
     Raises:
         UndrawableError: If the sweep file makes no claim, or none has two pairs yet.
@@ -36,16 +39,20 @@ def effects(material: Material) -> Chart:
     if not contrasts:
         raise UndrawableError("no claim has a pair of trials that are done yet")
     shown = contrasts[:SHOWN]
-    metrics = list(dict.fromkeys(one.metric for one in shown))
-    most = max(sum(one.metric == metric for one in shown) for metric in metrics)
-    titles = [metric.replace("_", " ") for metric in metrics]
-    figure, every_axes = panels(titles, height=0.5 + 0.22 * most, across=1, share=False)
+    claims, places = _unlike(one.claim for one in shown), _unlike(placed(one) for one in shown)
+    # Several claims of several places are a panel a place, which all have the same lines.
+    grid = min(len(claims), len(places)) > 1 and len(_unlike(one.metric for one in shown)) == 1
+    title, line = (placed, lambda one: one.claim) if grid else (measured, named)
+    titles = _unlike(map(title, shown))
+    lines = {one: _unlike(line(c) for c in shown if grid or title(c) == one) for one in titles}
+    height = 0.5 + 0.22 * max(map(len, lines.values()))
+    figure, every_axes = panels(titles, height=height, across=5 if grid else 1, share=grid)
     handles = {}
-    for axes, metric in zip(every_axes, metrics, strict=True):
-        own = [one for one in shown if one.metric == metric]
-        for at, one in enumerate(own):
+    for axes, panel in zip(every_axes, titles, strict=True):
+        own = [one for one in shown if title(one) == panel]
+        for one in own:
             assert one.difference is not None
-            style = VERDICTS[one.verdict]
+            at, style = lines[panel].index(line(one)), VERDICTS[one.verdict]
             if one.low_family is not None and one.high_family is not None:
                 axes.plot(
                     [one.low_family, one.high_family], [at, at], color=style["color"], linewidth=1.4
@@ -54,11 +61,14 @@ def effects(material: Material) -> Chart:
                 one.difference, at, linestyle="none", markersize=5, **style
             )
         axes.axvline(0, color="black", linewidth=0.8)
-        axes.set_yticks(range(len(own)), [clipped(named(one), 60) for one in own])
-        axes.set_ylim(len(own) - 0.4, -0.6)
-        own_unit = f", {own[0].unit}" if own[0].unit else ""
-        unit = ", percentage points" if is_accuracy(metric) else own_unit
-        axes.set_xlabel(f"difference, left minus right{unit}")
+        axes.set_yticks(range(len(lines[panel])), [clipped(one, 60) for one in lines[panel]])
+        axes.set_ylim(len(lines[panel]) - 0.4, -0.6)
+        if grid:
+            axes.set_title(clipped(panel, 40), loc="left", fontsize="medium")
+        else:
+            axes.set_xlabel(_measure(own[0]))
+    if grid:
+        figure.supxlabel(_measure(shown[0]), fontsize="medium")
     order = [verdict for verdict in VERDICTS if verdict in handles]
     legend(figure, order, [handles[verdict] for verdict in order])
     open_ = any(one.provisional for one in shown)
@@ -72,9 +82,28 @@ def effects(material: Material) -> Chart:
     return Chart("Effects of the claims", _words(shown), tuple(notes), figure)
 
 
+def placed(contrast: Contrast) -> str:
+    """Return the place of a claim."""
+    return " / ".join(contrast.place.values())
+
+
 def named(contrast: Contrast) -> str:
     """Return a claim with its place."""
-    return ": ".join(filter(None, (" / ".join(contrast.place.values()), contrast.claim)))
+    return ": ".join(filter(None, (placed(contrast), contrast.claim)))
+
+
+def measured(contrast: Contrast) -> str:
+    """Return the metric of a claim, in words."""
+    return contrast.metric.replace("_", " ")
+
+
+def _measure(contrast: Contrast) -> str:
+    unit = "percentage points" if is_accuracy(contrast.metric) else contrast.unit
+    return f"difference, left minus right{f', {unit}' if unit else ''}"
+
+
+def _unlike(words: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(words))
 
 
 def _words(contrasts: Sequence[Contrast]) -> str:

@@ -213,6 +213,31 @@ def test_effects_are_the_differences_that_the_claims_have(
     assert all(f"{one.verdict}" in chart.alt for one in judged.contrasts)
 
 
+def test_several_claims_of_several_places_are_a_panel_a_place(tmp_path: Path) -> None:
+    claims = """claims:
+  - {that: 4x32 > 2x32, axis: model, per: [task, learning_rate]}
+  - {that: 2x64 > 4x32, axis: model, per: [task, learning_rate]}
+"""
+    made = make(tmp_path, SIZES.split("claims:")[0] + claims, figures, curve=False)
+    (drawing,) = draw(gather(*made), ["effects"])
+    assert drawing.chart is not None
+    seen = {
+        (label.get_text(), axes.get_title(loc="left")): float(np.asarray(line.get_xdata())[0])
+        for axes in drawing.chart.figure.axes
+        for line in axes.lines
+        for at, label in enumerate(drawing.chart.figure.axes[0].get_yticklabels())
+        if line.get_markersize() == 5 and np.asarray(line.get_ydata())[0] == at
+    }
+
+    assert seen == pytest.approx(
+        {
+            (one.claim, " / ".join(one.place.values())): one.difference
+            for one in gather(*made).judged.contrasts
+        }
+    )
+    assert len(seen) == 2 * 4
+
+
 TUNED = """\
 sweep: tuned
 trial: {backbone: {name: gpt2, size: tiny}, steps: 40}
