@@ -27,6 +27,8 @@ class Figures:
 
     step: int = 0
     seconds: float = 0.0
+    """Wall time of training; `cpu_seconds` that of all threads of the process."""
+    cpu_seconds: float = 0.0
     window_loss: float = 0.0
     """Sum of the training losses since the last evaluation; `window_accuracy` alike."""
     window_accuracy: float = 0.0

@@ -85,6 +85,7 @@ class Outcome:
     and augmentation."""
     training_set_accuracy: float | None
     seconds: float
+    cpu_seconds: float
     examples: int
     groups: dict[str, dict[str, int]]
     """Group -> tensors, parameters, and how many of the parameters train."""
@@ -94,6 +95,11 @@ class Outcome:
     state: State
     metrics: dict[str, float | None] = field(default_factory=dict)
     """The task's own metrics, by split and name: `test_r2`."""
+
+
+def _clocks() -> tuple[float, float]:
+    """Return seconds of the wall clock, and of CPU time of all threads of this process."""
+    return time.perf_counter(), time.process_time()
 
 
 class Training(Iterator[Record]):
@@ -122,7 +128,7 @@ class Training(Iterator[Record]):
         the others go on; when they have ended, the first of these is raised."""
         self._splits = splits
         self._queue: deque[Record] = deque()
-        self._began = time.perf_counter()
+        self._began = _clocks()
         own = [None if batches is None else iter(batches[k]) for k in range(len(model.trials))]
         self._members = [Member.of(self.model, k, own[k]) for k in range(len(own))]
         grouped = device_path and can_group(model)
@@ -289,10 +295,11 @@ class Training(Iterator[Record]):
         return batches
 
     def _tick(self) -> None:
-        """Share out the wall time since the last call among the trials that trained in it."""
-        now = time.perf_counter()
+        """Share out the time since the last call among the trials that trained in it."""
+        now, (wall, cpu) = _clocks(), self._began
         for member in self._live:
-            member.figures.seconds += (now - self._began) / len(self._live)
+            member.figures.seconds += (now[0] - wall) / len(self._live)
+            member.figures.cpu_seconds += (now[1] - cpu) / len(self._live)
         self._began = now
 
     def _record(
@@ -408,6 +415,7 @@ class Training(Iterator[Record]):
             training_set_loss=training_set and training_set.loss,
             training_set_accuracy=training_set and training_set.accuracy,
             seconds=figures.seconds,
+            cpu_seconds=figures.cpu_seconds,
             examples=figures.step * member.trial.batch_size,
             groups=self.model.counts(),
             backbone_digest=self.model.backbone_digests[member.index],

@@ -148,6 +148,7 @@ def trial_row(point: Point, **overrides: Any) -> dict[str, Any]:
         "baseline_accuracy": 0.5,
         "baseline_rule": "guess",
         "seconds": 1.5,
+        "cpu_seconds": overrides.get("seconds", 1.5),
         "examples": config.steps * config.batch_size,
         "pack_size": 1,
         "accumulation": 1,

@@ -10,7 +10,8 @@ part.
 
 The interval is one of 90 %, and takes in how much trials of a kind differ among themselves, how
 much kinds differ from the formula, and that a machine is not as quick today as it was then. It
-cannot know of neighbours that are yet to come.
+cannot know of neighbours that are yet to come. On a core, seconds are those that a trial had the
+core, where its row tells (`cpu_seconds`): a run beside other work does not raise the next price.
 
 A run keeps its quote in the ledger, as `quotes/<sweep>/<time>.json`, so that `sweep status` can set
 it against what the trials then took.
@@ -32,7 +33,7 @@ from fpt.spec import JSON
 from sweep.ledger.columns import WORKLOAD, workload_key
 from sweep.ledger.ledger import Ledger, new_attempt
 from sweep.planning import packing
-from sweep.planning.packing import Workers
+from sweep.planning.packing import Workers, own_seconds
 from sweep.planning.plan import Pack, Plan
 from sweep.sweepfile.trials import Point, Sweep
 from sweep.sweepfile.tuning_spec import ADAPTIVE
@@ -222,21 +223,21 @@ def _note(
 def _measured(ledger: Ledger, workers: Workers) -> dict[Kind, _Rate]:
     """Return what trials took on the workers' sort of device: kind -> rate."""
     measures = [
-        "seconds", "steps_trained", "attempts", "extended_from", "device", "device_name",
-        "pack_size",
+        "seconds", "cpu_seconds", "steps_trained", "attempts", "extended_from", "device",
+        "device_name", "pack_size",
     ]  # fmt: skip
     table = ledger.trials(columns=[*WORKLOAD, *measures], strict=False)
     found: dict[Kind, _Taken] = {}
     columns = [table.column(name).to_pylist() for name in WORKLOAD]
     kinds = zip(*columns, strict=True)
     taken = zip(*(table.column(name).to_pylist() for name in measures), strict=True)
-    for kind, (seconds, steps, attempts, extended, on, model, members) in zip(
+    for kind, (seconds, cpu, steps, attempts, extended, on, model, members) in zip(
         kinds, taken, strict=True
     ):
         # A row with several attempts counts too: its seconds are of training that was kept.
         if on == workers.device and steps and seconds and attempts and extended is None:
             both = found.setdefault(kind, {}).setdefault(model, ([], []))
-            both[(members or 1) > 1].append(seconds / steps)
+            both[(members or 1) > 1].append(own_seconds(on, seconds, cpu) / steps)
     return {kind: _rate(models, workers.device_name) for kind, models in found.items()}
 
 
@@ -479,5 +480,9 @@ def compare(sweep: Sweep, ledger: Ledger) -> Comparison | None:
 
 
 def _seconds(ledger: Ledger, ids: Collection[str]) -> dict[str, float]:
-    rows = ledger.trials(list(ids), columns=["trial_id", "seconds"]).to_pydict()
-    return dict(zip(rows["trial_id"], rows["seconds"], strict=True))
+    columns = ["trial_id", "device", "seconds", "cpu_seconds"]
+    rows = ledger.trials(list(ids), columns=columns).to_pylist()
+    return {
+        row["trial_id"]: own_seconds(row["device"], row["seconds"], row["cpu_seconds"])
+        for row in rows
+    }

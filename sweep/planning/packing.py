@@ -264,6 +264,16 @@ def _packs_draws(members: Sequence[_Member], workers: Workers) -> bool:
     return each and any(len(pack) > 1 for pack in _divided(members, workers, None))
 
 
+def own_seconds(device: str, seconds: float, cpu_seconds: float | None) -> float:
+    """Return what a trial's training took where it had its core to itself, as far as rows say.
+
+    On a core that is shared, wall time says how busy the machine was; CPU time is there in rows
+    that were written since there is such a column. A worker of several threads has more CPU time
+    than wall time.
+    """
+    return seconds if device != "cpu" or cpu_seconds is None else min(seconds, cpu_seconds)
+
+
 def no_quicker(ledger: Ledger, device: str) -> frozenset[tuple[object, ...]]:
     """What the ledger has measured to take as long in packs as alone, or longer.
 
@@ -277,8 +287,11 @@ def no_quicker(ledger: Ledger, device: str) -> frozenset[tuple[object, ...]]:
     sizes = ledger.trials(columns=["pack_size"], strict=False).column("pack_size")
     if not any(size and size > 1 for size in sizes.unique().to_pylist()):
         return frozenset()
-    measures = ("seconds", "steps_trained", "attempts", "extended_from", "device", "device_name")
-    columns = [*WORKLOAD, *measures, "pack_size"]
+    measures = (
+        "seconds", "cpu_seconds", "steps_trained", "attempts", "extended_from", "device",
+        "device_name", "pack_size",
+    )  # fmt: skip
+    columns = [*WORKLOAD, *measures]
     rows = ledger.trials(columns=columns, strict=False).to_pylist()
     taken: dict[tuple[object, ...], dict[str, tuple[list[float], list[float]]]] = {}
     for row in rows:
@@ -288,7 +301,8 @@ def no_quicker(ledger: Ledger, device: str) -> frozenset[tuple[object, ...]]:
         if whole and row["device"] == device and row["pack_size"] is not None:
             kinds = taken.setdefault(tuple(row[name] for name in WORKLOAD), {})
             both = kinds.setdefault(row["device_name"], ([], []))
-            both[row["pack_size"] > 1].append(row["seconds"] / row["steps_trained"])
+            took = own_seconds(device, row["seconds"], row["cpu_seconds"])
+            both[row["pack_size"] > 1].append(took / row["steps_trained"])
     helped: dict[tuple[object, ...], bool] = {}
     for kind, machines in taken.items():
         for single, packed in machines.values():

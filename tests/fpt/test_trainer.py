@@ -6,6 +6,7 @@ import gc
 import itertools
 import subprocess
 import sys
+import time
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
@@ -51,11 +52,12 @@ def tensors_of(outcome: Outcome) -> dict[str, torch.Tensor]:
 
 
 def assert_same(one: Outcome, other: Outcome) -> None:
-    """Every figure and every bit of the state, wall time apart."""
+    """Every figure and every bit of the state, clocks apart."""
 
     def figures(outcome: Outcome) -> dict[str, Any]:
-        plain = {k: v for k, v in vars(outcome).items() if k not in ("seconds", "state")}
-        return plain | vars(replace(outcome.state.figures, seconds=0.0))
+        clocks = {"seconds": 0.0, "cpu_seconds": 0.0}
+        plain = {k: v for k, v in vars(outcome).items() if k not in (*clocks, "state")}
+        return plain | vars(replace(outcome.state.figures, **clocks))
 
     assert figures(one) == figures(other)
     mine, theirs = tensors_of(one), tensors_of(other)
@@ -374,6 +376,21 @@ WRONG = [
     ({"lengths": np.zeros(4, np.int64)}, "lengths of trial 0 go from 0 to 0; wanted 1 to 10"),
     ({"hidden": np.zeros((4, 2, 2, 32))}, "hidden .* gpt2 begins with no hidden states"),
 ]
+
+
+def test_cpu_time_is_shared_out_and_leaves_out_what_was_waited_for(trial: Any) -> None:
+    before = time.process_time()
+    training = train([trial(seed=seed, steps=6) for seed in (0, 1)])
+    for _ in range(6):
+        time.sleep(0.1)
+        training.step()
+    spent = time.process_time() - before
+    first, second = training.outcomes.values()
+    longer = finish(train([trial(seed=0, steps=7)], state=[first.state]))
+
+    assert 0 < first.cpu_seconds + second.cpu_seconds <= spent
+    assert first.seconds - first.cpu_seconds > 0.15
+    assert longer.cpu_seconds > first.cpu_seconds
 
 
 @pytest.mark.parametrize(("change", "what"), WRONG)

@@ -85,7 +85,8 @@ class StandIn:
             outcome=self.outcome, stopped="steps", steps=self.at[k], best_step=self.at[k],
             train_loss=0.1, train_accuracy=0.9, training_set_loss=0.15,
             training_set_accuracy=0.85, validation_loss=0.2, validation_accuracy=0.8,
-            test_loss=0.3, test_accuracy=0.7, seconds=self.at[k] * 0.1, examples=self.at[k] * 16,
+            test_loss=0.3, test_accuracy=0.7, seconds=self.at[k] * 0.1,
+            cpu_seconds=self.at[k] * 0.1, examples=self.at[k] * 16,
             groups={
                 "input": {"tensors": 2, "parameters": 20, "trained": 20},
                 "attention": {"tensors": 4, "parameters": 100, "trained": 0},

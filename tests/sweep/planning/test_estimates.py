@@ -8,12 +8,14 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sweep.ledger import provenance
 from sweep.ledger.ledger import Ledger
 from sweep.planning import estimates
 from sweep.planning.estimates import Quote, compare, keep, quote
-from sweep.planning.packing import Workers
+from sweep.planning.packing import Workers, own_seconds
 from sweep.planning.plan import Plan, plan
 from sweep.sweepfile.expansion import load
 from sweep.sweepfile.trials import Sweep
@@ -87,6 +89,37 @@ trial:
 axes: {seed: [0, 1, 2, 3, 4, 5, 6, 7]}
 pack: off
 """
+
+
+@given(
+    wall=st.floats(0.5, 50),
+    cpu=st.none() | st.floats(0.5, 50),
+    device=st.sampled_from(["cpu", "cuda"]),
+)
+def test_seconds_of_a_core_are_those_that_the_trial_had_it(
+    wall: float, cpu: float | None, device: str
+) -> None:
+    waited = device == "cpu" and cpu is not None and cpu < wall
+
+    assert own_seconds(device, wall, cpu) == (cpu if waited else wall)
+
+
+def test_a_run_beside_other_work_raises_no_price(tmp_path: Path) -> None:
+    (tmp_path / "seeds.yaml").write_text(SEEDS)
+    sweep = load(tmp_path / "seeds.yaml")
+    quiet, busy = (
+        [
+            trial_row(point, seconds=wall, cpu_seconds=1.0, device_name=HERE)
+            for point in sweep.points[:4]
+        ]
+        for wall in (1.0, 30.0)
+    )
+
+    _, alone = priced(tmp_path / "quiet", sweep, quiet)
+    _, beside = priced(tmp_path / "busy", sweep, busy)
+
+    assert (alone.hours, alone.low, alone.high) == (beside.hours, beside.low, beside.high)
+    assert set(beside.trials.values()) == {1.0}
 
 
 def test_seconds_are_those_of_the_same_model_of_device(tmp_path: Path) -> None:
