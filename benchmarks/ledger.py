@@ -113,6 +113,7 @@ def _cell(results: Path, points: list[Point], rng: np.random.Generator, accuracy
             "segment": [segment] * len(steps), "step": steps // 2 * 100,
             "split": [("train", "validation")[step % 2] for step in steps],
             "loss": loss, "accuracy": 1 - loss / 2, "seconds": steps / 7, "examples": steps * 1600,
+            "metrics": [None] * len(steps),
         }  # fmt: skip
         pieces.append((_encoded(CURVES, columns), columns))
     for point in points:

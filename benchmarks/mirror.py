@@ -22,7 +22,7 @@ from typing import Any
 
 from sweep.ledger.columns import in_mlflow
 from sweep.ledger.ledger import Ledger
-from sweep.mirrors import mlflow_runs
+from sweep.mirrors import mlflow_stores
 from sweep.mirrors.mlflow_runs import Mirror
 from sweep.sweepfile.expansion import load
 from sweep.sweepfile.trials import Point, Sweep
@@ -135,7 +135,7 @@ def one_by_one(ledger: Ledger, trials: list[str]) -> None:
     """Write runs as MLflow's own callbacks do: a call a value."""
     from mlflow import MlflowClient
 
-    client = MlflowClient(mlflow_runs.tracking_uri(ledger))
+    client = MlflowClient(mlflow_stores.tracking_uri(ledger))
     location = Path(ledger.uri, "one-by-one").as_uri()
     experiment = client.create_experiment("one-by-one", artifact_location=location)
     curves: dict[str, list[dict[str, Any]]] = {trial: [] for trial in trials}

@@ -108,7 +108,7 @@ def test_restarts_of_either_lose_and_double_no_run(
         assert database.runs(name) == shared.once(5 * number + 5)
 
     assert mlflow_runs.catch_up(shared.sweep, shared.ledger) == 0
-    assert mlflow_runs.rebuild(shared.sweep, shared.ledger) == 15
+    assert mlflow_runs.catch_up(shared.sweep, shared.ledger, rebuild=True) == 15
     assert database.runs(name) == shared.once(15)
 
 

@@ -149,7 +149,7 @@ main()
 
 def test_servers_that_we_start_listen_on_loopback() -> None:
     from sweep.ledger.ledger import Ledger
-    from sweep.mirrors.mlflow_runs import ui_command
+    from sweep.mirrors.mlflow_ui import ui_command
 
     command = ui_command(Ledger("results"))
 

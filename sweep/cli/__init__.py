@@ -107,7 +107,7 @@ def _mistakes() -> tuple[type[Exception], ...]:
     from sweep.analysis.queries import QueryError
     from sweep.execution.driver import ClusterError
     from sweep.ledger.ledger import LedgerError
-    from sweep.mirrors.mlflow_runs import MirrorError
+    from sweep.mirrors.mlflow_stores import MirrorError
     from sweep.mirrors.optuna_studies import StudiesError
     from sweep.sweepfile.schema import SweepFileError
 

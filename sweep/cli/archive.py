@@ -50,7 +50,7 @@ def trace(
     """Show what is behind a figure: its trials, configs, origin, cost, and how to run it again."""
     from sweep.analysis.tracing import trace as follow
     from sweep.ledger.ledger import Ledger
-    from sweep.mirrors.mlflow_runs import runs_of
+    from sweep.mirrors.mlflow_ui import runs_of
     from sweep.sweepfile.expansion import load
 
     sweep, ledger = load(file), Ledger.existing(results)

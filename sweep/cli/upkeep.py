@@ -149,7 +149,8 @@ def mirror(
 ) -> None:
     """Copy finished trials to MLflow: what a run left out, or everything."""
     from sweep.ledger.ledger import Ledger
-    from sweep.mirrors import mlflow_runs
+    from sweep.mirrors.mlflow_runs import catch_up
+    from sweep.mirrors.mlflow_stores import where
     from sweep.sweepfile.expansion import load
 
     _require_mlflow()
@@ -162,8 +163,8 @@ def mirror(
             told = time.monotonic()
             say(f"  {count(number, 'trial')} mirrored so far")
 
-    number = mlflow_runs.catch_up(sweep, ledger, rebuild=rebuild, mirrored=tell)
-    say(f"{mlflow_runs.where(ledger)}: {count(number, 'trial')} mirrored")
+    number = catch_up(sweep, ledger, rebuild=rebuild, mirrored=tell)
+    say(f"{where(ledger)}: {count(number, 'trial')} mirrored")
 
 
 @app.command(epilog="Example: sweep ui --port 5001")
@@ -173,7 +174,7 @@ def ui(
 ) -> None:
     """Serve the MLflow UI on this ledger's runs, on this machine alone. Ctrl-C ends it."""
     from sweep.ledger.ledger import Ledger
-    from sweep.mirrors.mlflow_runs import serve_ui
+    from sweep.mirrors.mlflow_ui import serve_ui
 
     _require_mlflow()
     serve_ui(Ledger(results), port, ready=echo)

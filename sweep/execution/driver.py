@@ -66,6 +66,9 @@ MIRROR_SECONDS = 10.0
 MIRROR_PATIENCE = 30.0
 """Seconds that the end of a run waits for MLflow."""
 
+MIRROR_TELLS = 5.0
+"""Between two lines on how far MLflow is, while somebody waits for it."""
+
 COMPACTION_SECONDS = 600.0
 """Between two looks at whether finished trials are many enough to be put together."""
 
@@ -157,7 +160,7 @@ def run(
     if mirror and not planned.packs and planned.counts()["done"] + planned.counts()["diverged"]:
         # Another sweep may have trained what this one shows, or a kill may have come between the
         # last row and its mirror.
-        Mirror(planned.sweep, ledger).sync(complete=True)
+        _catch_up(planned.sweep, ledger, emit)
     here = (address or os.environ.get("RAY_ADDRESS")) is None
     trains = planned.packs and train is worker.train_on_this_core
     if here and trains and (package := provenance.lacking()):
@@ -348,13 +351,54 @@ def _mirrored(sweep: Sweep, context: RunContext) -> tuple[RunContext, AbstractCo
 
     @contextmanager
     def block() -> Iterator[None]:
-        waits = _patience(MIRROR_PATIENCE, context.interrupts)
+        patience = _patience(MIRROR_PATIENCE, context.interrupts)
+        waits = _telling(mirror, context.emit, patience)
         with following("mirror", MIRROR_SECONDS, sync, waits=waits):
             yield
         if behind:
             context.emit(Event("message", message=behind[0]))
 
     return replace(context, emit=emit), block()
+
+
+def _catch_up(sweep: Sweep, ledger: Ledger, emit: Callable[[Event], None]) -> None:
+    """Let MLflow have all of a finished sweep, unless Ctrl-C ends the wait."""
+    mirror = Mirror(sweep, ledger)
+    with Interrupts() as interrupts:
+        waits = _telling(mirror, emit, lambda: not interrupts.count)
+
+        def sync(last: bool) -> None:
+            if last:
+                mirror.sync(complete=True)
+
+        with following("mirror", MIRROR_SECONDS, sync, waits=waits):
+            pass
+
+
+def _telling(
+    mirror: Mirror, emit: Callable[[Event], None], waits: Callable[[], bool]
+) -> Callable[[], bool]:
+    """Return `waits`, which now and then tells whoever waits how far MLflow is."""
+    due: list[float] = []
+
+    def tells() -> bool:
+        now = time.monotonic()
+        if not due:
+            due.append(now + MIRROR_TELLS)
+        elif now >= due[0]:
+            due[0] = now + MIRROR_TELLS
+            done, of = mirror.progress
+            far = f"{done:,} of {of:,} trials so far" if of else "no trial so far"
+            emit(
+                Event(
+                    "message",
+                    message=f"MLflow gets the runs: {far}; Ctrl-C ends the wait, `{mirror.command}`"
+                    " catches up, and --no-mirror leaves MLflow out",
+                )
+            )
+        return waits()
+
+    return tells
 
 
 def _compacted(context: RunContext) -> AbstractContextManager[None]:

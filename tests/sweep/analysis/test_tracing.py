@@ -12,7 +12,7 @@ from scipy import stats
 
 from sweep.analysis.tracing import Trace, common, trace
 from sweep.ledger.ledger import Ledger
-from sweep.mirrors import mlflow_runs
+from sweep.mirrors import mlflow_runs, mlflow_stores, mlflow_ui
 from sweep.planning.plan import plan
 from sweep.sweepfile.expansion import load
 from sweep.sweepfile.schema import SweepFileError
@@ -242,12 +242,12 @@ def test_runs_of_mlflow_are_found_without_it(
     other.write_text(sweep.file.read_text().replace(f"sweep: {sweep.name}", "sweep: other"))
     mlflow_runs.catch_up(load(other), ledger)
 
-    runs_of = partial(mlflow_runs.runs_of, ledger, sweep.name)
+    runs_of = partial(mlflow_ui.runs_of, ledger, sweep.name)
     found = trace(sweep, ledger, "random", "bit-xor", runs_of=runs_of)
 
     import mlflow
 
-    client = mlflow.MlflowClient(mlflow_runs.tracking_uri(ledger))
+    client = mlflow.MlflowClient(mlflow_stores.tracking_uri(ledger))
     for one in found.members:
         assert one.run is not None
         path, _, kind = one.run.partition("?")
@@ -255,8 +255,8 @@ def test_runs_of_mlflow_are_found_without_it(
         _, experiment, _, run = path.split("/")
         read = client.get_run(run)
         assert read.info.experiment_id == experiment
-        assert read.data.tags[mlflow_runs.TRIAL] == one.point.trial_id
-        assert read.data.tags[mlflow_runs.SWEEP] == sweep.name
+        assert read.data.tags[mlflow_stores.TRIAL] == one.point.trial_id
+        assert read.data.tags[mlflow_stores.SWEEP] == sweep.name
     # What is none of MLflow's is as good as none.
     (Path("results") / "mlflow.db").write_bytes(b"no database")
     found = trace(sweep, ledger, "random", "bit-xor", runs_of=runs_of)

@@ -10,6 +10,7 @@ import pty
 import re
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -214,6 +215,29 @@ def test_what_another_sweep_trained_reaches_mlflow_without_ray(tmp_path: Path) -
     client = MlflowClient(f"sqlite:///{tmp_path}/results/mlflow.db")
     (experiment,) = client.search_experiments(filter_string="name LIKE 'fpt-sweep/%'")
     assert len(client.search_runs([experiment.experiment_id])) == 1 + 2
+
+
+def test_a_finished_sweep_does_not_wait_for_mlflow_in_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = sweep_file(tmp_path, "axes: {seed: [0, 1]}\n")
+    sweep, ledger = load(file), Ledger(tmp_path / "results", write=True)
+    for point in sweep.points:
+        ledger.commit(trial_row(point))
+    said: list[Event] = []
+    monkeypatch.setattr(driver, "MIRROR_TELLS", 0.2)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
+    with socket.socket() as mute:  # a server that never answers
+        mute.bind(("127.0.0.1", 0))
+        mute.listen()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{mute.getsockname()[1]}")
+        summary = run(file, results=tmp_path / "results", on_event=said.append)
+
+    assert summary.exit_code == 0
+    told = {event.message for event in said if event.kind == "message"}
+    assert any("MLflow gets the runs" in str(message) for message in told)
+    for word in ("`sweep mirror", "--no-mirror", "Ctrl-C"):
+        assert all(word in str(message) for message in told), told
 
 
 def test_users_of_a_pretraining_run_after_it(runs: Runs) -> None:
