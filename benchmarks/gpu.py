@@ -421,7 +421,7 @@ def faults(setting: Setting) -> Figures:
     found = {}
     for name, (code, wanted) in FAULTS.items():
         script = (
-            "import json, torch\nfrom sweep.execution.causes import cause_of, ends_process\n"
+            "import json, torch\nfrom sweep.ledger.causes import cause_of, ends_process\n"
             f"d = {setting.device.type!r}\n"
             "try:\n" + "".join(f"    {line}\n" for line in code.splitlines()) + "except Exception "
             "as error:\n    print(json.dumps({'cause': cause_of(error), 'ends': ends_process(error)"

@@ -520,6 +520,12 @@ class EvaluationConfig(Spec):
     picked checkpoint, without dropout and augmentation; 0: none."""
 
 
+ADDED_FIELDS: dict[str, object] = {"backbone.groups": [], "evaluation.training_set": 0}
+"""Fields that trials got after the first release (dotted paths), with the value at which a trial
+does what it did before: there the field is left out of the hash, so that the ids of old trials
+stay."""
+
+
 class TrialConfig(Spec):
     """One training: everything that can change a number, and nothing else."""
 

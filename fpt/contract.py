@@ -26,7 +26,7 @@ import numpy as np
 
 from fpt import plugins, random_streams
 from fpt.config import BackboneConfig, TrialConfig, backbone_of
-from fpt.files import DataError
+from fpt.files import ContractError, DataError
 from fpt.metrics import Metric
 from fpt.spec import JSON
 from fpt.tasks.base import Baseline, Batch, Generated, ProtocolName, Shape, Splits, Stored, Task
@@ -44,10 +44,6 @@ MOST_BYTES = 2**28
 
 MOST_COMPARED = 100_000
 """Examples of a split that are looked for in another one."""
-
-
-class ContractError(DataError):
-    """A class of a user's own does not keep its contract; the message says how."""
 
 
 # -------------------------------------------------------------------------------------------- tasks

@@ -51,6 +51,10 @@ class DataError(Exception):
     """
 
 
+class ContractError(DataError):
+    """A class of a user's own does not keep its contract; the message says how."""
+
+
 def content_digest(files: list[Path], *, text: bool = False) -> str:
     """SHA-256 over names and contents of files, in the order of their names.
 

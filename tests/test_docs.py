@@ -45,6 +45,14 @@ def test_every_file_that_the_map_names_is_there() -> None:
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
+def test_each_change_goes_into_one_file() -> None:
+    rows = re.findall(r"^\| [^`|]+ \| (.+) \| .+ \|$", ARCHITECTURE, re.MULTILINE)
+    changes = [row for row in rows if row.startswith("`")]
+
+    assert len(changes) >= 10
+    assert [row for row in changes if not re.fullmatch(r"`[a-z_/]+\.py`", row)] == []
+
+
 def test_a_contract_orders_the_files_of_every_package() -> None:
     ordered = {one["containers"][0] for one in CONTRACTS if one["type"] == "layers"}
     packages = {f"sweep.{p.parent.name}" for p in (ROOT / "sweep").glob("*/*.py")}

@@ -11,7 +11,8 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from sweep.ledger.ledger import MARKS, STOPS, Ledger
+from sweep.ledger.causes import MARKS, STOPS
+from sweep.ledger.ledger import Ledger
 from sweep.planning.tuning import resolve
 from sweep.sweepfile.trials import Sweep
 

@@ -29,7 +29,8 @@ from fpt.published import ACCURACY, Figure, Reference, differences, references
 from fpt.spec import JSON
 from sweep.analysis.convergence import Convergence, convergence, judged_split
 from sweep.analysis.stats import Interval, t_interval
-from sweep.ledger.ledger import WAITS, Ledger
+from sweep.ledger.causes import WAITS
+from sweep.ledger.ledger import Ledger
 from sweep.planning.plan import trained_by_other_code, trained_under_older_version
 from sweep.planning.tuning import resolve
 from sweep.sweepfile.metrics import is_accuracy, trivial, unit

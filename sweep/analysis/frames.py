@@ -11,8 +11,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sweep.ledger.causes import MARKS
 from sweep.ledger.columns import CATEGORIES, METRICS, unfolded
-from sweep.ledger.ledger import MARKS, Ledger
+from sweep.ledger.ledger import Ledger
 from sweep.planning.tuning import resolve
 
 if TYPE_CHECKING:

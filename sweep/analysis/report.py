@@ -28,7 +28,8 @@ from sweep.analysis.cells import Cell
 from sweep.analysis.figures import Material, draw, gather, inline_svg
 from sweep.analysis.tables import Table, build
 from sweep.analysis.typeset import Sheet
-from sweep.ledger.ledger import MARKS, STOPS, Ledger
+from sweep.ledger.causes import MARKS, STOPS
+from sweep.ledger.ledger import Ledger
 from sweep.planning import tuning
 from sweep.planning.estimates import compare, quote
 from sweep.planning.plan import Plan, plan

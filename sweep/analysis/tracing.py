@@ -22,8 +22,9 @@ from typing import Any
 from fpt.spec import JSON
 from sweep.analysis.accounting import Usage, spent_on
 from sweep.analysis.cells import Cell, declared, grid
+from sweep.ledger.causes import MARKS
 from sweep.ledger.columns import ORIGIN
-from sweep.ledger.ledger import MARKS, Ledger
+from sweep.ledger.ledger import Ledger
 from sweep.planning.plan import Status, plan
 from sweep.planning.tuning import resolve
 from sweep.sweepfile.schema import SweepFileError, TableSpec

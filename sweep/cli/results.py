@@ -155,7 +155,8 @@ def show(
     results: Results = "results",
 ) -> None:
     """Show a trial: config, figures, the end of its curve, provenance, failures."""
-    from sweep.ledger.ledger import MARKS, Ledger
+    from sweep.ledger.causes import MARKS
+    from sweep.ledger.ledger import Ledger
 
     ledger = Ledger.existing(results)
     # Marks (may run again, done twice) are rows among the failures, and none to show.

@@ -391,7 +391,7 @@ def _driver_lines(
 
 
 def _status_lines(said: Mapping[str, Any]) -> None:
-    from sweep.ledger.ledger import STOPS
+    from sweep.ledger.causes import STOPS
 
     echo(f"{said.get('sweep', said['results'])}: {counted(said['trials'])}")
     if said["begun"]:

@@ -41,7 +41,8 @@ from sweep.execution.scheduler import Event as Event
 from sweep.execution.scheduler import NoQuicker, OnEvent, Scheduler
 from sweep.execution.worker import Train
 from sweep.ledger import provenance
-from sweep.ledger.ledger import MARKS, RESETS, Lease, Ledger, LedgerError
+from sweep.ledger.causes import MARKS, RESETS
+from sweep.ledger.ledger import Lease, Ledger, LedgerError
 from sweep.mirrors import optuna_studies
 from sweep.mirrors.mlflow_runs import Mirror
 from sweep.planning import estimates, packing, tuning

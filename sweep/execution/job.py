@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from sweep.ledger.ledger import Cause
+from sweep.ledger.causes import Cause
 from sweep.planning.plan import Pack
 from sweep.sweepfile.schema import LimitsSpec
 from sweep.sweepfile.trials import Point

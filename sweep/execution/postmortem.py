@@ -8,10 +8,10 @@ from contextlib import suppress
 from dataclasses import replace
 
 from sweep.execution import worker
-from sweep.execution.causes import cause_of
 from sweep.execution.job import EndWorkerError, Job, Result
 from sweep.execution.liveness import AttemptHealth
-from sweep.ledger.ledger import Cause, Ledger, LedgerError
+from sweep.ledger.causes import Cause, cause_of
+from sweep.ledger.ledger import Ledger, LedgerError
 
 
 class WorkerDiedError(Exception):

@@ -14,8 +14,8 @@ from fpt.tasks.base import Baseline
 from sweep.execution import output
 from sweep.execution.job import Job
 from sweep.ledger import columns, provenance
+from sweep.ledger.causes import Cause
 from sweep.ledger.columns import Ended, Failed, compact
-from sweep.ledger.ledger import Cause
 from sweep.sweepfile.identity import IDENTITY_VERSION
 from sweep.sweepfile.trials import Point
 

@@ -26,8 +26,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from sweep.execution.job import Job, Result
+from sweep.ledger.causes import WAITS
 from sweep.ledger.columns import workload_key
-from sweep.ledger.ledger import WAITS, new_attempt
+from sweep.ledger.ledger import new_attempt
 from sweep.planning.packing import ENOUGH
 from sweep.sweepfile.trials import Point
 

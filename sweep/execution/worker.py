@@ -32,13 +32,13 @@ from fpt.config import TrialConfig
 from fpt.files import DataError
 from fpt.spec import JSON
 from sweep.execution import output
-from sweep.execution.causes import ENDS_PROCESS, NodeError, cause_of, ends_process
 from sweep.execution.job import EndWorkerError, Halt, Job, Reporter, Result
 from sweep.execution.output import Log
 from sweep.execution.rows import Progress, failure_row, trial_row
 from sweep.execution.writing import Writer
 from sweep.ledger import columns, provenance
-from sweep.ledger.ledger import WAITS, Cause, Ledger, LedgerError, TakenBy
+from sweep.ledger.causes import ENDS_PROCESS, WAITS, Cause, NodeError, cause_of, ends_process
+from sweep.ledger.ledger import Ledger, LedgerError, TakenBy
 from sweep.ledger.retrying import retry
 from sweep.ledger.storage import StorageError
 from sweep.planning.plan import changed_files, trained_by_other_code

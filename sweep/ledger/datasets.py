@@ -24,37 +24,6 @@ Kept = Literal["trials", "curves", "failures", "states", "backbones"]
 
 KEPT: tuple[Kept, ...] = get_args(Kept)
 
-Cause = Literal[
-    "data",
-    "code",
-    "memory",
-    "device",
-    "worker",
-    "node",
-    "storage",
-    "hung",
-    "preempted",
-    "interrupted",
-]
-"""Why an attempt at a trial came to nothing."""
-
-MARKS = ("doubled", "retried", "forgotten")
-"""No failures. doubled: the attempt ended well, and somebody else's row was there first. retried:
-failures before it no longer count. forgotten: the trial's row was discarded on purpose, and
-failures before it no longer count either."""
-
-CAUSES = (*get_args(Cause), *MARKS)
-"""Why an attempt failed, or what a mark says that is no failure."""
-
-RESETS = ("retried", "forgotten")
-"""Marks before which no failure counts."""
-
-STOPS = ("interrupted", "preempted")
-"""Causes that are no fault: the attempt was told to end, and saved its state."""
-
-WAITS = ("code", "data")
-"""Causes of failure that a run does not try again: nothing but a change can mend them."""
-
 
 @dataclass(frozen=True)
 class Dataset:

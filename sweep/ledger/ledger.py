@@ -34,6 +34,7 @@ import pyarrow as pa
 
 from fpt.files import cache_folder
 from sweep.ledger.cache import RowCache
+from sweep.ledger.causes import MARKS, RESETS
 from sweep.ledger.columns import METRICS, unfolded
 from sweep.ledger.compaction import Compacted, add, compact, parts, take_out
 from sweep.ledger.datasets import (
@@ -42,12 +43,7 @@ from sweep.ledger.datasets import (
     FAILURES,
     KEPT,
     KINDS,
-    MARKS,
-    RESETS,
-    STOPS,
     TRIALS,
-    WAITS,
-    Cause,
     Dataset,
     Kept,
     Kind,
@@ -69,13 +65,8 @@ from sweep.ledger.storage import Entry, Folder, LedgerError, open_storage
 __all__ = [
     "CURVES",
     "FAILURES",
-    "MARKS",
-    "RESETS",
-    "STOPS",
     "TRIALS",
-    "WAITS",
     "AlreadyOurs",
-    "Cause",
     "Committed",
     "Dataset",
     "Kept",

@@ -16,7 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sweep.ledger.datasets import CAUSES, CURVES, DATASETS, TRIAL_ID, TRIALS, Dataset
+from sweep.ledger.causes import CAUSES
+from sweep.ledger.datasets import CURVES, DATASETS, TRIAL_ID, TRIALS, Dataset
 
 
 class DamagedError(Exception):

@@ -17,8 +17,9 @@ from typing import Any, Literal
 from fpt.precision import refusal
 from fpt.spec import JSON
 from fpt.tasks import TASKS
+from sweep.ledger.causes import WAITS
 from sweep.ledger.columns import workload_key
-from sweep.ledger.ledger import WAITS, Ledger, LedgerError
+from sweep.ledger.ledger import Ledger, LedgerError
 from sweep.planning import packing, tuning
 from sweep.planning.packing import Workers
 from sweep.sweepfile import lock

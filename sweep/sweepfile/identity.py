@@ -10,16 +10,11 @@ import hashlib
 import json
 from dataclasses import dataclass
 
-from fpt.config import TrialConfig
+from fpt.config import ADDED_FIELDS, TrialConfig
 from fpt.spec import JSON
 
 IDENTITY_VERSION = 2
 """Raised when ids change their meaning; it is part of every id."""
-
-ADDED_FIELDS: dict[str, object] = {"backbone.groups": [], "evaluation.training_set": 0}
-"""Fields that trials got after the first release (dotted paths), with the value at which a trial
-does what it did before: there the field is left out of the hash, so that the ids of old trials
-stay."""
 
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
 

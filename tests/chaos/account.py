@@ -17,7 +17,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from sweep.ledger.ledger import MARKS, Ledger
+from sweep.ledger.causes import MARKS
+from sweep.ledger.ledger import Ledger
 from sweep.sweepfile.trials import Sweep
 from tests.chaos import machine
 from tests.chaos.quiet import FIGURES

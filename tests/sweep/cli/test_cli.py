@@ -21,7 +21,8 @@ from rich.console import Console
 from sweep import cli
 from sweep.cli import progress
 from sweep.execution import driver
-from sweep.ledger.ledger import Cause, Ledger, new_attempt
+from sweep.ledger.causes import Cause
+from sweep.ledger.ledger import Ledger, new_attempt
 from sweep.planning.packing import Workers
 from sweep.sweepfile.expansion import load
 from tests.support import Command, failure_row, job, trial_row

@@ -1,4 +1,4 @@
-"""Why an attempt at a trial failed: a cause by the exception, which decides what comes next.
+"""Why an attempt at a trial failed: the causes of the ledger, and which exceptions they are of.
 
 `data` and `code` wait for a person; all others are the environment's doing, and are tried again.
 PyTorch raises most of what a device does as a RuntimeError (`torch.AcceleratorError` is one), so
@@ -12,10 +12,41 @@ from __future__ import annotations
 import errno
 import re
 import sys
+from typing import Literal, get_args
 
-from fpt.contract import ContractError
-from fpt.files import DataError
-from sweep.ledger.ledger import Cause, LedgerError
+from fpt.files import ContractError, DataError
+from sweep.ledger.storage import LedgerError
+
+Cause = Literal[
+    "data",
+    "code",
+    "memory",
+    "device",
+    "worker",
+    "node",
+    "storage",
+    "hung",
+    "preempted",
+    "interrupted",
+]
+"""Why an attempt at a trial came to nothing."""
+
+MARKS = ("doubled", "retried", "forgotten")
+"""No failures. doubled: the attempt ended well, and somebody else's row was there first. retried:
+failures before it no longer count. forgotten: the trial's row was discarded on purpose, and
+failures before it no longer count either."""
+
+CAUSES = (*get_args(Cause), *MARKS)
+"""Why an attempt failed, or what a mark says that is no failure."""
+
+RESETS = ("retried", "forgotten")
+"""Marks before which no failure counts."""
+
+STOPS = ("interrupted", "preempted")
+"""Causes that are no fault: the attempt was told to end, and saved its state."""
+
+WAITS = ("code", "data")
+"""Causes of failure that a run does not try again: nothing but a change can mend them."""
 
 ENDS_PROCESS = ("memory", "device", "node")
 """Causes after which a worker's process must not train again: what an allocator keeps would fail

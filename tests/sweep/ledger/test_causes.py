@@ -7,7 +7,7 @@ import errno
 import pytest
 
 from fpt.files import DataError
-from sweep.execution.causes import ENDS_PROCESS, NodeError, cause_of, ends_process
+from sweep.ledger.causes import ENDS_PROCESS, NodeError, cause_of, ends_process
 from sweep.ledger.ledger import LedgerError
 
 ASYNC = """
