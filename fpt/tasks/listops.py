@@ -255,7 +255,7 @@ def _tokens_counted(inputs: np.ndarray) -> np.ndarray:
 @functools.lru_cache(maxsize=2)
 def _splits(task: ListOps, protocol: ProtocolName, digest: str | None) -> Splits:
     if task.folder is None:
-        sets = _generated(task)
+        sets = generated_sets(task)
     else:
         sets = [_read(file, task) for file in _files(task.folder)]
     width = task.shape(protocol).tokens
@@ -283,12 +283,18 @@ def _stored(examples: list[Example], width: int, *, masked: bool) -> Stored:
 # --- Generation
 
 # Sets of more tokens than this take seconds to grow, and are kept on disk.
-_WORTH_KEEPING = 20_000_000
+WORTH_KEEPING = 20_000_000
 
 
-def _generated(task: ListOps) -> list[list[Example]]:
+def generated_sets(task: ListOps, *, keep_above: int = WORTH_KEEPING) -> list[list[Example]]:
+    """Return the training, the validation and the test set of trees that grow here.
+
+    Args:
+        task: Its sizes and the trees' parameters.
+        keep_above: Tokens above which the trees are kept in the cache folder, and read from there.
+    """
     sizes = (task.train, task.validation, task.test)
-    worth = sum(sizes) * task.max_length > _WORTH_KEEPING
+    worth = sum(sizes) * task.max_length > keep_above
     examples = iter(_kept_on_disk(task) if worth else _grown(task))
     return [list(itertools.islice(examples, size)) for size in sizes]
 

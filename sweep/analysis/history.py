@@ -35,11 +35,6 @@ def key(claim: ClaimSpec, place: Mapping[str, str]) -> Key:
     return claim.axis, claim.paired_by, claim.on, at, tuple(sorted(claim.sides))
 
 
-def greater(claim: ClaimSpec) -> str:
-    """Return the side that is claimed to have more."""
-    return claim.sides[0 if claim.more else 1]
-
-
 @dataclass(frozen=True)
 class Family:
     """A list of claims, as it was noted."""

@@ -125,15 +125,16 @@ class Ledger:
         Raises:
             LedgerError: If it is no such place, or cannot be written.
         """
-        self._storage = open_storage(results)
-        self._leases = Leases(self._storage)
-        self._rows = {one.name: RowCache(self._storage, one) for one in DATASETS.values()}
-        self.notes = RunNotes(self._storage)
+        self.storage = open_storage(results)
+        """The objects, without what they mean."""
+        self._leases = Leases(self.storage)
+        self._rows = {one.name: RowCache(self.storage, one) for one in DATASETS.values()}
+        self.notes = RunNotes(self.storage)
         """On sweeps and their runs."""
         self._listed: dict[str, dict[str, Entry]] | None = None
         """Of a snapshot: folder -> its listing, once it was looked at."""
         if write:
-            self._storage.check_writable()
+            self.storage.check_writable()
 
     @classmethod
     def existing(cls, results: str | Path, *, write: bool = False) -> Ledger:
@@ -147,7 +148,7 @@ class Ledger:
             LedgerError: If there is none, or it cannot be written.
         """
         ledger = cls(results)
-        if not any(ledger._storage.holds(kind) for kind in (*KEPT, "leases")):
+        if not any(ledger.storage.holds(kind) for kind in (*KEPT, "leases")):
             folder = ledger.local
             meant = folder is not None and (folder / "results/trials").is_dir()
             hint = f"; did you mean {Path(results) / 'results'}?" if meant else ""
@@ -156,7 +157,7 @@ class Ledger:
                 "`results`, s3://, gs:// or az://"
             )
         if write:
-            ledger._storage.check_writable()
+            ledger.storage.check_writable()
         return ledger
 
     def snapshot(self) -> Ledger:
@@ -171,20 +172,20 @@ class Ledger:
 
     def _list(self, prefix: str) -> dict[str, Entry]:
         if self._listed is None:
-            return self._storage.list(prefix)
+            return self.storage.list(prefix)
         if prefix not in self._listed:
-            self._listed[prefix] = self._storage.list(prefix)
+            self._listed[prefix] = self.storage.list(prefix)
         return self._listed[prefix]
 
     @property
     def uri(self) -> str:
         """Absolute folder, or scheme://bucket/prefix: opens this ledger from anywhere."""
-        return self._storage.uri
+        return self.storage.uri
 
     @property
     def local(self) -> Path | None:
         """The folder, or None on object storage."""
-        return self._storage.root if isinstance(self._storage, Folder) else None
+        return self.storage.root if isinstance(self.storage, Folder) else None
 
     def identity(self) -> str:
         """Return what tells this ledger from all others, whatever it is called: 16 hex digits.
@@ -195,14 +196,14 @@ class Ledger:
             LedgerError: If it can neither be read nor made.
         """
         name = "identity.json"
-        data = self._storage.get(name)
+        data = self.storage.get(name)
         if data is None:
-            self._storage.create(name, json.dumps({"ledger": secrets.token_hex(8)}).encode())
-            data = self._storage.get(name) or b""
+            self.storage.create(name, json.dumps({"ledger": secrets.token_hex(8)}).encode())
+            data = self.storage.get(name) or b""
         with contextlib.suppress(ValueError, TypeError, KeyError):
             return str(json.loads(data)["ledger"])
         raise LedgerError(
-            f"{self._storage.where(name)}: damaged; delete it, and the ledger gets a new identity: "
+            f"{self.storage.where(name)}: damaged; delete it, and the ledger gets a new identity: "
             "`sweep mirror` then makes runs of its own"
         )
 
@@ -213,7 +214,7 @@ class Ledger:
             ValueError: If the row does not fit the schema (a bug of the caller's).
         """
         name, data, trial = TRIALS.path(row), encode(TRIALS, [row]), row["trial_id"]
-        while not self._storage.create(name, data):
+        while not self.storage.create(name, data):
             if (by := self._committed_by(trial)) is not None:  # else it was deleted since
                 return AlreadyOurs() if by == row.get("attempt") else TakenBy(by)
         # Whoever compacts writes the segment before the file goes: where the file of an earlier row
@@ -224,7 +225,7 @@ class Ledger:
         by = self._committed_by(trial) or ""
         if by == row.get("attempt"):
             return AlreadyOurs()
-        self._storage.delete([name])
+        self.storage.delete([name])
         return TakenBy(by)
 
     def committed_by(self, trial_id: str) -> str | None:
@@ -244,7 +245,7 @@ class Ledger:
         Raises:
             ValueError: If the row does not fit the schema (a bug of the caller's).
         """
-        self._storage.put(TRIALS.path(row), encode(TRIALS, [row]))
+        self.storage.put(TRIALS.path(row), encode(TRIALS, [row]))
 
     def done(self) -> set[str]:
         """Return the ids of the trials that have a row."""
@@ -276,7 +277,7 @@ class Ledger:
             ValueError: If the row does not fit the schema (a bug of the caller's).
         """
         data = encode(FAILURES, [row])
-        self._storage.put(FAILURES.path(row), data)
+        self.storage.put(FAILURES.path(row), data)
 
     def reset_failures(self, ids: Collection[str]) -> None:
         """Mark trials so that their failures up to now no longer count, and they run again."""
@@ -350,7 +351,7 @@ class Ledger:
         if rows:
             key = {"trial_id": trial_id, "attempt": attempt, "segment": segment}
             data = encode(CURVES, [{**row, **key} for row in rows])
-            self._storage.put(CURVES.path(key), data)
+            self.storage.put(CURVES.path(key), data)
 
     def curves(
         self,
@@ -384,8 +385,8 @@ class Ledger:
 
     def put_state(self, trial_id: str, data: bytes) -> None:
         """Keep the end of a trial; what it could resume from is forgotten with it."""
-        self._storage.put(blob("states", trial_id), data)
-        self._storage.delete(self._saved(trial_id))
+        self.storage.put(blob("states", trial_id), data)
+        self.storage.delete(self._saved(trial_id))
 
     def save_state(self, trial_id: str, data: bytes, *, step: int, attempt: str) -> None:
         """Save what a running trial resumes from.
@@ -394,8 +395,8 @@ class Ledger:
         takes nothing back.
         """
         name = f"states/{checked(trial_id)}/{step:012d}-{attempt}.safetensors"
-        self._storage.put(name, data)
-        self._storage.delete(one for one in self._saved(trial_id) if one < name)
+        self.storage.put(name, data)
+        self.storage.delete(one for one in self._saved(trial_id) if one < name)
 
     def saved_states(self, trial_id: str) -> Iterator[bytes]:
         """Yield the end of a trial, if it is kept, and what it saved on the way, furthest first."""
@@ -403,7 +404,7 @@ class Ledger:
         while True:
             names, found = self._saved(trial_id), False
             for name in (blob("states", trial_id), *reversed(names)):
-                if (data := self._storage.get(name)) is not None:
+                if (data := self.storage.get(name)) is not None:
                     found = True
                     yield data
             # All that was listed is gone: somebody saved a further one, or the end, meanwhile.
@@ -413,11 +414,11 @@ class Ledger:
 
     def drop_state(self, trial_id: str) -> None:
         """Forget what a trial resumes from, and its end."""
-        self._storage.delete([blob("states", trial_id), *self._saved(trial_id)])
+        self.storage.delete([blob("states", trial_id), *self._saved(trial_id)])
 
     def _saved(self, trial_id: str) -> list[str]:
         """Return what a trial saved on the way, the furthest last."""
-        return sorted(self._storage.list(f"states/{checked(trial_id)}"))
+        return sorted(self.storage.list(f"states/{checked(trial_id)}"))
 
     def states(self) -> set[str]:
         """Return the ids of the trials that have a saved state."""
@@ -425,7 +426,7 @@ class Ledger:
 
     def put_backbone(self, trial_id: str, data: bytes) -> bool:
         """Keep the backbone that a trial trained. True if it was the first."""
-        return self._storage.create(blob("backbones", trial_id), data)
+        return self.storage.create(blob("backbones", trial_id), data)
 
     def backbones(self) -> set[str]:
         """Return the ids of the trials whose backbone is kept."""
@@ -441,10 +442,10 @@ class Ledger:
             LedgerError: If it is not kept, or there is no room for it.
         """
         name = blob("backbones", trial_id)
-        path = self._storage.file(name, cache_folder() / "backbones")
+        path = self.storage.file(name, cache_folder() / "backbones")
         if path is None:
             raise LedgerError(
-                f"{self._storage.where(name)}: missing; the trial {trial_id} has to train this "
+                f"{self.storage.where(name)}: missing; the trial {trial_id} has to train this "
                 "backbone (again) first: run the sweep that names it under `backbones:`"
             )
         return path
@@ -452,7 +453,7 @@ class Ledger:
     def names(self, kind: Kept) -> dict[str, list[str]]:
         """Return trial -> the names of its own objects in a folder, sorted: what `copy` takes."""
         out: dict[str, list[str]] = {}
-        for name in self._storage.list(kind):
+        for name in self.storage.list(kind):
             if not is_object(name) or is_segment(name):
                 continue
             out.setdefault(owner(name), []).append(name)
@@ -464,13 +465,13 @@ class Ledger:
         Raises:
             LedgerError: If it is not there, not whole, or of a newer schema.
         """
-        data = self._storage.get(name)
+        data = self.storage.get(name)
         if data is None:
-            raise LedgerError(f"{self._storage.where(name)}: missing; it was there a moment ago")
+            raise LedgerError(f"{self.storage.where(name)}: missing; it was there a moment ago")
         try:
             check_whole(name, data)
         except DamagedError as error:
-            raise LedgerError(f"{self._storage.where(name)}: {error}") from None
+            raise LedgerError(f"{self.storage.where(name)}: {error}") from None
         return data
 
     def import_object(self, name: str, data: bytes) -> bool:
@@ -484,7 +485,7 @@ class Ledger:
         """
         if not is_object(name):
             raise ValueError(f"{name!r} is no object of a ledger")
-        return self._storage.create(name, data)
+        return self.storage.create(name, data)
 
     def import_rows(self, name: Name, table: pa.Table) -> None:
         """Write rows of another ledger, as `trials`, `failures` and `curves` give them.
@@ -499,9 +500,9 @@ class Ledger:
         if dataset is TRIALS:
             table, files = self._apart(table)
             for path, data in files.items():
-                self._storage.create(path, data)
+                self.storage.create(path, data)
         for part in parts(dataset, table):
-            add(self._storage, self._rows[name], part)
+            add(self.storage, self._rows[name], part)
 
     def settled_objects(self, ids: Collection[str]) -> tuple[set[str], dict[str, bytes]]:
         """Return files of the rows of trials, as another ledger may hold them; the same ones from
@@ -540,17 +541,17 @@ class Ledger:
         """Remove the curves of trials that were to come with rows, from a merge that was killed."""
         done = self.done()
         segments, _ = self._rows["curves"].segments()
-        self._storage.delete(name for name, one in segments.items() if done.isdisjoint(one.places))
+        self.storage.delete(name for name, one in segments.items() if done.isdisjoint(one.places))
 
     def put_log(self, trial_id: str, attempt: str, text: str) -> None:
         """Keep what an attempt at a trial has printed so far; a second time takes its place."""
-        self._storage.put(f"logs/{checked(trial_id)}/{attempt}.txt", text.encode())
+        self.storage.put(f"logs/{checked(trial_id)}/{attempt}.txt", text.encode())
 
     def logs(self, trial_id: str) -> dict[str, str]:
         """Return what attempts at a trial have printed, by attempt, the oldest first."""
         found: dict[str, str] = {}
-        for name in self._storage.list(f"logs/{checked(trial_id)}"):
-            if (data := self._storage.get(name)) is not None:
+        for name in self.storage.list(f"logs/{checked(trial_id)}"):
+            if (data := self.storage.get(name)) is not None:
                 found[name.rpartition("/")[2].removesuffix(".txt")] = data.decode(errors="replace")
         return found
 
@@ -568,17 +569,17 @@ class Ledger:
 
     def holders(self, prefix: str) -> list[dict[str, Any]]:
         """Return who holds the leases whose names begin with a prefix."""
-        names = {name.split("/")[1] for name in self._storage.list("leases")}
+        names = {name.split("/")[1] for name in self.storage.list("leases")}
         found = (self._leases.holder(name) for name in sorted(names) if name.startswith(prefix))
         return [holder for holder in found if holder is not None]
 
     def reservations(self, lease: Lease) -> Reservations:
         """Return what a driver that holds a lease trains: others leave it to that one."""
-        return Reservations(self._storage, self._leases, lease)
+        return Reservations(self.storage, self._leases, lease)
 
     def usage(self) -> dict[Kind, tuple[int, int]]:
         """Return the objects and bytes of each folder."""
-        listings = {kind: self._storage.list(kind).values() for kind in KINDS}
+        listings = {kind: self.storage.list(kind).values() for kind in KINDS}
         return {kind: (len(all_), sum(e.size for e in all_)) for kind, all_ in listings.items()}
 
     def compact(self, *, at_least: int = 0) -> Compacted:
@@ -593,7 +594,7 @@ class Ledger:
         Raises:
             LedgerError: If the storage fails, or files of many trials are damaged.
         """
-        return compact(self._storage, self._rows, at_least=at_least)
+        return compact(self.storage, self._rows, at_least=at_least)
 
     def remove(self, kind: Kind, ids: Collection[str] | None = None) -> int:
         """Remove objects of a folder for good, and say how many.
@@ -610,10 +611,10 @@ class Ledger:
         wanted = None if ids is None else set(ids)
         names = [
             name
-            for name in self._storage.list(kind)
+            for name in self.storage.list(kind)
             if wanted is None or (name.split("/")[1] if kind == "leases" else owner(name)) in wanted
         ]
-        self._storage.delete(names)
+        self.storage.delete(names)
         return len(names)
 
     def forget(self, trial_id: str) -> bool:
@@ -637,12 +638,12 @@ class Ledger:
             what = f"row of attempt {found[0]['attempt']}, finished {found[0]['finished_at']}"
             self._mark([trial_id], "forgotten", what)
             self.drop_state(trial_id)  # else the next attempt would go on from it
-            pieces = self._storage.list(CURVES.unit(trial_id))
-            self._storage.delete([blob("backbones", trial_id), *pieces])
-            take_out(self._storage, self._rows["curves"], trial_id)
+            pieces = self.storage.list(CURVES.unit(trial_id))
+            self.storage.delete([blob("backbones", trial_id), *pieces])
+            take_out(self.storage, self._rows["curves"], trial_id)
             # Of a row in both, that of the segment counts.
-            self._storage.delete([TRIALS.unit(trial_id)])
-            take_out(self._storage, self._rows["trials"], trial_id)
+            self.storage.delete([TRIALS.unit(trial_id)])
+            take_out(self.storage, self._rows["trials"], trial_id)
         return True
 
     def _read(

@@ -194,7 +194,7 @@ def pieces(ledger: Ledger) -> Iterator[tuple[str, str, list[dict[str, Any]]]]:
 
     The ledger itself shows only the last value of a step, whoever wrote it.
     """
-    storage = ledger._storage
+    storage = ledger.storage
     for name in storage.list("curves"):
         data = storage.get(name)
         assert data is not None

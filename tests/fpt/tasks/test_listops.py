@@ -350,46 +350,51 @@ def test_too_few_distinct_trees_are_said_to_be_too_few() -> None:
         task.splits("sound")
 
 
+def kept(task: ListOps) -> list[list[listops.Example]]:
+    """The task's sets, kept in the cache folder however small they are."""
+    return listops.generated_sets(task, keep_above=0)
+
+
 class TestCache:
     @pytest.fixture(autouse=True)
-    def _small_sets_are_kept(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(listops, "_WORTH_KEEPING", 0)
+    def cache(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        """The folder where sets are kept."""
         monkeypatch.setenv("FPT_SWEEP_CACHE", str(tmp_path / "cache"))
+        return tmp_path / "cache"
 
-    @pytest.fixture
-    def grown(self, monkeypatch: pytest.MonkeyPatch) -> list[ListOps]:
-        """The tasks whose trees were grown, in order."""
-        calls: list[ListOps] = []
-        grow = listops._grown
-        monkeypatch.setattr(listops, "_grown", lambda task: calls.append(task) or grow(task))
-        return calls
+    def test_kept_trees_are_read_and_not_grown(self, cache: Path) -> None:
+        grown = kept(SMALL)
+        (file,) = cache.iterdir()
+        with np.load(file) as stored:
+            arrays = {name: stored[name] for name in stored}
+        arrays["values"] = 9 - arrays["values"]
+        np.savez(file, **arrays)
 
-    def test_trees_grow_once(self, grown: list[ListOps], tmp_path: Path) -> None:
-        first, second = listops._generated(SMALL), listops._generated(SMALL)
+        assert kept(SMALL) == [[(tokens, 9 - value) for tokens, value in one] for one in grown]
 
-        assert first == second
-        assert len(grown) == 1
-        assert [file.suffix for file in (tmp_path / "cache").iterdir()] == [".npz"]
-
-    def test_other_parameters_are_another_file(self, grown: list[ListOps]) -> None:
+    def test_other_parameters_are_another_file(self, cache: Path) -> None:
         other = SMALL.model_copy(update={"max_length": 25})
 
-        assert listops._generated(SMALL) != listops._generated(other)
-        assert len(grown) == 2
+        assert kept(SMALL) != kept(other)
+        assert [file.suffix for file in cache.iterdir()] == [".npz", ".npz"]
+
+    def test_few_trees_are_not_kept(self, cache: Path) -> None:
+        assert listops.generated_sets(SMALL) == kept(SMALL)
+        (file,) = cache.iterdir()
+        file.unlink()
+        listops.generated_sets(SMALL)
+        assert list(cache.iterdir()) == []
 
     @pytest.mark.parametrize("damage", [b"", b"not a file of ours", None])
-    def test_a_damaged_file_is_written_anew(
-        self, damage: bytes | None, grown: list[ListOps], tmp_path: Path
-    ) -> None:
-        first = listops._generated(SMALL)
-        (file,) = (tmp_path / "cache").iterdir()
+    def test_a_damaged_file_is_written_anew(self, damage: bytes | None, cache: Path) -> None:
+        first = kept(SMALL)
+        (file,) = cache.iterdir()
         whole = file.read_bytes()
         half = len(whole) // 2
         flipped = whole[:half] + bytes([whole[half] ^ 1]) + whole[half + 1 :]
         file.write_bytes(flipped if damage is None else damage)
 
-        assert listops._generated(SMALL) == first
-        assert len(grown) == 2
+        assert kept(SMALL) == first
         assert file.read_bytes() == whole
 
     def test_a_full_disk_leaves_nothing_behind(
@@ -401,7 +406,7 @@ class TestCache:
 
         monkeypatch.setattr(np, "savez", full)
 
-        assert len(listops._generated(SMALL)[0]) == SMALL.train
+        assert len(kept(SMALL)[0]) == SMALL.train
         assert not list((tmp_path / "cache").iterdir())
 
     def test_a_folder_that_cannot_be_written_is_no_obstacle(
@@ -410,7 +415,7 @@ class TestCache:
         (tmp_path / "file").touch()
         monkeypatch.setenv("FPT_SWEEP_CACHE", str(tmp_path / "file"))
 
-        assert len(listops._generated(SMALL)[0]) == SMALL.train
+        assert len(kept(SMALL)[0]) == SMALL.train
 
 
 class TestFolder:

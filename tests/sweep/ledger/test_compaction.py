@@ -69,7 +69,7 @@ def seen(ledger: Ledger) -> dict[str, list[str]]:
 def files(place: str | Path) -> list[str]:
     """The names of the files of rows, without the cache."""
     ledger = Ledger(place)
-    names = [n for kind in ("trials", "failures", "curves") for n in ledger._storage.list(kind)]
+    names = [n for kind in ("trials", "failures", "curves") for n in ledger.storage.list(kind)]
     return sorted(names)
 
 
@@ -167,7 +167,7 @@ def test_the_first_commit_wins_after_a_compaction_too(place: str) -> None:
     assert Ledger(place).commit(row(1, "a")) == AlreadyOurs()  # once more: its answer was lost
     assert ledger.trials().column("attempt").to_pylist() == ["a"] * 3
     # Of one that is cut off before it looks whether it was the first.
-    Ledger(place)._storage.create(f"trials/{trial(2)}.parquet", _encoded(row(2, "late")))
+    Ledger(place).storage.create(f"trials/{trial(2)}.parquet", _encoded(row(2, "late")))
     for reader in (ledger, Ledger(place)):
         assert reader.trials().column("attempt").to_pylist() == ["a"] * 3
         assert reader.trials([trial(2)]).column("attempt").to_pylist() == ["a"]
@@ -257,7 +257,7 @@ def stopped_at(ledger: Ledger, most: int, stop: Callable[[], object]) -> Iterato
     deleted one by one.
     """
     count = [0]
-    storage = ledger._storage
+    storage = ledger.storage
     real = {name: getattr(storage, name) for name in (*WRITES, "get", "list", "beginning")}
 
     def before(name: str) -> Callable[..., Any]:

@@ -407,7 +407,7 @@ def test_what_storage_kept_us_from_letting_go_of_is_let_go_of_the_next_time(
         raise StorageError("away")
 
     with monkeypatch.context() as patch:
-        patch.setattr(mine._storage, "delete", away)
+        patch.setattr(ledger.storage, "delete", away)
         with pytest.raises(StorageError, match="away"):
             mine.release(TRIALS[:2])
     assert theirs.take(TRIALS) == set()
@@ -430,7 +430,7 @@ def test_what_went_although_its_deletion_was_told_to_have_failed_is_claimed_anew
     gone.release()
     mine, theirs = ledger.reservations(one), ledger.reservations(other)
     assert mine.take(TRIALS) == set(TRIALS)  # each with the second number
-    delete = mine._storage.delete
+    delete = ledger.storage.delete
 
     def half_way(paths: Iterable[str]) -> None:
         for path in paths:
@@ -439,7 +439,7 @@ def test_what_went_although_its_deletion_was_told_to_have_failed_is_claimed_anew
         raise StorageError("away")
 
     with monkeypatch.context() as patch:
-        patch.setattr(mine._storage, "delete", half_way)
+        patch.setattr(ledger.storage, "delete", half_way)
         with pytest.raises(StorageError, match="away"):
             mine.release(TRIALS)
     assert theirs.take(TRIALS[:2]) == set(TRIALS[:2])

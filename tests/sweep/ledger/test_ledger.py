@@ -35,6 +35,7 @@ from sweep.ledger.ledger import (
     TakenBy,
     new_attempt,
 )
+from sweep.ledger.storage import Entry
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 
@@ -166,14 +167,14 @@ def test_the_first_commit_wins_and_its_file_is_never_touched(place: str) -> None
     assert ledger.done() == set()
     assert ledger.committed_by(trial(1)) is None
     assert ledger.commit(row(1, attempt="a1")) == Committed()
-    before = ledger._storage.list("trials")
+    before = ledger.storage.list("trials")
     assert ledger.commit(row(1, attempt="a2")) == TakenBy("a1")
     assert ledger.commit(row(1, attempt="a1", attempts=2)) == AlreadyOurs()
     assert ledger.commit(row(2)) == Committed()
     assert ledger.committed_by(trial(1)) == "a1"
 
     assert ledger.done() == {trial(1), trial(2)}
-    assert before.items() <= ledger._storage.list("trials").items()
+    assert before.items() <= ledger.storage.list("trials").items()
     assert ledger.trials([trial(1)]).column("attempt").to_pylist() == ["a1"]
 
 
@@ -262,7 +263,7 @@ def test_a_full_disk_while_committing_loses_nothing_that_is_finished(
     done = ledger.done()
     assert done
     assert set(ids(Ledger(ledger.uri).trials())) == done
-    assert all(entry.size for entry in ledger._storage.list("trials").values())
+    assert all(entry.size for entry in ledger.storage.list("trials").values())
 
 
 def test_a_ledger_without_write_permission_is_read(small_disk: Callable[[str], Path]) -> None:
@@ -454,14 +455,14 @@ class Counting(Ledger):
     def __init__(self, results: str | Path) -> None:
         super().__init__(results)
         self.read: list[str] = []
-        get = self._storage.get
+        get = self.storage.get
 
         def noted(name: str) -> bytes | None:
             if not name.startswith("cache/"):
                 self.read.append(name)
             return get(name)
 
-        self._storage.get = noted  # type: ignore[method-assign]
+        self.storage.get = noted  # type: ignore[method-assign]
 
 
 def test_a_row_is_read_once(place: str) -> None:
@@ -865,7 +866,7 @@ def test_states_that_go_between_their_listing_and_their_reading(
     ledger, late = Ledger(place), Ledger(place)
     name = trial(1)
     ledger.save_state(name, b"at 10", step=10, attempt="a")
-    get = ledger._storage.get
+    get = ledger.storage.get
     others: dict[str, Callable[[], None]] = {
         "further": lambda: late.save_state(name, b"at 20", step=20, attempt="b"),
         "end": lambda: late.put_state(name, b"the end"),
@@ -878,17 +879,18 @@ def test_states_that_go_between_their_listing_and_their_reading(
             others.pop(how)()
         return data
 
-    monkeypatch.setattr(ledger._storage, "get", got)
+    monkeypatch.setattr(ledger.storage, "get", got)
 
     found = {"further": [b"at 20"], "end": [b"the end"], "dropped": []}
     assert list(ledger.saved_states(name)) == found[how]
     assert how not in others
 
 
-def test_a_state_that_is_listed_and_never_there_is_not_waited_for(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path)
-    (tmp_path / f"states/{trial(1)}").mkdir(parents=True)
-    ledger._saved = lambda trial_id: [f"states/{trial_id}/none"]  # type: ignore[method-assign]
+def test_a_state_that_is_listed_and_never_there_is_not_waited_for(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = Ledger(place)
+    monkeypatch.setattr(ledger.storage, "list", lambda prefix: {f"{prefix}/none": Entry(1, "1")})
 
     assert next(ledger.saved_states(trial(1)), None) is None
 
