@@ -101,7 +101,7 @@ class Judged:
     """What the ledger notes of this reading: the contrasts whose plan has them read by now."""
 
     def record(self) -> JSON:
-        """A JSON object with everything."""
+        """Return a JSON object with everything."""
         return {
             "sweep": self.sweep,
             "level": LEVEL,
@@ -117,28 +117,28 @@ class Judged:
         }
 
     def to_frame(self) -> pd.DataFrame:
-        """A pandas row for each contrast; `place.<axis>` for each axis under `per`."""
+        """Return a pandas row for each contrast; `place.<axis>` for each axis under `per`."""
         import pandas as pd
 
         return pd.DataFrame(self._flat())
 
     def to_csv(self) -> str:
-        """A line for each contrast, in full precision; what it has several of is in one field."""
+        """Return a line for each contrast, in full precision; several values are in one field."""
         rows = self._flat()
         names = list(dict.fromkeys(name for row in rows for name in row))
         joined = [row | {"trials": list(map("/".join, row["trials"]))} for row in rows]
         return typeset.comma_separated(names, joined)
 
     def to_markdown(self) -> str:
-        """The claims in GitHub's Markdown."""
+        """Return the claims in GitHub's Markdown."""
         return "\n".join(map(typeset.markdown, self.sheets))
 
     def to_latex(self) -> str:
-        """A `table` environment, or two (packages booktabs, xcolor)."""
+        """Return a `table` environment, or two (packages booktabs, xcolor)."""
         return "\n".join(map(typeset.latex, self.sheets))
 
     def to_rich(self) -> Group:
-        """What `rich` prints."""
+        """Return what `rich` prints."""
         from rich.console import Group
         from rich.text import Text
 
@@ -261,7 +261,7 @@ def show(sweep: Sweep, ledger: Ledger) -> Judged:
 
 
 def load_claims(file: str | Path, results: str | Path = "results") -> Judged:
-    """The claims of a sweep file, judged by what there is so far.
+    """Load the claims of a sweep file, judged by what there is so far.
 
     Raises:
         SweepFileError: If the file is wrong, or makes no claim.

@@ -68,7 +68,7 @@ class Contrast:
     """What the difference is in; "per cent" of an accuracy, which differs by points."""
 
     def record(self) -> JSON:
-        """All of it as JSON values."""
+        """Return all of it as JSON values."""
         return asdict(self) | {
             "notes": list(self.notes),
             "trials": [list(pair) for pair in self.trials],
@@ -109,7 +109,7 @@ class Aggregate:
     """Nemenyi's critical difference of two mean ranks."""
 
     def record(self) -> JSON:
-        """All of it as JSON values."""
+        """Return all of it as JSON values."""
         return asdict(self) | {"trials": list(self.trials)}
 
 
@@ -141,7 +141,7 @@ class Overall:
     """Per cent of simulated sweeps in which such an interval held the true value."""
 
     def record(self) -> JSON:
-        """All of it as JSON values."""
+        """Return all of it as JSON values."""
         return asdict(self)
 
 

@@ -372,7 +372,7 @@ class _Read:
             self._parts.append(pa.concat_tables(tables).combine_chunks())
 
     def whole(self) -> _Read:
-        """All of it, as one table."""
+        """Return all of it, as one table."""
         self.table = pa.concat_tables([self.table, *self._parts]).combine_chunks()
         self._parts = []
         if self.dataset is CURVES and self.counts:  # Some points may have been written twice.
@@ -407,14 +407,14 @@ class _Rows:
         return cls(Columns(rows), 0, rows, {}, {}, tidy=True, saved=False)
 
     def only(self, units: Mapping[str, str]) -> _Rows:
-        """The rows of units that are there and have not changed."""
+        """Return the rows of units that are there and have not changed."""
         if self.stamps == units:
             return self
         gone = {name for name, stamp in self.stamps.items() if units.get(name) != stamp}
         return replace(self.without(gone), unsaved=self.unsaved + len(gone))
 
     def without(self, names: Collection[str]) -> _Rows:
-        """The rows of other units."""
+        """Return the rows of all other units."""
         if not names:
             return self
         stamps = {name: stamp for name, stamp in self.stamps.items() if name not in names}
@@ -422,7 +422,7 @@ class _Rows:
         return replace(self, stamps=stamps, places=places, tidy=False, saved=False)
 
     def plus(self, read: _Read, units: Mapping[str, str]) -> _Rows:
-        """These rows and those of units just read."""
+        """Return these rows and those of units just read."""
         if not read.counts:
             return self
         start = self.base_rows + self.fresh.num_rows
@@ -443,7 +443,7 @@ class _Rows:
         )
 
     def table(self, columns: Sequence[str], names: Collection[str] | None = None) -> pa.Table:
-        """The rows of units, or of all, in the order of the units' names.
+        """Return the rows of units, or of all, in the order of the units' names.
 
         Raises:
             OSError, pa.ArrowException: If the cache is damaged.
@@ -461,7 +461,7 @@ class _Rows:
         return take(pa.concat_tables([base, self.fresh.select(columns)]), rows)
 
     def tidied(self, dataset: Dataset) -> _Rows:
-        """The same rows, without any left over, in order."""
+        """Return the same rows, without any left over, in order."""
         table = self.table(dataset.schema.names).combine_chunks()
         stamps = {name: self.stamps[name] for name in sorted(self.stamps)}
         places = _places(stamps, [self.places[name][1] for name in stamps])
@@ -469,7 +469,7 @@ class _Rows:
         return _Rows(base, table.num_rows, none, stamps, places, tidy=True, saved=False)
 
     def to_bytes(self, dataset: Dataset) -> bytes:
-        """The cache file, of rows that are tidy."""
+        """Return the content of the cache file; the rows have to be tidy."""
         index = {
             "names": list(self.stamps),
             "stamps": list(self.stamps.values()),
@@ -482,7 +482,7 @@ class _Rows:
 
     @classmethod
     def from_file(cls, dataset: Dataset, source: str | pa.NativeFile) -> _Rows:
-        """Back from `to_bytes`; raises whatever a file that is not one raises."""
+        """Load what `to_bytes` made; raises whatever another file raises."""
         # Not mapped, which is no quicker: it is read for as long as the ledger is open, and where
         # another client of NFS has replaced it, a page that is gone would end the process (SIGBUS).
         file = pq.ParquetFile(source, page_checksum_verification=True)
@@ -501,7 +501,7 @@ class _Rows:
 
 
 def _places(names: Iterable[str], counts: Sequence[int]) -> dict[str, tuple[int, int]]:
-    """First rows and numbers of rows of units that lie one after another."""
+    """Return the first row and the number of rows of each unit, one after another."""
     ends = itertools.accumulate(counts, initial=0)
     return dict(zip(names, zip(ends, counts, strict=False), strict=True))
 
@@ -511,5 +511,5 @@ def _units_of(rows: _Rows, ids: Collection[str] | None) -> list[str] | None:
 
 
 def _stamp(entries: Sequence[Entry]) -> str:
-    """One stamp for many files."""
+    """Return one stamp for many files."""
     return hashlib.sha256(repr(entries).encode()).hexdigest()[:16]

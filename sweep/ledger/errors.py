@@ -15,20 +15,20 @@ LONGEST = 300
 
 
 def without_password(text: str) -> str:
-    """A text without users and passwords in its addresses: http://me:sesame@host is http://host."""
+    """Remove users and passwords from a text's addresses: http://me:sesame@host is http://host."""
     # To the last @ before the path: a password may have one too.
     return re.sub(r"//[^/\s]*@", "//", text)
 
 
 def in_one_line(error: BaseException) -> str:
-    """The kind of an error and the first line of what it says, without a password."""
+    """Return the kind of an error and the first line of its message, without a password."""
     said = str(error).strip().partition("\n")[0].rstrip()
     kind = type(error).__name__
     return without_password(f"{kind}: {said}" if said else kind)[:LONGEST]
 
 
 def unwritable(path: Path, error: OSError) -> str:
-    """That a file or folder, named with --output, cannot be written; why, and what would do."""
+    """Return the message that a file of --output cannot be written: why, and what to do."""
     folder = path.parent
     if isinstance(error, (FileNotFoundError, NotADirectoryError)) and not folder.is_dir():
         meant = f"there is no folder {folder}: make it, or name another place with --output"

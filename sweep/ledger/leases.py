@@ -74,7 +74,7 @@ class Leases:
         return Lease(self._storage, name, epoch, ttl, clock=self._clock)
 
     def holder(self, name: str) -> dict[str, Any] | None:
-        """Who holds the lease, as far as this watcher can tell: host, pid, since, epoch and more.
+        """Return who holds the lease, as far as is known here: host, pid, since, epoch and more.
 
         Raises:
             LedgerError: If the storage fails.
@@ -82,7 +82,7 @@ class Leases:
         return self._look(name)[1]
 
     def _look(self, name: str) -> tuple[int, dict[str, Any] | None]:
-        """The highest epoch, and its holder unless that one is known to be gone."""
+        """Return the highest epoch, and its holder unless that one is known to be gone."""
         epoch = _highest(self._storage, name)
         data = self._storage.get(f"leases/{name}/{epoch}.json")
         beat = self._storage.get(f"leases/{name}/{epoch}.beat")
@@ -187,7 +187,7 @@ class Lease:
 
 
 def _epoch(path: str) -> int:
-    """The epoch of an object's name; 0 where it is a heartbeat."""
+    """Return the epoch of an object's name; 0 where it is a heartbeat."""
     found = re.search(r"/(\d+)\.json$", path)
     return int(found[1]) if found else 0
 
@@ -197,7 +197,7 @@ def _highest(storage: Storage, name: str) -> int:
 
 
 def _died_here(info: dict[str, Any]) -> bool:
-    """Whether the holder was a process of this machine that is gone."""
+    """Return whether the holder was a process of this machine that is gone."""
     here = machine.pid_space()
     if not here["boot"] or any(info.get(key) != value for key, value in here.items()):
         return False

@@ -23,7 +23,7 @@ PACKAGES = ("torch", "transformers", "numpy", "ray")
 
 @functools.cache
 def code() -> dict[str, str | bool | None]:
-    """The version of fpt-sweep and, where it runs from a clone, the commit and the dirty flag.
+    """Return the version of fpt-sweep and, in a clone, the commit and the dirty flag.
 
     Dirty is what would make the commit a lie: a changed or an untracked file in the packages.
     """
@@ -45,7 +45,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 
 def _output(*command: str) -> str | None:
-    """What a command prints; None if there is none of that name, or if it fails."""
+    """Return what a command prints; None if there is none of that name, or if it fails."""
     try:
         ran = subprocess.run(
             command,
@@ -60,7 +60,7 @@ def _output(*command: str) -> str | None:
 
 
 def version(package: str) -> str | None:
-    """The release of an installed package; None if it is not installed."""
+    """Return the release of an installed package; None if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -86,14 +86,14 @@ def lacking(needed: Sequence[str] = TRAINING) -> str | None:
 
 @functools.cache
 def versions() -> str:
-    """Versions of Python and of `PACKAGES`, as a JSON object."""
+    """Return the versions of Python and of `PACKAGES`, as a JSON object."""
     found = {name: version(name) for name in PACKAGES}
     return json.dumps({"python": platform.python_version(), **found}, sort_keys=True)
 
 
 @functools.cache
 def host() -> str:
-    """The name of this machine."""
+    """Return the name of this machine."""
     return socket.gethostname()
 
 

@@ -71,7 +71,7 @@ class Storage(Protocol):
     """Reads at a time that pay: a folder is bound by the processor, a bucket by latency."""
 
     def get(self, name: str) -> bytes | None:
-        """The content, or None if there is no such object."""
+        """Return the content, or None if there is no such object."""
         ...
 
     def put(self, name: str, data: bytes) -> None:
@@ -83,29 +83,29 @@ class Storage(Protocol):
         ...
 
     def list(self, prefix: str) -> dict[str, Entry]:
-        """The objects below a folder, sorted by name; empty if there is no such folder."""
+        """Return the objects below a folder, sorted by name; empty if there is no such folder."""
         ...
 
     def beginning(self, folder: str, start: str) -> dict[str, Entry]:
-        """The objects directly in a folder whose names begin so, sorted by name."""
+        """Return the objects directly in a folder whose names begin so, sorted by name."""
         ...
 
     def holds(self, prefix: str) -> bool:
-        """Whether there is anything below a folder."""
+        """Return whether there is anything below a folder."""
         ...
 
     def stamps(self, prefix: str) -> dict[str, str] | None:
-        """What is directly in a folder, sorted by name, each with a stamp that changes with the
-        content of a file, and with what comes to a folder or goes; None where there are no folders.
+        """Return what is directly in a folder, sorted by name, each with a stamp that changes with
+        a file's content and with what a folder holds; None where there are no folders.
         """
         ...
 
     def delete(self, names: Iterable[str]) -> None:
-        """Remove; what is not there is no error."""
+        """Remove objects; one that is not there is no error."""
         ...
 
     def file(self, name: str, cache: Path) -> Path | None:
-        """A local file with the content (in `cache`, where it has to be fetched), or None."""
+        """Return a local file with the content (in `cache`, if it has to be fetched), or None."""
         ...
 
     def check_writable(self) -> None:
@@ -113,12 +113,12 @@ class Storage(Protocol):
         ...
 
     def where(self, name: str) -> str:
-        """Path or URI of an object, for messages."""
+        """Return the path or URI of an object, for messages."""
         ...
 
 
 def open_storage(results: str | Path) -> Storage:
-    """The storage at a local path, s3://, gs:// or az:// URI.
+    """Open the storage at a local path, s3://, gs:// or az:// URI.
 
     Raises:
         LedgerError: If it is none of them, or a path that is a file.
@@ -167,7 +167,7 @@ class Folder:
         self.threads = min(4, os.cpu_count() or 1)
 
     def get(self, name: str) -> bytes | None:
-        """The content, or None if there is no such object."""
+        """Return the content, or None if there is no such object."""
         try:
             return (self.root / name).read_bytes()
         except FileNotFoundError:
@@ -191,7 +191,7 @@ class Folder:
         return True
 
     def list(self, prefix: str) -> dict[str, Entry]:
-        """The objects below a folder, sorted by name; empty if there is no such folder."""
+        """Return the objects below a folder, sorted by name; empty if there is no such folder."""
         found: dict[str, Entry] = {}
         folders = [prefix]
         while folders:
@@ -216,7 +216,7 @@ class Folder:
         return dict(sorted(found.items()))
 
     def beginning(self, folder: str, start: str) -> dict[str, Entry]:
-        """The objects directly in a folder whose names begin so, sorted by name."""
+        """Return the objects directly in a folder whose names begin so, sorted by name."""
         found: dict[str, Entry] = {}
         try:
             with os.scandir(self.root / folder) as entries:
@@ -233,7 +233,7 @@ class Folder:
         return dict(sorted(found.items()))
 
     def holds(self, prefix: str) -> bool:
-        """Whether there is anything in a folder."""
+        """Return whether there is anything in a folder."""
         try:
             with os.scandir(self.root / prefix) as entries:
                 return any(not entry.name.startswith(".") for entry in entries)
@@ -243,7 +243,7 @@ class Folder:
             raise self._error(prefix, "read", error) from error
 
     def stamps(self, prefix: str) -> dict[str, str] | None:
-        """What is directly in a folder, sorted by name, with stamps. A folder that has just changed
+        """Return what is directly in a folder, sorted by name, with stamps. A folder just changed
         has a new one each time, since the next change may fall into the same tick of the clock.
         """
         found: dict[str, str] = {}
@@ -270,7 +270,7 @@ class Folder:
         return {f"{prefix}/{name}": found[name] for name in sorted(found)}
 
     def delete(self, names: Iterable[str]) -> None:
-        """Remove; what is not there is no error."""
+        """Remove objects; one that is not there is no error."""
         folders = set()
         for name in names:
             path = self.root / name
@@ -285,7 +285,7 @@ class Folder:
                 folder.rmdir()
 
     def file(self, name: str, cache: Path) -> Path | None:
-        """The file itself."""
+        """Return the file itself."""
         path = self.root / name
         return path if path.is_file() else None
 
@@ -308,7 +308,7 @@ class Folder:
                     Path(entry.path).unlink(missing_ok=True)
 
     def where(self, name: str) -> str:
-        """The path of an object."""
+        """Return the path of an object."""
         return str(self.root / name)
 
     @contextmanager
@@ -393,7 +393,7 @@ class Bucket:
             raise self._error("", "opened", error) from error
 
     def get(self, name: str) -> bytes | None:
-        """The content, or None if there is no such object."""
+        """Return the content, or None if there is no such object."""
         import obstore
 
         try:
@@ -426,7 +426,7 @@ class Bucket:
         return True
 
     def list(self, prefix: str) -> dict[str, Entry]:
-        """The objects below a folder, sorted by name; empty if there is no such folder."""
+        """Return the objects below a folder, sorted by name; empty if there is no such folder."""
         import obstore
 
         try:
@@ -440,7 +440,7 @@ class Bucket:
         return dict(sorted(found.items()))
 
     def beginning(self, folder: str, start: str) -> dict[str, Entry]:
-        """The objects directly in a folder whose names begin so, sorted by name."""
+        """Return the objects directly in a folder whose names begin so, sorted by name."""
         import obstore
 
         stem = f"{folder}/{start}"
@@ -459,7 +459,7 @@ class Bucket:
         return dict(sorted(found.items()))
 
     def holds(self, prefix: str) -> bool:
-        """Whether there is any object below a prefix."""
+        """Return whether there is any object below a prefix."""
         import obstore
 
         try:
@@ -468,11 +468,11 @@ class Bucket:
             raise self._error(prefix, "read", error) from error
 
     def stamps(self, prefix: str) -> dict[str, str] | None:
-        """None: a bucket has no folders."""
+        """Return None: a bucket has no folders."""
         return None
 
     def delete(self, names: Iterable[str]) -> None:
-        """Remove; what is not there is no error."""
+        """Remove objects; one that is not there is no error."""
         import obstore
 
         if not (left := list(names)):
@@ -493,7 +493,7 @@ class Bucket:
                 raise self._error(name, "removed", error) from error
 
     def file(self, name: str, cache: Path) -> Path | None:
-        """A copy in `cache`, fetched by the first process of this machine that asks."""
+        """Return a copy in `cache`, fetched by the first process of this machine that asks."""
         import obstore
 
         try:
@@ -528,7 +528,7 @@ class Bucket:
         self.delete([probe])
 
     def where(self, name: str) -> str:
-        """The URI of an object."""
+        """Return the URI of an object."""
         return f"{self.uri}/{name}" if name else self.uri
 
     def _error(self, name: str, what: str, error: Exception) -> LedgerError:

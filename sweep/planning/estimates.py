@@ -99,7 +99,7 @@ class Quote:
     """Trial -> its seconds; those that have no price are left out."""
 
     def to_json(self) -> JSON:
-        """The quote without its trials, as JSON values."""
+        """Return the quote without its trials, as JSON values."""
         return {name: value for name, value in asdict(self).items() if name != "trials"}
 
 
@@ -119,7 +119,7 @@ class _Rate:
 
 
 def quote(planned: Plan, ledger: Ledger) -> Quote:
-    """The price of what a plan would train.
+    """Estimate what a plan would take to train.
 
     Raises:
         LedgerError: If the ledger cannot be read.
@@ -271,7 +271,7 @@ class _Guess:
 
     @classmethod
     def of(cls, rates: Mapping[Kind, _Rate], ledger: Ledger, workers: Workers) -> _Guess:
-        """From the kinds that were measured."""
+        """Make it from the kinds that were measured."""
         speeds = [
             math.log(cost / rate.seconds)
             for kind, cost in _costs(rates, ledger, workers).items()
@@ -283,12 +283,12 @@ class _Guess:
         return cls(workers, None if workers.gpus else workers.speed, UNMEASURED)
 
     def seconds(self, config: TrialConfig) -> float | None:
-        """Of a step of a trial that is alone."""
+        """Return the seconds of a step of a trial that is alone."""
         return None if self.speed is None else _cost(config, self.workers) / self.speed
 
 
 def _costs(rates: Mapping[Kind, _Rate], ledger: Ledger, workers: Workers) -> dict[Kind, float]:
-    """Kind -> operations of a step, of those kinds whose config can be read back."""
+    """Return kind -> operations of a step, of the kinds whose config can be read back."""
     columns = [*WORKLOAD, "config"]
     table = ledger.trials(columns=columns, strict=False) if rates else None
     out: dict[Kind, float] = {}
@@ -304,7 +304,7 @@ def _costs(rates: Mapping[Kind, _Rate], ledger: Ledger, workers: Workers) -> dic
 
 
 def _config(identity: JSON) -> TrialConfig | None:
-    """A config of the same cost as the trial of an identity; None if that cannot be had."""
+    """Return a config of the same cost as the trial of an identity; None if there can be none."""
     task = {key: value for key, value in identity["task"].items() if key != "version"}
     backbone = {
         key: value
@@ -339,7 +339,7 @@ def _cost(config: TrialConfig, workers: Workers) -> float:
 
 
 def _quicker(pack: Pack, workers: Workers) -> float:
-    """The part of the time that a trial takes in its pack, by formula."""
+    """Return the part of its time alone that a trial takes in its pack, by formula."""
     if len(pack.points) == 1:
         return 1.0
     return 1.0 - packing.saving([pack.points], workers)
@@ -352,7 +352,7 @@ def _spread(
     deviation: float,
     total: float,
 ) -> float:
-    """The standard deviation of the logarithm of all seconds together."""
+    """Return the standard deviation of the logarithm of all seconds together."""
     squares = (others * deviation) ** 2 + (total * DRIFT) ** 2
     # Another machine is quicker or slower at all kinds alike.
     moved = sum(sum(seconds) for kind, seconds in own.items() if rates[kind].elsewhere)
@@ -365,7 +365,7 @@ def _spread(
 
 
 def _ends(packs: Iterable[float], workers: int) -> float:
-    """When the last of some packs ends, if each begins as soon as a worker is free."""
+    """Return when the last of some packs ends, if each begins as soon as a worker is free."""
     free = [0.0] * workers
     for seconds in packs:
         heapq.heappush(free, heapq.heappop(free) + seconds)
@@ -376,7 +376,7 @@ def _ends(packs: Iterable[float], workers: int) -> float:
 
 
 def _memory(pack: Pack) -> int:
-    """Bytes of a worker at its largest."""
+    """Return the bytes of a worker at its largest."""
     config = pack.points[0].config
     weights = 4.0 * _weights(config) * packing.backbones(pack.points)
     trained = 16.0 * sum(_trained(point.config) for point in pack.points)
@@ -384,12 +384,12 @@ def _memory(pack: Pack) -> int:
 
 
 def _weights(config: TrialConfig) -> float:
-    """Parameters of the backbone's layers."""
+    """Return the number of parameters of the backbone's layers."""
     return 12.0 * config.backbone.layers * config.backbone.width**2
 
 
 def _trained(config: TrialConfig) -> float:
-    """Parameters that train, about."""
+    """Return about how many parameters train."""
     backbone, shape = config.backbone, config.task.shape(config.protocol)
     width, layers, trains = backbone.width, backbone.layers, set(config.train)
     sizes = {
@@ -406,7 +406,7 @@ def _trained(config: TrialConfig) -> float:
 
 
 def _disk(point: Point, planned: Plan) -> float:
-    """Bytes that a trial leaves in the ledger."""
+    """Return the bytes that a trial leaves in the ledger."""
     config, keep = point.config, planned.sweep.keep
     records = 2 * -(-config.steps // config.evaluation.every) + 1
     out = ROW + PIECE + RECORD * records
@@ -456,7 +456,7 @@ def keep(made: Quote, planned: Plan, ledger: Ledger) -> None:
 
 
 def compare(sweep: Sweep, ledger: Ledger) -> Comparison | None:
-    """A sweep's last quote beside what the trials that it was for took; None without one.
+    """Return a sweep's last quote beside what its trials took; None: there is no quote.
 
     Raises:
         LedgerError: If the ledger cannot be read.

@@ -67,7 +67,7 @@ class Plan:
     """What a run would train: the trials of a stage can start together."""
 
     def counts(self) -> dict[str, int]:
-        """Status -> number of trials, for every status."""
+        """Return status -> number of trials, for every status."""
         found = Counter(self.status.values())
         return {status: found[status] for status in STATUSES}
 
@@ -230,7 +230,7 @@ class IncrementalPlanner:
             self._left.update(dict.fromkeys(left, left))
 
     def __call__(self, trial_id: str) -> Plan | None:
-        """Told of a trial that has ended, gives the plan of those that have become known by it.
+        """Return the plan of the trials that have become known by the end of another.
 
         If the ledger cannot be read, there is none, and the next run finds them.
         """

@@ -171,7 +171,7 @@ class Record:
 
 
 def resolve(sweep: Sweep, ledger: Ledger) -> Sweep:
-    """The sweep with trials in place of the points whose learning rate the ledger decides, and with
+    """Return the sweep with trials in place of points whose learning rate the ledger decides, with
     all trials of tuning that are known by now. Without `tune:`, the sweep itself.
 
     Raises:
@@ -195,7 +195,7 @@ def resolve(sweep: Sweep, ledger: Ledger) -> Sweep:
 
 
 def states(sweep: Sweep, ledger: Ledger) -> tuple[State, ...]:
-    """How far each study of a sweep is, in the order of its cells.
+    """Return how far each study of a sweep is, in the order of its cells.
 
     Raises:
         sweep.ledger.ledger.LedgerError: If the ledger cannot be read.
@@ -260,7 +260,7 @@ def _noted(sweep: Sweep, ledger: Ledger) -> dict[str, dict[int, Setting]]:
 
 
 def curves(sweep: Sweep, ledger: Ledger) -> list[Record]:
-    """The trials by which learning rates were chosen: a record a cell, rate and seed.
+    """Return the trials by which rates were chosen: a record for each cell, rate and seed.
 
     Raises:
         sweep.ledger.ledger.LedgerError: If the ledger cannot be read.
@@ -348,7 +348,7 @@ def notes(sweep: Sweep) -> tuple[str, ...]:
 
 
 def remarks(sweep: Sweep, ledger: Ledger) -> dict[str, str]:
-    """Cell id -> what a reader of its figures has to know of the choice of its learning rate.
+    """Return cell id -> what a reader of its figures has to know of how its rate was chosen.
 
     Raises:
         sweep.ledger.ledger.LedgerError: If the ledger cannot be read.
