@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from fpt import contract
 from fpt.config import TrialConfig
-from fpt.files import DataError
+from fpt.files import ContractError, DataError
 from fpt.spec import JSON
 from sweep.execution import output
 from sweep.execution.job import EndWorkerError, Halt, Job, Reporter, Result
@@ -54,7 +54,7 @@ T = TypeVar("T")
 Train = Callable[..., "Training"]
 """`fpt.train`, or what stands in for it where only the orchestration is measured."""
 
-SHARED = (contract.ContractError, output.BreakpointError)
+SHARED = (ContractError, output.BreakpointError)
 """Errors of code that all trials of a pack have in common."""
 
 LOG_EVERY = 10

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import fpt
 from fpt import metrics
 from fpt.config import BackboneConfig
-from fpt.contract import ContractError
+from fpt.files import ContractError
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((90, 8, 2)).astype(np.float32)
