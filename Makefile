@@ -41,8 +41,8 @@ test: venv lint ## Lint, then the tests, on two cores
 
 test-all: ## The tests on each Python from 3.11 to 3.13 that is installed, an environment each
 	@set -e; for v in 3.11 3.12 3.13; do \
-	  if python$$v -c "" 2>/dev/null; then $(MAKE) test PYTHON=python$$v VENV=.venv-$$v; \
-	  else echo "python$$v: not installed"; fi; done
+	  if answer=$$(python$$v -c "" 2>&1); then $(MAKE) test PYTHON=python$$v VENV=.venv-$$v; \
+	  else echo "python$$v: not installed, it says: $$(echo "$$answer" | head -n 1)"; fi; done
 
 lint: venv ## Style, types and the direction of imports
 	$(BIN)/ruff check .

@@ -349,6 +349,30 @@ def test_every_target_that_readme_names_is_in_the_makefile() -> None:
         assert done.returncode == 0, done.stderr
 
 
+def test_the_tests_run_on_each_python_that_answers(tmp_path: Path) -> None:
+    """A shim of pyenv's is there for each Python that it knows, chosen or not."""
+    says = {
+        "python3.11": "exit 0",
+        "python3.12": 'echo "pyenv: python3.12: command not found" >&2; exit 127',
+    }
+    for name, line in says.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    for name in ("sh", "head"):
+        (tmp_path / name).symlink_to(shutil.which(name) or name)
+
+    done = subprocess.run(
+        [shutil.which("make") or "make", "test-all", "MAKE=echo make"],
+        cwd=ROOT, env={"PATH": str(tmp_path)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    first, second, third = done.stdout.splitlines()
+    assert first == "make test PYTHON=python3.11 VENV=.venv-3.11"
+    assert second == "python3.12: not installed, it says: pyenv: python3.12: command not found"
+    assert re.fullmatch("python3.13: not installed, it says: .*not found", third)
+
+
 def test_the_sweep_files_of_the_pages_are_valid(tmp_path: Path) -> None:
     from sweep.sweepfile.expansion import load
 

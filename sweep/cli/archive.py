@@ -15,12 +15,14 @@ from sweep.cli.common import (
     AsJson,
     File,
     Only,
+    Quiet,
     Results,
     UserError,
     app,
     count,
     counted,
     echo,
+    note,
     say,
     show_json,
 )
@@ -235,6 +237,7 @@ def export(
         bool, typer.Option("--states", help="Also trained tensors and backbones: large.")
     ] = False,
     results: Results = "results",
+    quiet: Quiet = False,
 ) -> None:
     """Put a sweep, its part of the ledger and its tables into one file, to be given away."""
     from sweep.exchange.bundle import export as write
@@ -242,7 +245,7 @@ def export(
     from sweep.sweepfile.expansion import load
 
     bundle = write(load(file), Ledger.existing(results), output, states=states)
-    say(
+    note(
         f"{bundle.path}: {bundle.trials} of {count(bundle.expected, 'trial')}, "
         f"{count(bundle.members, 'file')}, {bundle.size / 1e6:,.1f} MB, sha256 {bundle.sha256}"
     )
@@ -254,6 +257,7 @@ def publish(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="A folder.")],
     report: Annotated[bool, typer.Option("--report", help="Also the HTML report.")] = False,
     results: Results = "results",
+    quiet: Quiet = False,
 ) -> None:
     """Write a sweep that has ended into a folder for a repository: table, claims, figures, rows."""
     from sweep.exchange.publication import publish as write
@@ -262,7 +266,7 @@ def publish(
 
     written = write(load(file), Ledger.existing(results), output, report=report)
     rows = count(written.trials, "row")
-    say(f"{output}: {rows}, {written.size / 1e3:,.0f} kB; sweep merge takes it for a ledger")
+    note(f"{output}: {rows}, {written.size / 1e3:,.0f} kB; sweep merge takes it for a ledger")
 
 
 @app.command(epilog="Example: sweep merge theirs.zip s3://bucket/results --into results")
@@ -280,6 +284,7 @@ def merge(
         ),
     ] = False,
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Unite ledgers. One trial with two outcomes is refused before anything is written."""
     from sweep.exchange.merging import merge as unite
@@ -304,9 +309,9 @@ def _show_merged(merged: Merged, into: str) -> None:
         "left out": len(merged.left_out),
         "begun": merged.begun,
     }
-    say(f"{into}: finished trials: {counted(counts)}")
+    note(f"{into}: finished trials: {counted(counts)}")
     if merged.failures:
-        say(f"  {count(merged.failures, 'note')} of failed attempts copied")
+        note(f"  {count(merged.failures, 'note')} of failed attempts copied")
     for one in merged.left_out:
         say(f"  left out: {one}")
 
@@ -316,6 +321,7 @@ def upgrade(
     old: Annotated[str, typer.Argument(metavar="OLD", help="A ledger, bundle or publication.")],
     into: Into,
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Write an older ledger anew in the layout of today. The old one stays as it is."""
     from sweep.exchange.merging import upgrade as renew

@@ -57,6 +57,33 @@ Only = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout, for programs.")]
 
+_hushed: list[bool] = []
+# Holds something while a command runs that was called with --quiet.
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    _hushed.append(True)
+    try:
+        yield
+    finally:
+        _hushed.pop()
+
+
+def _hush(context: typer.Context, asked: bool) -> bool:
+    if asked:
+        context.with_resource(_quietly())
+    return asked
+
+
+Quiet = Annotated[
+    bool,
+    typer.Option(
+        "--quiet", "-q", callback=_hush, help="Print results, warnings and failures alone."
+    ),
+]
+"""Of every command that has notes (`note`); few need to look at its value."""
+
 
 def _print_version(asked: bool) -> None:
     if asked:
@@ -109,6 +136,12 @@ class UserError(Exception):
 def say(text: str) -> None:
     """Tell people something, on stderr."""
     typer.echo(printable(text, keep=LINES), err=True)
+
+
+def note(text: str) -> None:
+    """Tell people what was done or what they may do next, on stderr; --quiet leaves it out."""
+    if not _hushed:
+        say(text)
 
 
 def echo(text: str = "") -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import shlex
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,8 +16,8 @@ from rich.table import Table as Grid
 
 from sweep.cli.common import (
     AsJson,
-    File,
     Only,
+    Quiet,
     Results,
     SafeConsole,
     UserError,
@@ -25,6 +26,7 @@ from sweep.cli.common import (
     counted,
     echo,
     in_hours,
+    note,
     say,
     show_json,
     size,
@@ -32,7 +34,9 @@ from sweep.cli.common import (
 )
 
 if TYPE_CHECKING:
+    from fpt.spec import JSON
     from sweep.analysis.foresight import Foresight
+    from sweep.ledger.ledger import Ledger
     from sweep.planning.estimates import Quote
     from sweep.planning.plan import Plan
     from sweep.sweepfile.trials import Sweep
@@ -57,6 +61,7 @@ def init(
             autocompletion=lambda: _templates(),
         ),
     ] = None,
+    quiet: Quiet = False,
 ) -> None:
     """Write a sweep file to begin with, NAME.yaml, with comments; it validates and runs."""
     from sweep.sweepfile.schema import NAME
@@ -81,7 +86,7 @@ def init(
         except FileExistsError:
             raise UserError(f"{file}: is there already; choose another name") from None
     echo(f"{file}: {QUESTIONS[chosen]}")
-    say(f"next: sweep run {shlex.quote(str(file))}")
+    note(f"next: sweep run {shlex.quote(str(file))}")
 
 
 def _templates() -> list[str]:
@@ -97,8 +102,9 @@ def validate(
     code: Annotated[
         bool, typer.Option("--code", help="Also try out tasks and backbones of your own.")
     ] = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Check sweep files, and list every problem of each."""
+    """Check sweep files, and list every problem of each; with --quiet nothing else."""
     from sweep.sweepfile.expansion import load
     from sweep.sweepfile.schema import SweepFileError
 
@@ -110,9 +116,10 @@ def validate(
             say(str(error))
             problems += len(error.problems)
         else:
-            echo(f"{file}: {size(sweep)}")
-            for left_out in sweep.left_out:
-                echo(f"  left out: {left_out}")
+            if not quiet:
+                echo(f"{file}: {size(sweep)}")
+                for left_out in sweep.left_out:
+                    echo(f"  left out: {left_out}")
             for warning in sweep.warnings:
                 say(f"warning: {warning}")
             for problem in _problems_of_code(sweep) if code else ():
@@ -143,49 +150,124 @@ def _problems_of_code(sweep: Sweep) -> Iterable[str]:
 
 @app.command(epilog="Example: sweep plan experiments/quickstart.yaml")
 def plan(
-    file: File, only: Only = None, results: Results = "results", as_json: AsJson = False
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Sweep files.")],
+    only: Only = None,
+    results: Results = "results",
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Say what a run would do: what is done, missing, blocked, failed or stale."""
-    from sweep.analysis.foresight import foresee
+    """Say what a run would do: what is done, missing, blocked, failed or stale.
+
+    Of several files it says what each would cost, and what all would, one after another, with
+    trials that they share counted once. With --quiet the trials are not listed.
+    """
     from sweep.ledger.ledger import Ledger
-    from sweep.planning.estimates import quote
     from sweep.planning.plan import plan as make_plan
+
+    ledger = Ledger(results)
+    plans = [make_plan(file, ledger, only=only or ()) for file in files]
+    if as_json:
+        records = [_record(planned, ledger) for planned in plans]
+        show_json(records[0] if len(plans) == 1 else _in_all(plans, records, ledger))
+    elif len(plans) == 1:
+        _show(plans[0], ledger, listed=0 if quiet else LISTED)
+    else:
+        _show_several(plans, ledger)
+    for planned in () if as_json else plans:
+        _warn(planned)
+
+
+def _record(planned: Plan, ledger: Ledger) -> JSON:
+    from sweep.analysis.foresight import foresee
+    from sweep.planning.estimates import quote
+
+    claims = [one.record() for one in foresee(planned.sweep, ledger)]
+    return planned.to_json() | {"quote": quote(planned, ledger).to_json(), "claims": claims}
+
+
+def _in_all(plans: Sequence[Plan], records: Sequence[JSON], ledger: Ledger) -> JSON:
+    """Return the record of several files, and of all of them together."""
+    counts, shared, price = _together(plans, ledger)
+    total = {"trials": counts.total(), "shared": shared, "counts": dict(counts)}
+    return {"files": list(records), "total": total | {"quote": price.to_json()}}
+
+
+def _together(plans: Sequence[Plan], ledger: Ledger) -> tuple[Counter[str], int, Quote]:
+    """Return the trials of several files by status, how often one is in a further file, and the
+    price of all.
+    """
+    from sweep.planning.estimates import quote
+    from sweep.planning.plan import in_turn
+
+    first, *others = in_turn(plans)
+    counts: Counter[str] = Counter()
+    for one in (first, *others):
+        counts.update(one.counts())
+    shared = sum(len(one.status) for one in plans) - counts.total()
+    return counts, shared, quote(first, ledger, *others)
+
+
+def _show_several(plans: Sequence[Plan], ledger: Ledger) -> None:
+    """Print a line a file, and what they come to together."""
+    from sweep.planning.estimates import quote
+
+    grid = Grid(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for column in ("file", "trials", "price"):
+        grid.add_column(column, overflow="fold")
+    for one in plans:
+        cost = _hours(quote(one, ledger)) if one.packs else ""
+        grid.add_row(escape(str(one.sweep.file)), counted(one.counts()), cost)
+    SafeConsole().print(grid)
+    for one in plans:
+        for left_out in one.sweep.left_out:
+            echo(f"  left out of {one.sweep.file}: {left_out}")
+    counts, shared, price = _together(plans, ledger)
+    again = f" (and {shared:,} again, which are counted once)" if shared else ""
+    echo(f"{count(len(plans), 'file')}: {count(counts.total(), 'trial')}{again}: {counted(counts)}")
+    if any(one.packs for one in plans):
+        for line in _price(price):
+            echo(line)
+
+
+def _show(planned: Plan, ledger: Ledger, *, listed: int) -> None:
+    """Print the plan of a file, and at most so many of its trials."""
+    from sweep.analysis.foresight import foresee
+    from sweep.planning.estimates import quote
     from sweep.planning.tuning import notes
 
-    planned = make_plan(file, results, only=only or ())
-    foreseen = foresee(planned.sweep, Ledger(results))
-    if as_json:
-        price = quote(planned, Ledger(results)).to_json()
-        claims = [one.record() for one in foreseen]
-        show_json(planned.to_json() | {"quote": price, "claims": claims})
-        return
     grid = Grid(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for column in ("trial", "status", "label", "why"):
         grid.add_column(column, overflow="fold")
     points = planned.sweep.all
-    for point in points[:LISTED]:
+    for point in points[:listed]:
         status, why = planned.status[point.trial_id], planned.why.get(point.trial_id, "")
         grid.add_row(point.trial_id, status, escape(point.label), escape(why))
-    SafeConsole().print(grid)
-    if len(points) > LISTED:
+    if listed:
+        SafeConsole().print(grid)
+    if len(points) > listed > 0:
         echo(f"... and {len(points) - LISTED:,} more (--json lists all)")
     echo(f"{planned.sweep.name}: {size(planned.sweep)}: {counted(planned.counts())}")
     for line in _packs(planned):
         echo(line)
     if planned.packs:
-        for line in _price(quote(planned, Ledger(results))):
+        for line in _price(quote(planned, ledger)):
             echo(line)
-    for line in _findable(foreseen):
+    for line in _findable(foresee(planned.sweep, ledger)):
         echo(line)
-    for note in notes(planned.sweep):
-        echo(f"  {note}")
+    for line in notes(planned.sweep):
+        echo(f"  {line}")
+    for left_out in planned.sweep.left_out:
+        echo(f"  left out: {left_out}")
+
+
+def _warn(planned: Plan) -> None:
+    """Say what a run of a plan would be stopped by, or asked for."""
     for problem in planned.refusals:
         say(f"not on this machine without a GPU: {problem}")
     if planned.unpinned:
         say(f"of no commit in particular: {', '.join(planned.unpinned)}")
-        say(f"`sweep fetch {shlex.quote(str(file))}` pins them; a run asks for it")
-    for left_out in planned.sweep.left_out:
-        echo(f"  left out: {left_out}")
+        file = shlex.quote(str(planned.sweep.file))
+        say(f"`sweep fetch {file}` pins them; a run asks for it")
     for warning in planned.sweep.warnings:
         say(f"warning: {warning}")
 
@@ -194,18 +276,24 @@ def _price(price: Quote) -> Iterable[str]:
     """Return what it will cost, with what that rests on."""
     from sweep.cli.progress import span
 
-    what = "GPU" if price.device == "cuda" else "core"
     memory = f"{price.memory / 1e9:.1f} GB a worker, " if price.memory else ""
-    if price.hours is None or price.low is None or price.high is None:
-        yield f"  price: {price.operations:.2g} operations by formula ({price.note})"
+    if price.hours is None:
+        yield f"  price: {_hours(price)} ({price.note})"
     else:
         ends = f", done in {span(3600 * price.finish_hours)}" if price.finish_hours else ""
-        yield (
-            f"  price: about {in_hours(price.hours)} {what}-hours "
-            f"({in_hours(price.low)} to {in_hours(price.high)} in nine of ten){ends}; estimated: "
-            f"{price.note}"
-        )
+        yield f"  price: {_hours(price)}{ends}; estimated: {price.note}"
     yield f"  memory and disk, by formula: {memory}{price.disk / 1e6:,.1f} MB in the ledger"
+
+
+def _hours(price: Quote) -> str:
+    """Return what it will cost, in hours with their interval, or in operations."""
+    if price.hours is None or price.low is None or price.high is None:
+        return f"{price.operations:.2g} operations by formula"
+    what = "GPU" if price.device == "cuda" else "core"
+    return (
+        f"about {in_hours(price.hours)} {what}-hours "
+        f"({in_hours(price.low)} to {in_hours(price.high)} in nine of ten)"
+    )
 
 
 def _findable(foreseen: Sequence[Foresight]) -> Iterable[str]:
@@ -271,19 +359,20 @@ def fetch(
     update: Annotated[
         bool, typer.Option("--update", help="Find the newest commits, whatever the lock says.")
     ] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Bring models and data here ahead of a run, checked, and pin their commits in FILE's lock."""
     from fpt.hub import cache
     from sweep.sweepfile.fetching import fetch as bring
     from sweep.sweepfile.fetching import megabytes
 
-    summary = bring(files, update=update, console=SafeConsole(stderr=True))
+    summary = bring(files, update=update, console=SafeConsole(stderr=True), quiet=quiet)
     parts = [f"{count(summary.good, 'source')} here"]
     parts += [f"{count(summary.bad, 'problem')}"] if summary.bad else []
     if summary.size:
         new = megabytes(summary.downloaded)
         parts.append(f"{megabytes(summary.size)} of the Hub's in {cache()}, {new} of them new")
-    say("; ".join(parts))
+    (say if summary.bad else note)("; ".join(parts))
     raise typer.Exit(summary.exit_code)
 
 

@@ -14,11 +14,13 @@ from fpt.printable import printable
 from sweep.cli.common import (
     LINES,
     File,
+    Quiet,
     Results,
     UserError,
     app,
     count,
     echo,
+    note,
     say,
     stdout,
     whole_id,
@@ -77,6 +79,7 @@ def submit(
     wait: Annotated[
         bool, typer.Option("--wait", "--follow", help="Show its output until it ends.")
     ] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Run a sweep as a job on a Ray cluster. The same again finds the job that runs."""
     from sweep.cluster import submission
@@ -88,24 +91,24 @@ def submit(
         )
     variables = dict(_variable(one) for one in env or ())
     sent = submission.parcel(file, allow_code=allow_code, package=with_package)
-    for note in sent.notes:
-        say(note)
+    for one in sent.notes:
+        say(one)
     client = submission.connect(address)
     options = ["--no-mirror"] if no_mirror else []
     job, new = submission.submit(
         client, sent, results, variables=variables, options=options, python=python
     )
     if new:
-        say(f"{job.id}: sent ({count(len(sent.files), 'file')}, {sent.size / 1024:,.0f} KiB)")
+        note(f"{job.id}: sent ({count(len(sent.files), 'file')}, {sent.size / 1024:,.0f} KiB)")
     else:
-        say(f"{job.id}: is running already, and was not sent again")
+        note(f"{job.id}: is running already, and was not sent again")
     if wait:
         raise typer.Exit(_follow(client, job))
     echo(job.id)
     where = f"{shlex.quote(str(file))} --address {address}"
-    say(f"  its output       sweep logs {where} --follow")
-    say(f"  how far it is    sweep status {where} --results {shlex.quote(results)}")
-    say(f"  to end it        sweep stop {where}")
+    note(f"  its output       sweep logs {where} --follow")
+    note(f"  how far it is    sweep status {where} --results {shlex.quote(results)}")
+    note(f"  to end it        sweep stop {where}")
 
 
 @app.command(epilog="Example: sweep logs experiments/quickstart.yaml --address http://HEAD:8265")
@@ -137,16 +140,16 @@ def logs(
 
 
 @app.command(epilog="Example: sweep stop experiments/quickstart.yaml --address http://HEAD:8265")
-def stop(which: Which, address: Address) -> None:
+def stop(which: Which, address: Address, quiet: Quiet = False) -> None:
     """End a job: running trials save their states, and the next job goes on from them."""
     from sweep.cluster import submission
 
     client = submission.connect(address)
     job = _job(client, which)
     if job.running and submission.stop(client, job):
-        say(f"{job.id}: stopping; running trials save their states")
+        note(f"{job.id}: stopping; running trials save their states")
     else:
-        say(f"{job.id}: has ended already ({job.status.lower()})")
+        note(f"{job.id}: has ended already ({job.status.lower()})")
 
 
 def _print_trial(trial: str, results: str) -> None:

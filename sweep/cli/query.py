@@ -16,6 +16,7 @@ from rich.text import Text
 from fpt.printable import printable
 from sweep.cli.common import (
     AsJson,
+    Quiet,
     Results,
     SafeConsole,
     UserError,
@@ -23,7 +24,7 @@ from sweep.cli.common import (
     chosen_format,
     count,
     echo,
-    say,
+    note,
     show_json,
     stdout,
     writing,
@@ -72,6 +73,7 @@ def query(
         Path | None, typer.Option("--output", "-o", metavar="PATH", help="A file to write it to.")
     ] = None,
     results: Results = "results",
+    quiet: Quiet = False,
 ) -> None:
     """Ask the ledger in SQL: tables trials, curves, failures, and cells of a sweep file."""
     from sweep.analysis.queries import arrow
@@ -98,7 +100,7 @@ def query(
                     _print(table, stream)
                 else:
                     stream.write(_written(table, chosen).rstrip("\n") + "\n")
-    say(f"{output}: {count(table.num_rows, 'row')} written")
+    note(f"{output}: {count(table.num_rows, 'row')} written")
 
 
 @app.command(epilog="Example: sweep columns trials")

@@ -10,9 +10,11 @@ import typer
 
 from sweep.cli.common import (
     File,
+    Quiet,
     Results,
     app,
     echo,
+    note,
     reading,
     say,
     writing,
@@ -40,6 +42,7 @@ def report(
         Path, typer.Option("--output", "-o", metavar="PATH", help="The page.")
     ] = Path("report.html"),
     results: Results = "results",
+    quiet: Quiet = False,
 ) -> None:
     """Write one page of everything: table, claims, figures, cost, failures, provenance."""
     from sweep.analysis.report import render
@@ -48,7 +51,7 @@ def report(
     page = render(load(file), reading(results), results=results)
     with writing(output):
         output.write_text(page, encoding="utf-8")
-    say(f"{output}: written")
+    note(f"{output}: written")
 
 
 @app.command(epilog="Example: sweep figures experiments/quickstart.yaml -o figures --only curves")

@@ -15,6 +15,7 @@ from sweep.cli.common import (
     AsJson,
     F,
     File,
+    Quiet,
     Results,
     SafeConsole,
     UserError,
@@ -24,6 +25,7 @@ from sweep.cli.common import (
     echo,
     figures,
     in_json,
+    note,
     reading,
     say,
     whole_id,
@@ -71,6 +73,7 @@ def table(
     output: Output = None,
     results: Results = "results",
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Print the sweep's table, with what there is so far."""
     from sweep.analysis.tables import build
@@ -103,6 +106,7 @@ def claims(
     output: Output = None,
     results: Results = "results",
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Judge the sweep's claims, with what there is so far, and say what more would decide them."""
     from sweep.analysis.claims import show
@@ -146,7 +150,7 @@ def _write(text: str, output: Path | None) -> None:
         return
     with writing(output):
         output.write_text(text.rstrip("\n") + "\n", encoding="utf-8")
-    say(f"{output}: written")
+    note(f"{output}: written")
 
 
 @app.command(epilog="Example: sweep show 3f9a")

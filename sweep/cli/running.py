@@ -16,6 +16,7 @@ from sweep.cli.common import (
     AsJson,
     File,
     Only,
+    Quiet,
     Results,
     SafeConsole,
     UserError,
@@ -26,6 +27,7 @@ from sweep.cli.common import (
     figures,
     in_hours,
     last_causes,
+    note,
     say,
     show_json,
     size,
@@ -71,9 +73,7 @@ def run(
     no_mirror: Annotated[
         bool, typer.Option("--no-mirror", help="Leave MLflow out; `sweep mirror` catches up.")
     ] = False,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Print warnings, failures and the counts alone.")
-    ] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train what is missing. The same command again goes on where this one stopped."""
     from sweep.ledger.ledger import Ledger
@@ -81,10 +81,9 @@ def run(
 
     planned = make_plan(file, results, stale=stale, only=only or ())
     sweep = planned.sweep
-    if not quiet:
-        say(f"{sweep.name}: {size(sweep)}: {counted(planned.counts())}")
-        for left_out in sweep.left_out:
-            say(f"  left out: {left_out}")
+    note(f"{sweep.name}: {size(sweep)}: {counted(planned.counts())}")
+    for left_out in sweep.left_out:
+        note(f"  left out: {left_out}")
     for warning in sweep.warnings:
         say(f"warning: {warning}")
 
@@ -114,13 +113,12 @@ def run(
         "missing": summary.missing,
     }
     say(f"{sweep.name}: {counted(counts)}, in {span(summary.seconds)}")
-    if not quiet:
-        if description := sweep.spec.description.strip():
-            say(f"\n{description}\n")
-        for line in _next_steps(
-            planned, results, counts, interrupted=summary.interrupted, mirrored=not no_mirror
-        ):
-            say(line)
+    if description := sweep.spec.description.strip():
+        note(f"\n{description}\n")
+    for line in _next_steps(
+        planned, results, counts, interrupted=summary.interrupted, mirrored=not no_mirror
+    ):
+        note(line)
     raise typer.Exit(summary.exit_code)
 
 
@@ -180,7 +178,7 @@ def _next_steps(
 
 
 @app.command(epilog="Example: sweep pause experiments/quickstart.yaml")
-def pause(file: File, results: Results = "results") -> None:
+def pause(file: File, results: Results = "results", quiet: Quiet = False) -> None:
     """Ask whoever runs a sweep to stop. Running trials save their states; `sweep run` goes on."""
     from sweep.execution.driver import DRIVER
     from sweep.ledger.ledger import Ledger
@@ -191,7 +189,7 @@ def pause(file: File, results: Results = "results") -> None:
     again = shlex.quote(str(file)) + where_option(results)
     if not ledger.holders(DRIVER):
         say(f"{sweep.name}: no driver is running")
-    say(f"{sweep.name}: pauses within seconds; go on with: sweep run {again}")
+    note(f"{sweep.name}: pauses within seconds; go on with: sweep run {again}")
 
 
 @app.command(epilog="Example: sweep retry experiments/quickstart.yaml --cause code")
@@ -201,6 +199,7 @@ def retry(
         list[str] | None, typer.Option(help="Only failures by this cause: code or data.")
     ] = None,
     results: Results = "results",
+    quiet: Quiet = False,
 ) -> None:
     """Let failed trials run again, after what failed them was mended."""
     from sweep.ledger.ledger import Ledger
@@ -223,9 +222,9 @@ def retry(
         echo(f"{point.trial_id} {point.label}")
     if failed:
         again = shlex.quote(str(file)) + where_option(results)
-        say(f"{count(len(failed), 'trial')} will run again with: sweep run {again}")
+        note(f"{count(len(failed), 'trial')} will run again with: sweep run {again}")
     else:
-        say(f"{file}: no trial waits for that")
+        note(f"{file}: no trial waits for that")
 
 
 @app.command(epilog="Example: sweep debug experiments/quickstart.yaml --only 'random/*' --steps 5")

@@ -12,11 +12,13 @@ import typer
 from sweep.cli.common import (
     AsJson,
     File,
+    Quiet,
     Results,
     UserError,
     app,
     count,
     echo,
+    note,
     say,
     show_json,
     whole_id,
@@ -38,6 +40,7 @@ def gc(
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Remove without asking.")] = False,
     results: Results = "results",
+    quiet: Quiet = False,
 ) -> None:
     """Say what takes disk, and remove what nothing needs, after asking. Results always stay."""
     from sweep.ledger.ledger import Ledger
@@ -65,11 +68,11 @@ def gc(
         lost = "of finished trials; fpt.load_model, and training these for longer, need them"
         offers.append(("states", (ledger.states() & finished) - kept, lost))
     elif ledger.backbones() or ledger.states():
-        say("name sweep files to learn which states and backbones their trials no longer need")
+        note("name sweep files to learn which states and backbones their trials no longer need")
     _idle(ledger)
     # A claim is worth as much as the lease of its driver.
     if claims := ledger.remove("leases", {"trials"}):
-        say(f"{count(claims, 'claim')} of runs that were killed removed")
+        note(f"{count(claims, 'claim')} of runs that were killed removed")
     for kind, ids, why in offers:
         objects = ledger.usage()[kind][0] if ids is None else len(ids)
         if not objects:
@@ -79,11 +82,12 @@ def gc(
             say(f"{question} --yes does")
         elif yes or typer.confirm(question, err=True):
             _idle(ledger)  # a run may have started while nobody answered
-            say(f"{count(ledger.remove(kind, ids), 'object')} of {kind} removed")
+            removed = ledger.remove(kind, ids)
+            note(f"{count(removed, 'object')} of {kind} removed")
 
 
 @app.command(epilog="Example: sweep compact --results results")
-def compact(results: Results = "results", as_json: AsJson = False) -> None:
+def compact(results: Results = "results", as_json: AsJson = False, quiet: Quiet = False) -> None:
     """Put what finished trials left into few large files: a run does it where it pays."""
     from sweep.ledger.ledger import Ledger
 
@@ -91,7 +95,7 @@ def compact(results: Results = "results", as_json: AsJson = False) -> None:
     if as_json:
         show_json(vars(done))
         return
-    say(
+    note(
         f"{results}: {count(done.trials, 'finished trial')} put together: "
         f"{count(done.segments, 'large file')} written, {count(done.files, 'small one')} removed"
     )
@@ -102,6 +106,7 @@ def forget(
     trial: Annotated[str, typer.Argument(metavar="TRIAL", help="A trial id, or how it begins.")],
     yes: Annotated[bool, typer.Option("--yes", help="Discard without asking.")] = False,
     results: Results = "results",
+    quiet: Quiet = False,
 ) -> None:
     """Discard the row of a finished trial, on purpose: the next run trains it anew."""
     from sweep.ledger.ledger import Ledger
@@ -124,7 +129,7 @@ def forget(
         _idle(ledger)  # a run may have started while nobody answered
     if not ledger.forget(trial):
         raise UserError(f"{ledger.uri}: somebody else forgot trial {trial} meanwhile")
-    say(f"trial {trial} is forgotten: a run of its sweep file trains it anew")
+    note(f"trial {trial} is forgotten: a run of its sweep file trains it anew")
     if heirs := [n for n, one in rows.items() if one["pretraining"] == f"trial:{trial}"]:
         say(
             f"{count(len(heirs), 'trial')} trained on its backbone and kept what they have: "
@@ -146,6 +151,7 @@ def mirror(
         bool, typer.Option("--rebuild", help="Delete the sweep's runs first, and make all anew.")
     ] = False,
     results: Results = "results",
+    quiet: Quiet = False,
 ) -> None:
     """Copy finished trials to MLflow: what a run left out, or everything."""
     from sweep.ledger.ledger import Ledger
@@ -161,10 +167,10 @@ def mirror(
         nonlocal told
         if time.monotonic() - told >= PATIENCE:
             told = time.monotonic()
-            say(f"  {count(number, 'trial')} mirrored so far")
+            note(f"  {count(number, 'trial')} mirrored so far")
 
     number = catch_up(sweep, ledger, rebuild=rebuild, mirrored=tell)
-    say(f"{where(ledger)}: {count(number, 'trial')} mirrored")
+    note(f"{where(ledger)}: {count(number, 'trial')} mirrored")
 
 
 @app.command(epilog="Example: sweep ui --port 5001")

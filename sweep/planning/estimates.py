@@ -118,16 +118,21 @@ class _Rate:
     """Whether they were on devices of other names alone."""
 
 
-def quote(planned: Plan, ledger: Ledger) -> Quote:
+def quote(planned: Plan, ledger: Ledger, *more: Plan) -> Quote:
     """Estimate what a plan would take to train.
+
+    Args:
+        planned: The plan.
+        ledger: What measured trials are looked up in.
+        more: Plans of other files that run after it, for the same workers and of none of its trials
+            (`sweep.planning.plan.in_turn`).
 
     Raises:
         LedgerError: If the ledger cannot be read.
     """
     device = planned.workers.device
-    # Trials that a study has yet to choose a learning rate for cost the same whichever it is.
-    later = (Pack((point,), planned.workers.resources) for point in planned.sweep.undecided)
-    packs = (*planned.packs, *later)
+    runs = [_all_packs(one) for one in (planned, *more)]
+    packs = [pack for run in runs for pack in run]
     points = [point for pack in packs for point in pack.points]
     rates = _measured(ledger, planned.workers) if points else {}
     guess = _Guess.of(rates, ledger, planned.workers) if points else _Guess(planned.workers)
@@ -156,8 +161,10 @@ def quote(planned: Plan, ledger: Ledger) -> Quote:
         spread = _spread(own, rates, others, guess.deviation, total)
         hours = total / 3600
         low, high = (hours * math.exp(sign * NINETY * spread) for sign in (-1, 1))
-        each = [sum(seconds[point.trial_id] for point in pack.points) for pack in packs]
-        finish = (START_SECONDS + _ends(each, planned.workers.count)) / 3600
+        finish = 0.0
+        for run in filter(None, runs):
+            each = [sum(seconds[point.trial_id] for point in pack.points) for pack in run]
+            finish += (START_SECONDS + _ends(each, planned.workers.count)) / 3600
     return Quote(
         device=device,
         hours=hours if points else 0.0,
@@ -165,7 +172,14 @@ def quote(planned: Plan, ledger: Ledger) -> Quote:
         high=high if points else 0.0,
         finish_hours=finish if points else 0.0,
         memory=max((_memory(pack) for pack in packs), default=None),
-        disk=round(sum(_disk(point, planned) for point in points)),
+        disk=round(
+            sum(
+                _disk(point, one.sweep)
+                for one, run in zip((planned, *more), runs, strict=True)
+                for pack in run
+                for point in pack.points
+            )
+        ),
         measured=measured,
         guessed=len(points) - measured,
         operations=sum(training_flops(point.config) for point in points),
@@ -176,10 +190,16 @@ def quote(planned: Plan, ledger: Ledger) -> Quote:
             len(points) - measured,
             guess,
             len(seconds) < len(points),
-            _not_asked_yet(planned.sweep),
+            sum(_not_asked_yet(one.sweep) for one in (planned, *more)),
         ),
         trials=seconds,
     )
+
+
+def _all_packs(planned: Plan) -> tuple[Pack, ...]:
+    # Trials that a study has yet to choose a learning rate for cost the same whichever it is.
+    later = (Pack((point,), planned.workers.resources) for point in planned.sweep.undecided)
+    return (*planned.packs, *later)
 
 
 def _not_asked_yet(sweep: Sweep) -> int:
@@ -405,14 +425,14 @@ def _trained(config: TrialConfig) -> float:
     return float(sum(sizes[name] for name in trains if name in sizes))
 
 
-def _disk(point: Point, planned: Plan) -> float:
+def _disk(point: Point, sweep: Sweep) -> float:
     """Return the bytes that a trial leaves in the ledger."""
-    config, keep = point.config, planned.sweep.keep
+    config, keep = point.config, sweep.keep
     records = 2 * -(-config.steps // config.evaluation.every) + 1
     out = ROW + PIECE + RECORD * records
     if keep.trained:
         out += 4 * _trained(config)
-    if point.trial_id in planned.sweep.keeps_backbones:
+    if point.trial_id in sweep.keeps_backbones:
         out += 4 * _weights(config)
     return out
 

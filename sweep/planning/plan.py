@@ -114,6 +114,28 @@ class Plan:
         packs, apart, inexact = _packs(self.stages, self.sweep, ledger, workers, goes_on)
         return replace(self, packs=packs, workers=workers, apart=apart, inexact=inexact)
 
+    def part(self, trials: Collection[str], studies: Collection[str]) -> Plan:
+        """Return the plan of some of its trials, by id, and of some of its studies, by key."""
+
+        def of(points: Iterable[Point]) -> tuple[Point, ...]:
+            return tuple(point for point in points if point.trial_id in trials)
+
+        sweep = replace(
+            self.sweep,
+            points=of(self.sweep.points),
+            pretrainings=of(self.sweep.pretrainings),
+            tunings=of(self.sweep.tunings),
+            studies=tuple(one for one in self.sweep.studies if one.key in studies),
+        )
+        packs = (replace(pack, points=of(pack.points)) for pack in self.packs)
+        return replace(
+            self,
+            sweep=sweep,
+            status={name: one for name, one in self.status.items() if name in trials},
+            packs=tuple(pack for pack in packs if pack.points),
+            stages=tuple(filter(None, map(of, self.stages))),
+        )
+
     def to_json(self) -> JSON:
         """Return the plan as JSON values."""
         return {
@@ -195,6 +217,29 @@ def plan(
     goes_on = {name: one.trial_id for name, one in shorter.items() if not one.obstacle}
     packs, apart, inexact = _packs(stages, sweep, ledger, workers, goes_on)
     return Plan(sweep, status, why, packs, workers, apart, inexact, stages)
+
+
+def in_turn(plans: Iterable[Plan]) -> tuple[Plan, ...]:
+    """Return the plans of several files, as if each ran after those before it: a trial that they
+    share is left in the first of them alone.
+
+    Trials whose setting is still to be chosen are the same ones where the same study chooses it.
+    """
+    seen: set[str] = set()
+    out = []
+    for one in plans:
+        studies = {point.trial_id: own.key for own in one.sweep.studies for point in own.points}
+        keys = {
+            point.trial_id: f"{point.trial_id} {studies[point.trial_id]}"
+            if point.undecided
+            else point.trial_id
+            for point in one.sweep.all
+        }
+        new = {name for name, key in keys.items() if key not in seen}
+        keys_of_studies = {own.key for own in one.sweep.studies} - seen
+        seen |= {*keys.values(), *keys_of_studies}
+        out.append(one if len(new) == len(keys) else one.part(new, keys_of_studies))
+    return tuple(out)
 
 
 class IncrementalPlanner:

@@ -73,13 +73,16 @@ class Summary:
         return (1 if self.good else 2) if self.bad else 0
 
 
-def fetch(files: Sequence[Path], *, update: bool = False, console: Console) -> Summary:
+def fetch(
+    files: Sequence[Path], *, update: bool = False, console: Console, quiet: bool = False
+) -> Summary:
     """Bring here what the trials of sweep files read, and write their locks.
 
     Args:
         files: Sweep files.
         update: Ask anew which commits branches and tags stand for, whatever the locks say.
         console: Where progress, results and problems go.
+        quiet: Whether only problems are printed.
     """
     progress = Progress(
         TextColumn("{task.description}"),
@@ -89,10 +92,10 @@ def fetch(files: Sequence[Path], *, update: bool = False, console: Console) -> S
         TimeRemainingColumn(),
         console=console,
         transient=True,
-        disable=not console.is_terminal,
+        disable=quiet or not console.is_terminal,
     )
     with progress:
-        fetcher = _Fetcher(progress)
+        fetcher = _Fetcher(progress, quiet=quiet)
         for file in files:
             try:
                 # As it is written: the lock may be what is wrong.
@@ -145,6 +148,7 @@ class _Listing:
 @dataclass
 class _Fetcher:
     progress: Progress
+    quiet: bool
     summary: Summary = field(default_factory=Summary)
     listings: dict[Source, _Listing] = field(default_factory=dict)
     """What the Hub said, of sources that several sweep files share."""
@@ -152,6 +156,10 @@ class _Fetcher:
     """Likewise, what was hashed."""
     told: set[str] = field(default_factory=set)
     """The local sources that were looked at."""
+
+    def note(self, text: str) -> None:
+        if not self.quiet:
+            self.say(text)
 
     def say(self, text: str) -> None:
         self.progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -186,7 +194,7 @@ class _Fetcher:
         except OSError as error:
             self.problem(f"{path}: cannot be written ({error.strerror})")
         else:
-            self.say(f"{path}: {'written' if changed else 'as it was'}")
+            self.note(f"{path}: {'written' if changed else 'as it was'}")
 
     @contextlib.contextmanager
     def apart(self) -> Iterator[None]:
@@ -213,7 +221,7 @@ class _Fetcher:
         if name not in self.told:
             self.told.add(name)
             with self.apart():
-                self.say(f"{name}: {look()}")
+                self.note(f"{name}: {look()}")
 
     def digest(self, config: TrialConfig, field: str) -> str:
         return str(config.task.identity()[field])
@@ -239,7 +247,7 @@ class _Fetcher:
         self.summary.size += size
         new = self.summary.downloaded - downloaded
         count = f"{len(files)} file{'' if len(files) == 1 else 's'}"
-        self.say(
+        self.note(
             f"{source}: commit {listing.revision}, {count}, {megabytes(size)} "
             f"({megabytes(new)} downloaded), checked against {listing.says}"
         )

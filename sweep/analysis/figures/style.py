@@ -8,6 +8,7 @@ readers too: the colours are those of Okabe and Ito, maps are viridis.
 from __future__ import annotations
 
 import atexit
+import functools
 import io
 import math
 import os
@@ -184,10 +185,25 @@ def _short(number: float) -> str:
 
 
 def clipped(text: str, most: int) -> str:
-    """Return a text as matplotlib sets it, cut where it is too long for its place."""
-    text = printable(text)
+    """Return a text as matplotlib sets it, cut where it is too long for its place.
+
+    Characters that the letters of figures lack are written as escapes, and not drawn as boxes.
+    """
+    drawn = _characters()
+    text = "".join(
+        one if ord(one) in drawn else one.encode("unicode_escape").decode("ascii")
+        for one in printable(text)
+    )
     cut = text if len(text) <= most else text[: most - 1] + "…"
     return cut.replace("$", r"\$")  # A dollar sign would begin mathematics.
+
+
+@functools.cache
+def _characters() -> frozenset[int]:
+    """Return the code points that the font of `LOOKS` has a glyph for."""
+    from matplotlib.font_manager import findfont, get_font
+
+    return frozenset(get_font(findfont(LOOKS["font.family"])).get_charmap())
 
 
 def save(figure: Figure, stem: Path, formats: Collection[str] = tuple(FORMATS)) -> list[Path]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,12 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
 
 from sweep.analysis.figures import KINDS, Chart, draw, gather, inline_svg, save
 from sweep.analysis.figures import arms as arms_module
-from sweep.analysis.figures.style import SERIES, look
+from sweep.analysis.figures.style import LOOKS, SERIES, look
 from sweep.analysis.stats import t_interval
 from sweep.cli.report import Kind
 from sweep.ledger.ledger import Ledger
@@ -353,3 +357,64 @@ def test_two_charts_of_a_page_share_no_id_and_lead_nowhere_else(drawn: dict[str,
         assert "http" not in ElementTree.tostring(tree, encoding="unicode")
 
     assert len(ids) == len(set(ids)) > 4
+
+
+LETTERS = "\u2212\xb1→←αλΣ≤\xd7…†\xb7\u2013é"
+"""What labels, ticks and notes of figures hold beside ASCII."""
+
+
+def fonts(pdf: Path) -> set[str]:
+    """The fonts of a PDF, by name: matplotlib draws a box by one called LastResort."""
+    return {
+        name.decode().rpartition("+")[2]
+        for name in re.findall(rb"/BaseFont ?/([\w+-]+)|/FontName ?/([\w+-]+)", pdf.read_bytes())
+        for name in name
+        if name
+    }
+
+
+def ink(png: Path) -> bytes:
+    """The dark pixels of a picture, cut out."""
+    dark = np.asarray(Image.open(png).convert("L")) < 128
+    rows, columns = np.flatnonzero(dark.any(axis=1)), np.flatnonzero(dark.any(axis=0))
+    inside = dark[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return str(inside.shape).encode() + inside.tobytes()
+
+
+def test_letters_of_saved_figures_are_no_boxes(sizes: Made, tmp_path: Path) -> None:
+    """In the files: of each letter the pixels are its own, and the PDF has no font of boxes."""
+    seen = {}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # of the one that is to be a box
+        for letter in (*LETTERS, "\N{CJK UNIFIED IDEOGRAPH-4E2D}"):
+            figure = Figure(figsize=(0.5, 0.5))
+            figure.text(0.3, 0.4, letter, fontsize=12, family=LOOKS["font.family"])
+            pdf, _, png = save(figure, tmp_path / f"{ord(letter):x}")
+            seen[letter] = (ink(png), fonts(pdf))
+
+    *own, box = seen.values()
+    assert len({pixels for pixels, _ in seen.values()}) == len(LETTERS) + 1
+    assert [used for _, used in own if used != {"DejaVuSans"}] == []
+    assert any("LastResort" in name for name in box[1])  # A box would be seen.
+    # A chart of negative numbers: matplotlib's own minus signs.
+    chart = next(one.chart for one in draw(gather(*sizes), ["effects"]))
+    assert chart is not None
+    pdf, *_ = save(chart.figure, tmp_path / "effects")
+    assert fonts(pdf) == {"DejaVuSans"}
+
+
+def test_letters_that_the_font_lacks_are_escapes(tmp_path: Path) -> None:
+    """As labels of every place: the series of one chart and the panels and rows of the others."""
+    text = SIZES.replace("label: 2x32", "label: 小さい").replace("label: 4x32", "label: 深い😀")
+    text = text.replace("4x32 > 2x32", "深い😀 > 小さい")
+    sweep, ledger = make(tmp_path, text, figures)
+
+    charts = {one.kind: one.chart for one in draw(gather(sweep, ledger)) if one.chart}
+
+    assert {"curves", "effects", "learning-rate"} <= charts.keys()
+    for kind, chart in charts.items():
+        pdf, svg, _ = save(chart.figure, tmp_path / kind)  # A warning of a glyph is an error here.
+        assert not [name for name in fonts(pdf) if "LastResort" in name]
+        assert "小" not in svg.read_text(encoding="utf-8")
+    legend = charts["curves"].figure.legends[0].get_texts()
+    assert any(r"\u5c0f\u3055\u3044" in one.get_text() for one in legend)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import io
 import json
 import os
@@ -118,6 +119,30 @@ def test_plan_says_what_trains_side_by_side(
     assert "to run: 3 trials in 3 packs (3 alone)" in apart
     assert "3 trials alone, since each seed draws a backbone of its own" in apart
     assert "alone, since" not in off
+
+
+def test_plan_of_several_files_counts_shared_trials_once(file: Path, command: Command) -> None:
+    other = file.with_name("other.yaml")
+    other.write_text(TINY.replace("sweep: tiny", "sweep: other").replace("[0, 1]", "[1, 2, 3]"))
+    Ledger("results", write=True).commit(trial_row(load(file).points[1]))
+
+    said = command("plan", file, other)
+    planned = json.loads(command("plan", file, other, "--json").out)
+
+    assert said.code == 0
+    assert re.search(r"tiny.yaml +1 done, 1 missing +about ", said.out)
+    assert re.search(r"other.yaml +1 done, 2 missing +about ", said.out)
+    shared = "2 files: 4 trials (and 1 again, which are counted once): 1 done, 3 missing"
+    assert shared in said.out
+    assert said.out.count("price: about") == 1
+    assert [one["sweep"] for one in planned["files"]] == ["tiny", "other"]
+    total = planned["total"]
+    assert (total["trials"], total["shared"]) == (4, 1)
+    assert (total["counts"]["done"], total["counts"]["missing"]) == (1, 3)
+    apart = sum(one["quote"]["hours"] for one in planned["files"])
+    assert total["quote"]["hours"] == pytest.approx(apart)  # What is shared is done.
+    once = json.loads(command("plan", file, file, "--json").out)
+    assert once["total"]["quote"]["hours"] == once["files"][0]["quote"]["hours"]
 
 
 def test_what_a_condition_leaves_out_is_told(file: Path, command: Command) -> None:
@@ -707,6 +732,71 @@ def test_a_quiet_view_has_failures_and_messages_alone() -> None:
         view(event("message", message="paused"))
 
     assert out.getvalue().splitlines() == ["[2/3] failed  [c]/0: no data", "paused"]
+
+
+def test_quiet_leaves_notes_out_and_results_in(
+    ledger: Ledger, file: Path, command: Command, tmp_path: Path
+) -> None:
+    """Of a ledger with a failed and a finished trial: what each command says with -q and without.
+
+    Warnings and failures are said all the same.
+    """
+    argvs = [
+        ["init", "NEW"],
+        ["validate", file],
+        ["plan", file],
+        ["fetch", file],
+        ["retry", file],
+        ["pause", file],
+        ["table", file, "-o", "NEW.md"],
+        ["query", "SELECT count(*) FROM trials", "-o", "NEW.csv"],
+        ["report", file, "-o", "NEW.html"],
+        ["export", file, "-o", "NEW.zip"],
+        ["merge", "results", "--into", "NEW"],
+        ["upgrade", "results", "--into", "NEW"],
+        ["compact"],
+        ["gc"],
+        ["mirror", file],
+    ]
+    text = file.read_text()
+    file.write_text(f"{text}claims: [{{that: random > random, axis: pretraining, per: task}}]\n")
+    broken = command("validate", file, "--quiet")
+    file.write_text(text)
+    for kind in ("states", "backbones"):  # No tensors, as a merge would see.
+        ledger.remove(kind, {load(file).points[0].trial_id})
+    loud, quiet = {}, {}
+    for argv in argvs:
+        words = [str(word) for word in argv]
+        loud[words[0]] = command(*(word.replace("NEW", "loud") for word in words))
+        quiet[words[0]] = command(*(word.replace("NEW", "quiet") for word in words), "-q")
+
+    assert [said for said in (*loud.values(), *quiet.values()) if said.code] == []
+    assert [name for name, said in loud.items() if not (said.err or said.out)] == []
+    assert {name: said.err for name, said in quiet.items() if said.err} == {}
+    assert broken.code == 2
+    assert "random > random" in broken.err
+    # Results are those of the loud ones, but for the lists of what was looked at.
+    assert quiet["validate"].out == ""
+    assert "random/bit-xor/1" not in quiet["plan"].out
+    assert "tiny: 2 trials: 1 done, 1 missing" in quiet["plan"].out
+    assert quiet["table"].out == loud["table"].out == ""
+    assert (tmp_path / "quiet.md").read_text() == (tmp_path / "loud.md").read_text() != ""
+    assert [said.err.strip() != "" for said in loud.values()].count(True) >= 10
+
+
+def test_each_command_with_notes_can_be_quiet() -> None:
+    """That a new command calls `note` and takes no --quiet is seen in its code."""
+    quiet, noting = set(), set()
+    for registered in cli.app.registered_commands:
+        assert registered.callback is not None
+        name = registered.callback.__name__
+        if "quiet" in inspect.signature(registered.callback).parameters:
+            quiet.add(name)
+        if "note" in registered.callback.__code__.co_names:
+            noting.add(name)
+
+    assert noting
+    assert noting - quiet == set()
 
 
 def test_a_narrow_terminal_loses_no_digit_and_no_color_none(

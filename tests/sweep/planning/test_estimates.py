@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from sweep.ledger.ledger import Ledger
 from sweep.planning import estimates
 from sweep.planning.estimates import Quote, compare, keep, quote
 from sweep.planning.packing import Workers, own_seconds
-from sweep.planning.plan import Plan, plan
+from sweep.planning.plan import Plan, in_turn, plan
 from sweep.sweepfile.expansion import load
 from sweep.sweepfile.trials import Sweep
 from tests.support import trial_row
@@ -270,3 +271,54 @@ def test_a_pack_of_drawn_backbones_takes_their_memory(tmp_path: Path) -> None:
     assert memory["backbone_seed: null"] - memory["backbone_seed: 0"] == (
         3 * 4 * 12 * layers * width**2
     )
+
+
+def of_seeds(folder: Path, text: str, *seeds: str) -> list[Path]:
+    """Files of one sweep with other seeds."""
+    folder.mkdir(exist_ok=True)
+    files = [folder / f"seeds-{number}.yaml" for number in range(len(seeds))]
+    for file, own in zip(files, seeds, strict=True):
+        axes = f"axes: {{seed: {own}}}"
+        file.write_text(re.sub(r"axes: {seed: .*}", axes, text))
+    return files
+
+
+@pytest.mark.parametrize("text", [SEEDS, TUNED], ids=["given", "tuned"])
+def test_files_that_share_trials_cost_what_one_file_of_all_trials_does(
+    text: str, tmp_path: Path
+) -> None:
+    """Each pays for its start, and the rest is that of the file that has them all."""
+    text = text.replace("  steps: 10", "  steps: 10\npack: off") if "tune" in text else text
+    parts = of_seeds(tmp_path, text, "[0, 1, 2, 3]", "[2, 3, 4]", "[0, 5]", "[5, 0]")
+    (whole,) = of_seeds(tmp_path / "whole", text, "[0, 1, 2, 3, 4, 5]")
+    ledger = Ledger(tmp_path / "results", write=True)
+    for number, point in enumerate(load(whole).all[:2]):
+        ledger.commit(trial_row(point, seconds=10.0, validation_accuracy=number / 10))
+    one = quote(plan(whole, ledger, workers=Workers(1)), ledger)
+
+    plans = in_turn(plan(part, ledger, workers=Workers(1)) for part in parts)
+    all_ = quote(plans[0], ledger, *plans[1:])
+
+    assert plans[3].counts() == dict.fromkeys(plans[3].counts(), 0)
+    assert all_.trials == one.trials
+    assert len(one.trials) == 4 if text == SEEDS else 6
+    assert (all_.hours, all_.low, all_.high) == pytest.approx((one.hours, one.low, one.high))
+    assert all_.disk == one.disk
+    runs = sum(bool(one.packs or one.sweep.undecided) for one in plans)
+    start = (runs - 1) * estimates.START_SECONDS / 3600
+    assert runs == 3
+    assert all_.finish_hours == pytest.approx(one.finish_hours + start)
+
+
+def test_cells_that_are_tuned_otherwise_share_no_trial_to_come(tmp_path: Path) -> None:
+    one, other = tmp_path / "one.yaml", tmp_path / "other.yaml"
+    one.write_text(TUNED)
+    other.write_text(TUNED.replace("1e-3, 1e-2", "1e-3, 1e-1"))
+    ledger = Ledger(tmp_path / "results")
+
+    first, second = in_turn([plan(one, ledger), plan(other, ledger)])
+
+    assert len(first.status) == 4
+    # The rate that both try is tried once; which rate each cell takes may differ.
+    assert [point.label for point in second.sweep.tunings] == ["9/rate 0.1"]
+    assert len(second.sweep.undecided) == 2
