@@ -41,14 +41,16 @@ def findings() -> str:
 
 
 def command_line() -> str:
-    """Return the page of all commands, as Typer writes it."""
+    """Return the page of all commands, as Typer writes it, with whole sentences in its list."""
     import typer
     from typer.cli import get_docs_for_click
 
     from sweep.cli import app
 
     command = typer.main.get_command(app)
+    said = {name: one.get_short_help_str(200) for name, one in command.commands.items()}
     page: str = get_docs_for_click(obj=command, ctx=typer.Context(command), name="sweep")
+    page = re.sub(r"^\* `(\w+)`: .*$", lambda m: f"* `{m[1]}`: {said[m[1]]}", page, flags=re.M)
     return page.replace("# `sweep`", "# Command line", 1)
 
 

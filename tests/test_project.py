@@ -111,6 +111,18 @@ def test_what_plans_and_tabulates_loads_nothing_heavy(clone: Path) -> None:
     assert dict(zip(codes, loaded, strict=True)) == {code: set() for code in codes}
 
 
+def test_import_sweep_alone_loads_nothing_but_the_package() -> None:
+    """It is to be there in less than a tenth of a second, whatever is installed."""
+    code = (
+        "import sys\nbefore = set(sys.modules)\nimport sweep\n"
+        "print(*sorted({name.split('.')[0] for name in set(sys.modules) - before}))"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert set(done.stdout.split()) - sys.stdlib_module_names == {"sweep"}
+
+
 LIGHT = """\
 validate FILE
 plan FILE
@@ -184,6 +196,24 @@ def test_what_trains_says_what_to_install_where_torch_is_missing(command: str, c
     assert "Traceback" not in done.stderr
     assert "pip install 'fpt-sweep[train]'" in done.stderr
     assert not list(clone.glob("results/trials/*"))
+
+
+def test_a_job_is_made_where_torch_and_mlflow_are_missing(clone: Path) -> None:
+    """All up to the cluster, which is not there: Ray's client alone is needed."""
+    words = ["submit", "experiments/quickstart.yaml", "--results", "/shared/results"]
+    code = (
+        "import sys; sys.modules.update(torch=None, transformers=None, mlflow=None)\n"
+        f"sys.argv = ['sweep', *{words!r}, '--address', 'http://127.0.0.1:1']\n"
+        "from sweep import cli\ncli.main()"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=clone, capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 2, done.stderr
+    assert "127.0.0.1:1" in done.stderr
+    assert "install" not in done.stderr
 
 
 def test_public_names_are_there() -> None:

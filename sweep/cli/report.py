@@ -65,7 +65,7 @@ def figures(
     ] = None,
     results: Results = "results",
 ) -> None:
-    """Draw what the sweep has figures for, as PDF, SVG and PNG, and say why not what it has not."""
+    """Draw the sweep's figures as PDF, SVG and PNG, and say why some cannot be drawn."""
     from sweep.analysis.figures import draw, gather, save
     from sweep.sweepfile.expansion import load
 
