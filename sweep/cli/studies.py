@@ -24,7 +24,7 @@ from sweep.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from sweep.planning.tuning import State, Try
+    from sweep.planning.tuning import Candidate, StudyState
 
 
 @app.command(epilog="Example: sweep studies experiments/laptop/r1-tuned.yaml")
@@ -59,7 +59,7 @@ def studies(
         echo(note)
 
 
-def _print(states: Sequence[State]) -> None:
+def _print(states: Sequence[StudyState]) -> None:
     """A line a cell and point: its setting with its figure, the chosen one marked; then budgets."""
     from sweep.planning.tuning import in_order
     from sweep.sweepfile.metrics import is_accuracy
@@ -73,7 +73,7 @@ def _print(states: Sequence[State]) -> None:
         grid.add_column(column, overflow="fold")
     for state in states:
         cell = escape(state.study.label)
-        for one in in_order(state.tries):
+        for one in in_order(state.candidates):
             figure = "-" if one.value is None else _figure(one.value, accuracy=accuracy)
             setting = dict(one.setting)
             values = [_value(setting.get(name)) for name in tune.spaces]
@@ -98,7 +98,7 @@ def _figure(value: float, *, accuracy: bool) -> str:
     return f"{100 * value:.2f}" if accuracy else f"{value:.4f}"
 
 
-def _budgets(state: State, *, accuracy: bool) -> Iterable[str]:
+def _budgets(state: StudyState, *, accuracy: bool) -> Iterable[str]:
     """Return what another budget would have given, and what made points good."""
     best = state.expected_best()
     shown = [k for k in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512) if k < len(best)]
@@ -110,7 +110,7 @@ def _budgets(state: State, *, accuracy: bool) -> Iterable[str]:
         yield f"importance of its fields (PED-ANOVA): {', '.join(told)}"
 
 
-def _said(state: State, one: Try) -> Iterable[str]:
+def _said(state: StudyState, one: Candidate) -> Iterable[str]:
     """Return what is to be said of a point."""
     if one.setting == state.setting:
         if state.study.tune.rate_alone:
@@ -124,7 +124,7 @@ def _said(state: State, one: Try) -> Iterable[str]:
         yield "not finished" if one.state == "open" else one.state
 
 
-def _record(state: State) -> dict[str, Any]:
+def _record(state: StudyState) -> dict[str, Any]:
     """Return a study as JSON values."""
     from sweep.planning.tuning import in_order
 
@@ -147,6 +147,6 @@ def _record(state: State) -> dict[str, Any]:
                 "value": one.value,
                 "trials": [point.trial_id for point in one.trials],
             }
-            for one in in_order(state.tries)
+            for one in in_order(state.candidates)
         ],
     }

@@ -19,7 +19,7 @@ from fpt.files import cache_folder
 from sweep.ledger.errors import in_one_line, without_password
 from sweep.ledger.ledger import Ledger
 from sweep.planning.samplers import direction, frozen, optuna_module
-from sweep.planning.tuning import State, states
+from sweep.planning.tuning import StudyState, states
 from sweep.sweepfile.document import SweepFileError
 from sweep.sweepfile.trials import Study, Sweep
 
@@ -109,7 +109,7 @@ def study_name(sweep: Sweep, study: Study) -> str:
     return f"{sweep.name}/{study.label}/{digest}"
 
 
-def _told(sweep: Sweep, known: Sequence[State], storage: BaseStorage, *, rebuild: bool) -> int:
+def _told(sweep: Sweep, known: Sequence[StudyState], storage: BaseStorage, *, rebuild: bool) -> int:
     optuna = optuna_module()
     names = {study.study_name for study in storage.get_all_studies()}
     count = 0
@@ -143,10 +143,10 @@ def _told(sweep: Sweep, known: Sequence[State], storage: BaseStorage, *, rebuild
     return count
 
 
-def _endings(state: State) -> dict[str, FrozenTrial]:
+def _endings(state: StudyState) -> dict[str, FrozenTrial]:
     # What Optuna is told of a study, by the ids of the trials behind it.
     out = {}
-    for one in state.tries:
+    for one in state.candidates:
         if one.state != "open":
             ids = [point.trial_id for point in one.trials]
             out[json.dumps(ids)] = frozen(

@@ -27,8 +27,8 @@ from sweep.sweepfile.tuning_spec import ADAPTIVE, HalvingSpec, Setting
 
 
 @dataclass(frozen=True)
-class Try:
-    """A point that a cell tries."""
+class Candidate:
+    """A setting that a cell tries."""
 
     setting: Setting
     """What each tuned field is set to."""
@@ -55,11 +55,11 @@ class Try:
 
 
 @dataclass(frozen=True)
-class State:
+class StudyState:
     """How far a study is."""
 
     study: Study
-    tries: tuple[Try, ...]
+    candidates: tuple[Candidate, ...]
     """Those whose trials are known, in the order of their asking."""
     setting: Setting | None
     """The setting that the cell takes; None while it is being tuned."""
@@ -72,14 +72,14 @@ class State:
     @property
     def trials(self) -> Iterator[Point]:
         """All of its trials that are known."""
-        for one in self.tries:
+        for one in self.candidates:
             yield from one.early
             yield from one.trials
 
     @property
     def ended(self) -> int:
         """The points whose trials have ended."""
-        return sum(one.state != "open" for one in self.tries)
+        return sum(one.state != "open" for one in self.candidates)
 
     @property
     def why(self) -> str:
@@ -97,7 +97,7 @@ class State:
         that was tried, so that a better one may lie outside.
         """
         out = {}
-        settings = [dict(one.setting) for one in self.tries]
+        settings = [dict(one.setting) for one in self.candidates]
         for name, value in self.setting or ():
             tried = {setting[name] for setting in settings if name in setting}
             numbers = all(isinstance(one, float | int) for one in tried)
@@ -109,7 +109,7 @@ class State:
         """Return the expected best figure after 1, 2, ... of the points that have one, drawn
         without return in any order (Dodge et al. 2019, there with return); the unit of `tune.by`.
         """
-        values = sorted(one.value for one in self.tries if one.value is not None)
+        values = sorted(one.value for one in self.candidates if one.value is not None)
         if not self.study.tune.higher:
             values.reverse()
         count = len(values)
@@ -126,7 +126,7 @@ class State:
         2023), of those fields that every point has; nothing of fewer than two of these, or of fewer
         than four points.
         """
-        whole = [one for one in self.tries if one.value is not None]
+        whole = [one for one in self.candidates if one.value is not None]
         fields = [name for name, space in self.study.tune.spaces.items() if not space.when]
         if len(fields) < 2 or len({one.value for one in whole}) < 4:
             return {}
@@ -194,7 +194,7 @@ def resolve(sweep: Sweep, ledger: Ledger) -> Sweep:
     return replace(sweep, points=points, tunings=tuple(tunings.values()))
 
 
-def states(sweep: Sweep, ledger: Ledger) -> tuple[State, ...]:
+def states(sweep: Sweep, ledger: Ledger) -> tuple[StudyState, ...]:
     """Return how far each study of a sweep is, in the order of its cells.
 
     Raises:
@@ -214,17 +214,17 @@ def states(sweep: Sweep, ledger: Ledger) -> tuple[State, ...]:
         read |= new
 
 
-def in_order(tries: Sequence[Try]) -> list[Try]:
+def in_order(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Return points in the order of their settings: numbers rising, all else as asked for."""
-    asked = {one.setting: place for place, one in enumerate(tries)}
+    asked = {one.setting: place for place, one in enumerate(candidates)}
     # A field that a point has not comes before all of its values.
-    names = list(dict.fromkeys(name for one in tries for name, _ in one.setting))
+    names = list(dict.fromkeys(name for one in candidates for name, _ in one.setting))
 
-    def rank(one: Try) -> list[float]:
+    def rank(one: Candidate) -> list[float]:
         values = [dict(one.setting).get(name, -math.inf) for name in names]
         return [float(v) if isinstance(v, float | int) else asked[one.setting] for v in values]
 
-    return sorted(tries, key=rank)
+    return sorted(candidates, key=rank)
 
 
 def note_asked(sweep: Sweep, ledger: Ledger) -> None:
@@ -238,7 +238,7 @@ def note_asked(sweep: Sweep, ledger: Ledger) -> None:
     known = _noted(sweep, ledger)
     for state in states(sweep, ledger):
         first = len(state.study.first_settings)
-        for number, one in enumerate(state.tries[first:], start=first):
+        for number, one in enumerate(state.candidates[first:], start=first):
             if number not in known.get(state.study.key, {}):
                 name = f"{state.study.key}-{number:04d}"
                 note = {"study": state.study.label, "number": number, "setting": one.setting}
@@ -278,7 +278,7 @@ def curves(sweep: Sweep, ledger: Ledger) -> list[Record]:
             trial_id=point.trial_id,
         )
         for state in states(sweep, ledger)
-        for one in in_order(state.tries)
+        for one in in_order(state.candidates)
         for point, value in zip(one.trials, one.values, strict=True)
     ]
 
@@ -395,70 +395,74 @@ def _values(ledger: Ledger, ids: Collection[str], metric: str) -> dict[str, floa
     }
 
 
-def _state(study: Study, found: Mapping[str, float | None], noted: Mapping[int, Setting]) -> State:
+def _state(
+    study: Study, found: Mapping[str, float | None], noted: Mapping[int, Setting]
+) -> StudyState:
     tune, stages = study.tune, study.stages
-    tries = [_try(study, one, stages[0], found) for one in study.first_settings]
-    number = len(tries)
+    candidates = [_candidate(study, one, stages[0], found) for one in study.first_settings]
+    number = len(candidates)
     for steps in stages[1:]:
-        racing = [one for one in tries if one.state in ("open", "done")]
+        racing = [one for one in candidates if one.state in ("open", "done")]
         if any(one.state == "open" for one in racing):
             break
         if isinstance(tune.prune, HalvingSpec):
             number = tune.prune.kept(number)
-        going = _going_on(study, tries, number)
-        for place, one in enumerate(tries):
+        going = _going_on(study, candidates, number)
+        for place, one in enumerate(candidates):
             if one.setting in going:
                 early = (*one.early, *one.trials)
-                tries[place] = _try(study, one.setting, steps, found, early=early)
+                candidates[place] = _candidate(study, one.setting, steps, found, early=early)
             elif one.state == "done":
-                tries[place] = replace(one, state="pruned")
+                candidates[place] = replace(one, state="pruned")
     asking = tune.sampler in ADAPTIVE
-    while asking and len(tries) < tune.budget and all(one.state != "open" for one in tries):
-        ended = tuple((one.setting, one.value) for one in tries)
+    while (
+        asking and len(candidates) < tune.budget and all(one.state != "open" for one in candidates)
+    ):
+        ended = tuple((one.setting, one.value) for one in candidates)
         asked: list[Setting] = []
-        for number in range(len(tries), min(len(tries) + tune.generation, tune.budget)):
+        for number in range(len(candidates), min(len(candidates) + tune.generation, tune.budget)):
             now = noted.get(number) or suggested(study.drawn_by, tune, ended, tuple(asked))
             if now is None:  # Whoever can ask will note it.
-                return State(study, tuple(tries), None)
+                return StudyState(study, tuple(candidates), None)
             asked.append(now)
-        tries += [_try(study, one, stages[-1], found) for one in asked]
+        candidates += [_candidate(study, one, stages[-1], found) for one in asked]
     setting = None
-    if all(one.state != "open" for one in tries):
-        whole = [one for one in tries if one.state == "done"]
+    if all(one.state != "open" for one in candidates):
+        whole = [one for one in candidates if one.state == "done"]
         # If all of them diverged, the first one: so will the cell's own trials, and say so.
         best = max(_score(study, one) for one in whole) if whole else None
-        equal = [one for one in whole or tries if best is None or _score(study, one) == best]
+        equal = [one for one in whole or candidates if best is None or _score(study, one) == best]
         setting = in_order(equal)[0].setting
-    return State(study, tuple(tries), setting)
+    return StudyState(study, tuple(candidates), setting)
 
 
-def _going_on(study: Study, tries: Sequence[Try], number: int) -> set[Setting]:
+def _going_on(study: Study, candidates: Sequence[Candidate], number: int) -> set[Setting]:
     # The points that train longer, of those that have reached a rung. How many follows from the
     # number of points alone, so that each cell keeps as many; what diverged cannot go on.
-    racing = [one for one in tries if one.state == "done"]
+    racing = [one for one in candidates if one.state == "done"]
     if isinstance(study.tune.prune, HalvingSpec):
         best = sorted(in_order(racing), key=lambda one: -_score(study, one))
         return {one.setting for one in best[:number]}
-    reached = [one for one in tries if one.state != "pruned"]
+    reached = [one for one in candidates if one.state != "pruned"]
     middle = median(_score(study, one) for one in reached)
     return {one.setting for one in racing if _score(study, one) >= middle}
 
 
-def _try(
+def _candidate(
     study: Study,
     setting: Setting,
     steps: int,
     found: Mapping[str, float | None],
     early: tuple[Point, ...] = (),
-) -> Try:
+) -> Candidate:
     trials = study.trials(setting, steps)
     values = tuple(found.get(point.trial_id) for point in trials)
     if any(point.trial_id not in found for point in trials):
-        return Try(setting, trials, "open", values, early)
-    return Try(setting, trials, "diverged" if None in values else "done", values, early)
+        return Candidate(setting, trials, "open", values, early)
+    return Candidate(setting, trials, "diverged" if None in values else "done", values, early)
 
 
-def _score(study: Study, one: Try) -> float:
+def _score(study: Study, one: Candidate) -> float:
     # The greater, the better.
     if one.value is None:
         return -math.inf

@@ -167,9 +167,9 @@ def test_adaptive_samplers_keep_to_conditions_and_readers_to_gaps(
     now = tuning.resolve(sweep, ledger)
     assert all((kind == "constant") == (warm == 0) for kind, warm in schedules(now.tunings))
     for state in tuning.states(sweep, ledger):
-        assert len(state.tries) == 8
+        assert len(state.candidates) == 8
         assert state.importance() == {}  # one field alone is of every point
-        best = max(state.tries, key=lambda one: one.value or 0)
+        best = max(state.candidates, key=lambda one: one.value or 0)
         assert state.setting == best.setting
     shown = CliRunner().invoke(app, ["studies", str(sweep.file), "--results", ledger.uri])
     assert shown.exit_code == 0, shown.output
@@ -221,8 +221,8 @@ def test_a_gaussian_process_finds_what_a_sequence_does_not(tmp_path: Path) -> No
         ledger = Ledger(tmp_path / sampler / "results")
         work_off(sweep, ledger, figure, random.Random(0))
         (state,) = tuning.states(sweep, ledger)
-        found[sampler] = max(one.value for one in state.tries if one.value is not None)
-        assert len(state.tries) == len({one.setting for one in state.tries}) == 14
+        found[sampler] = max(one.value for one in state.candidates if one.value is not None)
+        assert len(state.candidates) == len({one.setting for one in state.candidates}) == 14
     assert found["gp"] > max(found["qmc"], 0.97)
 
 
@@ -236,7 +236,7 @@ def test_a_gaussian_process_asks_the_same_whoever_was_killed(tmp_path: Path) -> 
         # One that diverged counts as the worst, and is no gap.
         work_off(sweep, ledger, lambda p: p.config.learning_rate % 0.007, random.Random(number),
                  at_once=number + 1)  # fmt: skip
-        asked.append([one.setting for s in tuning.states(sweep, ledger) for one in s.tries])
+        asked.append([one.setting for s in tuning.states(sweep, ledger) for one in s.candidates])
     assert asked[0] == asked[1] == asked[2]
     assert "sampler gp: which rates were tried depends on" in tuning.notes(sweep)[1]
 
@@ -274,7 +274,7 @@ def test_each_rung_keeps_the_best_and_each_arm_as_many(tmp_path: Path) -> None:
         for state in tuning.states(sweep, ledger):
             by_steps = {
                 steps: sorted(
-                    dict(one.setting)["dropout"] for one in state.tries
+                    dict(one.setting)["dropout"] for one in state.candidates
                     if any(p.config.steps == steps for p in (*one.early, *one.trials))
                 )
                 for steps in (10, 30, 100)
@@ -283,7 +283,7 @@ def test_each_rung_keeps_the_best_and_each_arm_as_many(tmp_path: Path) -> None:
             assert by_steps[30] == by_steps[10][-3:]
             assert by_steps[100] == by_steps[30][:1]
             assert state.setting == (("dropout", by_steps[100][0]),)
-            assert [one.state for one in state.tries].count("pruned") == 8
+            assert [one.state for one in state.candidates].count("pruned") == 8
     assert runs[0] == runs[1] == runs[2]
     assert "after 10%, 30% of the steps" in tuning.notes(sweep)[1]
     shown = CliRunner().invoke(app, ["studies", str(sweep.file), "--results", ledger.uri])
@@ -304,15 +304,15 @@ def test_what_diverges_at_a_rung_makes_no_room_for_worse_ones_later(tmp_path: Pa
 
     state = tuning.states(sweep, ledger)[0]
 
-    assert [one.state for one in state.tries] == ["diverged"] * 7 + ["open", "open"]
-    for one in state.tries[7:]:
+    assert [one.state for one in state.candidates] == ["diverged"] * 7 + ["open", "open"]
+    for one in state.candidates[7:]:
         for point in one.trials:
             assert point.config.steps == 30
-            value = 0.9 if one is state.tries[7] else 0.1
+            value = 0.9 if one is state.candidates[7] else 0.1
             ledger.commit(trial_row(point, validation_accuracy=value))
     # One of three points goes on from the second rung, whatever happened at the first.
     after = tuning.states(sweep, ledger)[0]
-    assert [one.state for one in after.tries[7:]] == ["open", "pruned"]
+    assert [one.state for one in after.candidates[7:]] == ["open", "pruned"]
 
 
 def test_states_of_rungs_are_kept_whatever_the_file_keeps(tmp_path: Path) -> None:

@@ -347,7 +347,7 @@ def test_what_diverged_is_never_chosen_and_where_all_did_the_least_is(tmp_path: 
 
     assert chosen["random/fpt"].chosen == 1e-3
     assert chosen["random/all"].chosen == 1e-4
-    assert [one.state for one in chosen["random/fpt"].tries] == [
+    assert [one.state for one in chosen["random/fpt"].candidates] == [
         "diverged", "done", "diverged", "diverged",
     ]  # fmt: skip
 
@@ -386,7 +386,7 @@ def test_the_median_rule_gives_up_the_worse_half_inside_each_cell(tmp_path: Path
         assert rates(p for p in later if p.labels["train"] == arm) == [1e-3, 1e-2]
     assert now.undecided == now.points
     for state in tuning.states(now, ledger):
-        assert [one.state for one in state.tries] == ["pruned", "open", "open", "pruned"]
+        assert [one.state for one in state.candidates] == ["pruned", "open", "open", "pruned"]
     # They go on from where they stopped.
     for point in sweep.tunings:
         ledger.put_state(point.trial_id, b"state")
@@ -419,7 +419,7 @@ def test_tpe_gives_the_same_points_again_and_says_what_it_depends_on(tmp_path: P
             accuracy = 1 - abs(math.log10(point.config.learning_rate) + 3) / 10
             commit(ledger, [point], validation_accuracy=accuracy)
         return {
-            state.study.label: [one.rate for one in state.tries]
+            state.study.label: [one.rate for one in state.candidates]
             for state in tuning.states(now, ledger)
         }
 
@@ -462,7 +462,9 @@ def trained(folder: Path, tune: str, order: random.Random, kill_at: int = -1) ->
         tuning.note_asked(sweep, ledger)
         now = tuning.resolve(sweep, ledger)
         if not now.undecided:
-            return [[one.setting for one in state.tries] for state in tuning.states(now, ledger)]
+            return [
+                [one.setting for one in state.candidates] for state in tuning.states(now, ledger)
+            ]
         open_ = [p for p in now.tunings if p.trial_id not in ledger.done()]
         order.shuffle(open_)
         for point in open_[: order.randint(1, 3)]:  # so many slots
@@ -512,7 +514,7 @@ def test_what_was_noted_is_what_trains(tmp_path: Path) -> None:
         for one in tuning.states(sweep, Ledger(tmp_path / "results"))
         if one.study.label == note["study"]
     )
-    assert state.tries[5].setting == (("learning_rate", 0.005), ("dropout", 0.25))
+    assert state.candidates[5].setting == (("learning_rate", 0.005), ("dropout", 0.25))
     # And noting it again changes nothing.
     tuning.note_asked(sweep, ledger)
     assert json.loads(file.read_text()) == note
@@ -582,7 +584,7 @@ def test_the_expected_best_is_the_mean_over_all_choices_of_so_many_points(tmp_pa
 
     state, _ = tuning.states(sweep, ledger)
 
-    values = [one.value for one in state.tries if one.value is not None]
+    values = [one.value for one in state.candidates if one.value is not None]
     assert len(values) == 6
     for drawn, expected in enumerate(state.expected_best(), start=1):
         every = [max(some) for some in itertools.combinations(values, drawn)]
