@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from sweep.analysis import looks
-from sweep.analysis.cells import BEST_SEEN, Found, is_number, traits
+from sweep.analysis.cells import BEST_SEEN, TrialResults, is_number, traits
 from sweep.analysis.contrasts import LEAST_PAIRS, p_text
 from sweep.analysis.readings import Reading
 from sweep.analysis.stats import APART
@@ -19,7 +19,7 @@ BUDGET = ("learning_rate", "batch_size", "steps", "stop", "optimizer", "dropout"
 
 def caveats(
     read: Reading,
-    found: Found,
+    found: TrialResults,
     *,
     wary: bool,
     tuned: Sequence[str],
@@ -47,7 +47,7 @@ def caveats(
 
 
 def _fates(
-    claim: ClaimSpec, pairs: Sequence[tuple[str, Point, Point]], found: Found
+    claim: ClaimSpec, pairs: Sequence[tuple[str, Point, Point]], found: TrialResults
 ) -> Iterator[str]:
     # What is to be known of trials that did not simply end, a note for each side and fate.
     out: dict[tuple[str, str], list[str]] = {}
@@ -75,7 +75,7 @@ def _fates(
 
 
 def _devices(
-    claim: ClaimSpec, pairs: Sequence[tuple[str, Point, Point]], found: Found
+    claim: ClaimSpec, pairs: Sequence[tuple[str, Point, Point]], found: TrialResults
 ) -> Iterator[str]:
     # Where the trials of a contrast were trained, if on more than one kind of device: what differs
     # may then be the device.

@@ -87,7 +87,7 @@ def test_predictions(config: TrialConfig) -> int | None:
     return None if examples is None else examples * config.task.shape(config.protocol).positions
 
 
-def in_unit(metric: str, value: float) -> float:
+def display_value(metric: str, value: float) -> float:
     """Return a figure of the ledger in the unit of a table: accuracies per cent."""
     # Times 100 they end in a tail of binary digits: noise in a CSV, so it is rounded off.
     return round((100 if is_accuracy(metric) else 1) * value, 9)
@@ -297,7 +297,7 @@ def grid(sweep: Sweep, spec: TableSpec, ledger: Ledger) -> Grid:
 
     metrics = spec.metrics
     inside = [point for points in places.values() for point in points]
-    found = Found.read(ledger, inside, metrics, spec.convergence)
+    found = TrialResults.read(ledger, inside, metrics, spec.convergence)
     reference = references()[spec.reference] if spec.reference else None
     out: dict[tuple[str, str, str], Cell] = {}
     for place, points in places.items():
@@ -328,7 +328,7 @@ def _check_places(
 
 
 @dataclass(frozen=True)
-class Found:
+class TrialResults:
     """What the ledger knows of trials, as far as their figures go."""
 
     rows: Mapping[str, int]
@@ -351,7 +351,7 @@ class Found:
         points: Sequence[Point],
         metrics: Sequence[str],
         rule: ConvergenceSpec,
-    ) -> Found:
+    ) -> TrialResults:
         """Read what is known of some trials.
 
         Args:
@@ -421,7 +421,7 @@ def _cell(
     metric: str,
     points: Sequence[Point],
     figure: Figure | None,
-    found: Found,
+    found: TrialResults,
     tolerance: float,
 ) -> Cell:
     counts = dict.fromkeys(("done", "diverged", "failed", "begun", "stale", "missing"), 0)
@@ -429,7 +429,7 @@ def _cell(
     ended = [p.trial_id for p in points if p.trial_id in found.rows]
     rows = [found.rows[trial_id] for trial_id in ended]
     measured = [found.value(trial_id, metric) for trial_id in ended]
-    values = [in_unit(metric, one) for one in measured if is_number(one)]
+    values = [display_value(metric, one) for one in measured if is_number(one)]
     baseline = _baseline(found, rows, metric, trivial(metric) or "", "baseline_rule")
     stronger = None
     if is_accuracy(metric):
@@ -465,12 +465,14 @@ def _cell(
 
 
 def _baseline(
-    found: Found, rows: Sequence[int], metric: str, column: str, rule: str
+    found: TrialResults, rows: Sequence[int], metric: str, column: str, rule: str
 ) -> Trivial | None:
     # The first that a row knows, in the unit of the metric.
     figures, rules = found.columns.get(column, ()), found.columns[rule]
     known = (row for row in (rows if figures else ()) if is_number(figures[row]))
-    return next((Trivial(in_unit(metric, figures[row]), rules[row] or "") for row in known), None)
+    return next(
+        (Trivial(display_value(metric, figures[row]), rules[row] or "") for row in known), None
+    )
 
 
 def told(unit_: str) -> str | None:

@@ -43,7 +43,7 @@ import numpy as np
 from fpt.spec import JSON
 from sweep.analysis import history, looks, typeset
 from sweep.analysis.caveats import caveats
-from sweep.analysis.cells import Found
+from sweep.analysis.cells import TrialResults
 from sweep.analysis.claim_sheets import arms_sheet, claims_sheet, overall_sheet
 from sweep.analysis.contrasts import LEAST_PAIRS, Aggregate, Contrast, Overall, Verdict, p_text
 from sweep.analysis.pooled import COVERAGE, DIFFERENCE_COVERAGE, aggregates, overall
@@ -212,7 +212,7 @@ def judge(sweep: Sweep, ledger: Ledger) -> Judged:
     }
     metrics = tuple(dict.fromkeys(spot.claim.on for spot in everything))
     rule = sweep.table.convergence if sweep.table else ConvergenceSpec()
-    found = Found.read(ledger, tuple(inside.values()), metrics, rule)
+    found = TrialResults.read(ledger, tuple(inside.values()), metrics, rule)
     tuned, remarks = tuning.notes(sweep), tuning.remarks(sweep, ledger)
     spaces = sweep.spec.tune.spaces if sweep.spec.tune else {}
     fields = {path.partition(".")[0] for path in spaces}
@@ -273,7 +273,7 @@ def load_claims(file: str | Path, results: str | Path = "results") -> Judged:
 def _contrast(
     read: Reading,
     family: Family,
-    found: Found,
+    found: TrialResults,
     labels: Collection[str],
     tuned: Sequence[str],
     fields: Collection[str],
@@ -402,7 +402,7 @@ def _plan(read: Reading, more: int | None) -> str | None:
 
 
 def _at_first(
-    family: Family, earlier: Made, found: Found, past: history.History
+    family: Family, earlier: Made, found: TrialResults, past: history.History
 ) -> Mapping[history.Key, float]:
     # Contrast -> its corrected p over the first list of claims, with what was added to it since.
     known = {read.spot.key: read for read in family.reads}

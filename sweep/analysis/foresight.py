@@ -20,7 +20,7 @@ import numpy as np
 
 from fpt.spec import JSON
 from sweep.analysis import looks
-from sweep.analysis.cells import in_unit, is_number
+from sweep.analysis.cells import display_value, is_number
 from sweep.analysis.contrasts import LEAST_PAIRS
 from sweep.analysis.stats import LEVEL, POWER, pairs_needed, power
 from sweep.ledger.ledger import Ledger
@@ -124,7 +124,7 @@ class _Rows:
         for row in rows:
             if is_number(row[metric]):
                 cell = row["cell_id"]
-                self.values.setdefault(cell, []).append(in_unit(metric, row[metric]))
+                self.values.setdefault(cell, []).append(display_value(metric, row[metric]))
                 self.seconds.setdefault(cell, []).append(row["seconds"] or 0.0)
                 self.task[cell] = row["task"]
 

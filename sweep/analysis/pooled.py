@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from statistics import fmean
 
 from sweep.analysis.across import across, ranked
-from sweep.analysis.cells import Found, in_unit, is_number
+from sweep.analysis.cells import TrialResults, display_value, is_number
 from sweep.analysis.contrasts import Aggregate, Overall
 from sweep.analysis.readings import Made, bounds_of, value_of
 from sweep.analysis.stats import stratified
@@ -26,7 +26,7 @@ _Arm = dict[pairing.Labels, list[Point]]
 # Place -> its trials.
 
 
-def aggregates(made: Made, found: Found) -> Iterator[Aggregate]:
+def aggregates(made: Made, found: TrialResults) -> Iterator[Aggregate]:
     """Yield each arm of claims on an accuracy, summed up over places.
 
     Claims over one axis, one metric and the same places share their arms.
@@ -77,7 +77,7 @@ def aggregates(made: Made, found: Found) -> Iterator[Aggregate]:
             )
 
 
-def overall(made: Made, found: Found) -> Iterator[Overall]:
+def overall(made: Made, found: TrialResults) -> Iterator[Overall]:
     """Yield each claim on an accuracy over all of its places."""
     for claim, spots in made:
         if not is_accuracy(claim.on) or not claim.places or len(spots) < 2:
@@ -86,7 +86,7 @@ def overall(made: Made, found: Found) -> Iterator[Overall]:
         for spot in spots:
             sides = [
                 [
-                    in_unit(claim.on, value)
+                    display_value(claim.on, value)
                     for (point, *_) in trials.values()
                     if is_number(value := value_of(found, point, claim.on))
                 ]
@@ -118,11 +118,13 @@ def overall(made: Made, found: Found) -> Iterator[Overall]:
             )
 
 
-def _figures(found: Found, arm: _Arm, metric: MetricName) -> dict[pairing.Labels, dict[str, float]]:
+def _figures(
+    found: TrialResults, arm: _Arm, metric: MetricName
+) -> dict[pairing.Labels, dict[str, float]]:
     # Place -> trial -> its figure; places without any are not in it.
     out: dict[pairing.Labels, dict[str, float]] = {}
     for labels, points in arm.items():
         for point in points:
             if is_number(value := value_of(found, point, metric)):
-                out.setdefault(labels, {})[point.trial_id] = in_unit(metric, value)
+                out.setdefault(labels, {})[point.trial_id] = display_value(metric, value)
     return out

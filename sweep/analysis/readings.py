@@ -13,7 +13,7 @@ import numpy as np
 
 from fpt.spec import JSON
 from sweep.analysis import history, looks
-from sweep.analysis.cells import Found, in_unit, is_number, test_predictions
+from sweep.analysis.cells import TrialResults, display_value, is_number, test_predictions
 from sweep.analysis.contrasts import LEAST_PAIRS, Contrast
 from sweep.analysis.stats import LEVEL, Comparison, Tests, compare, holm, paired
 from sweep.sweepfile import pairing
@@ -104,7 +104,7 @@ class PairTest:
 class Reading:
     """A contrast as its plan has it read: which of its pairs count, and what they say."""
 
-    def __init__(self, spot: Spot, found: Found, past: history.History) -> None:
+    def __init__(self, spot: Spot, found: TrialResults, past: history.History) -> None:
         claim = spot.claim
         self.spot, self.claim, self.found = spot, claim, found
         self.outcomes = tuple(outcomes_of(spot, found))
@@ -228,12 +228,12 @@ class Family:
         return (1 - LEVEL) / (self._rank[read] if decided else self.open)
 
 
-def outcomes_of(spot: Spot, found: Found) -> Iterator[Outcome]:
+def outcomes_of(spot: Spot, found: TrialResults) -> Iterator[Outcome]:
     """Yield what each pair of a contrast came to."""
     claim = spot.claim
     pairs = list(spot.place.pairs)
     measured = [
-        in_unit(claim.on, value)
+        display_value(claim.on, value)
         for _, *both in pairs
         for point in both
         if is_number(value := value_of(found, point, claim.on))
@@ -244,7 +244,7 @@ def outcomes_of(spot: Spot, found: Found) -> Iterator[Outcome]:
         for point in both:
             value = value_of(found, point, claim.on)
             if is_number(value):
-                values.append(in_unit(claim.on, value))
+                values.append(display_value(claim.on, value))
             else:
                 worst = _worst(found, point, claim.on, measured)
                 given |= worst is not None
@@ -254,7 +254,7 @@ def outcomes_of(spot: Spot, found: Found) -> Iterator[Outcome]:
 
 
 def _worst(
-    found: Found, point: Point, metric: MetricName, measured: Sequence[float]
+    found: TrialResults, point: Point, metric: MetricName, measured: Sequence[float]
 ) -> float | None:
     # What a trial counts as that diverged without a figure.
     if point.trial_id not in found.rows or found.fate(point.trial_id) != "diverged":
@@ -264,7 +264,7 @@ def _worst(
     if is_accuracy(metric):
         chance = found.columns["baseline_accuracy"][found.rows[point.trial_id]]
         if is_number(chance):
-            return min(in_unit(metric, chance), *measured)
+            return min(display_value(metric, chance), *measured)
         return min(measured, default=None)
     return max(measured, default=None) if metric.endswith("_loss") else None
 
@@ -281,7 +281,7 @@ def bounds_of(spot: Spot) -> tuple[float, float] | None:
     return (100 / classes, 100.0) if classes else None
 
 
-def value_of(found: Found, point: Point, metric: MetricName) -> float | None:
+def value_of(found: TrialResults, point: Point, metric: MetricName) -> float | None:
     """Return the figure of a trial as the ledger has it; None without one."""
     return found.value(point.trial_id, metric) if point.trial_id in found.rows else None
 
