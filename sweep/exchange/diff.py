@@ -287,7 +287,9 @@ def diff(sweep: Sweep, one: Ledger, other: Ledger, *, claims: bool = True) -> Di
     points = (point for ledger in (one, other) for point in resolve(sweep, ledger).all)
     labels = {point.trial_id: point.label for point in points}
     before, after = rows(one, labels), rows(other, labels)
-    clashes = (clash(before[name], after[name]) for name in labels if name in before.keys() & after)
+    clashes = (
+        clash(before[name], after[name]) for name in labels if name in before and name in after
+    )
     found = [one for one in clashes if one is not None]
     changes, unchanged = _cells(sweep, one, other)
     return Difference(
