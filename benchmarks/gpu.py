@@ -28,7 +28,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,9 +129,14 @@ class Watch(TorchDispatchMode):
 
 VIEWS = {
     "view", "_unsafe_view", "alias", "unsqueeze", "expand", "detach", "t", "transpose", "split",
-    "slice", "select", "squeeze", "permute", "split_with_sizes", "as_strided",
+    "slice", "select", "squeeze", "permute", "split_with_sizes", "as_strided", "unbind", "empty",
+    "empty_like", "new_empty",
+    "lift_fresh",
 }  # fmt: skip
 """Operations that start no kernel."""
+
+WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal")
+"""Operations whose result, or its size, the host has to read."""
 
 
 # The parts
@@ -257,6 +262,8 @@ def throughput(setting: Setting) -> Figures:
                 trials = [t.model_copy(update={"numerics": numerics}) for t in row.trials(size)]
                 label = f"{numerics}, pack of {size}"
                 rows[label] = _steps(setting, row, trials, times, operations, peak)
+                replayed = _steps(setting, row, trials, times, operations, peak, graphs=True)
+                rows[f"{label}, graphs"] = replayed
         rows["torch.compile"] = _compiled(setting, row, times)
         found[name] = rows
         gc.collect()
@@ -290,10 +297,18 @@ def _paper(setting: Setting, bench: Any, row: Any, times: int) -> float:
 
 
 def _steps(
-    setting: Setting, row: Any, trials: Any, times: int, operations: float, peak: float
+    setting: Setting,
+    row: Any,
+    trials: Any,
+    times: int,
+    operations: float,
+    peak: float,
+    *,
+    graphs: bool = False,
 ) -> Figures:
     try:
-        training = setting.train(trials, batches=[row.batches(trial) for trial in trials])
+        batches = [row.batches(trial) for trial in trials]
+        training = setting.train(trials, batches=batches, graphs=graphs)
         spent = setting.seconds(training.step, times) / len(trials)
         with Watch() as watch:
             training.step()
@@ -331,21 +346,43 @@ def _compiled(setting: Setting, row: Any, times: int) -> Figures:
 
 
 def waits(setting: Setting) -> Figures:
-    """6: twenty steps in which the host never waits for the card."""
-    training = setting.train([setting.trial(seed) for seed in range(3)])
-    training.step()
-    steps = setting.size(20, 3)
-    if not setting.cpu:
-        torch.cuda.set_sync_debug_mode("error")  # raises where it would wait
-    with Watch() as watch:
-        for _ in range(steps):
+    """6: twenty steps in which the host never waits for the card, graphs off and on; and the same
+    bits with graphs as without, also as members leave.
+    """
+    steps, ends = setting.size(20, 3), []
+    found: Figures = {"steps": steps}
+    for graphs in (False, True):
+        training = setting.train([setting.trial(seed) for seed in range(3)], graphs=graphs)
+        for _ in range(4):  # by then a graph is captured
             training.step()
-    if not setting.cpu:
-        torch.cuda.set_sync_debug_mode("default")
-    found = {n: c for n, c in watch.count.items() if n in ("_local_scalar_dense", "nonzero")}
-    if found:
-        raise DoesNotHoldError("a step waits for the device", found)
-    return {"steps": steps, "waits": 0}
+        if not setting.cpu:
+            torch.cuda.set_sync_debug_mode("error")  # raises where it would wait
+        with Watch() as watch:
+            for _ in range(steps):
+                training.step()
+        if not setting.cpu:
+            torch.cuda.set_sync_debug_mode("default")
+        waited = {n: c for n, c in watch.count.items() if n in WAITS}
+        found |= {f"operations, graphs {graphs}": sum(watch.count.values())}
+        if waited:
+            raise DoesNotHoldError("a step waits for the device", found | waited)
+        # Members leave at other steps: each set of them has a graph.
+        lengths = (steps, 2 * steps, 2 * steps)
+        trials = [
+            setting.trial(seed, steps=n, evaluation={"every": steps})
+            for seed, n in enumerate(lengths)
+        ]
+        ending = setting.train(trials, graphs=graphs)
+        list(ending)
+        ends.append([ending.outcomes[k].state.part("now") for k in range(len(trials))])
+    found["same bits"] = all(
+        torch.equal(one[name], other[name])
+        for one, other in zip(*ends, strict=True)
+        for name in one
+    )
+    if not found["same bits"]:
+        raise DoesNotHoldError("with graphs a trial ends with other bits", found)
+    return found
 
 
 def memory(setting: Setting) -> Figures:
@@ -373,23 +410,33 @@ def memory(setting: Setting) -> Figures:
 
 
 def calibration(setting: Setting) -> Figures:
-    """8: seconds of a step by layers and members, and the planner's constants from them."""
-    from sweep.planning import packing
+    """8: seconds of a step by layers, members and operations, and the planner's costs from them;
+    a card's are kept for `sweep plan` on this machine.
+    """
+    from sweep.planning import calibration as planning
+    from sweep.planning.packing import UNMEASURED_GPU, step_operations
 
-    points, seconds = [], []
-    for layers in (2, 4, 12) if not setting.quick else (1, 2):
+    steps = []
+    sizes = [(2, 64), (4, 64), (12, 64), (12, 768)] if not setting.quick else [(1, 64), (2, 64)]
+    for layers, width in sizes:
         for members in (1, 4, 16) if not setting.quick else (1, 3):
-            backbone = {"name": "gpt2", "layers": layers, "width": 64, "heads": 2}
+            backbone = {"name": "gpt2", "layers": layers, "width": width, "heads": 2}
             trials = [setting.trial(s, backbone=backbone, dropout=0) for s in range(members)]
             training = setting.train(trials)
-            seconds.append(setting.seconds(training.step, setting.size(30, 3)))
-            points.append([layers, layers * members, 1])
-    (layer, member, rest), *_ = np.linalg.lstsq(np.array(points, float), np.array(seconds))
-    return {
-        "seconds a layer, a member in a layer, a step": [float(layer), float(member), float(rest)],
-        "the planner's": [packing.GPU_LAYER_SECONDS, packing.GPU_MEMBER_SECONDS, 0.0],
-        "steps": [[*point[:2], spent] for point, spent in zip(points, seconds, strict=True)],
+            spent = setting.seconds(training.step, setting.size(30, 3))
+            operations = members * step_operations(trials[0])
+            steps.append(planning.Measured(layers, members, operations, spent))
+            del training
+            gc.collect()
+    costs = planning.fitted(steps)
+    found: Figures = {
+        "measured": costs and asdict(costs),
+        "the planner's without": asdict(UNMEASURED_GPU),
+        "steps": [list(one) for one in steps],
     }
+    if costs is not None and not setting.cpu:
+        found["kept"] = str(planning.keep(torch.cuda.get_device_name(), costs))
+    return found
 
 
 FULL = """

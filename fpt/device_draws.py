@@ -95,8 +95,15 @@ def _philox_on(device: torch.device) -> Callable[[Tensor, Tensor, Tensor, Tensor
     return fused if same else philox
 
 
+@torch.library.custom_op("fpt::words", mutates_args=())
+def _words(step: Tensor, seed: Tensor, key: Tensor, block: Tensor) -> Tensor:
+    draw = _philox_on(step.device)
+    return torch.stack(draw(block, step[:, None], seed[:, None], key), -1).flatten(1)
+
+
 def words(step: Tensor, seed: Tensor, key: Tensor, block: Tensor) -> Tensor:
-    """Return (K, 4 B) int64: the words of B blocks of each of K seeds.
+    """Return (K, 4 B) int64: the words of B blocks of each of K seeds. One operation to torch, as
+    it is one kernel on a GPU.
 
     Args:
         step: (K,) int64, on the device, as all of these.
@@ -104,8 +111,80 @@ def words(step: Tensor, seed: Tensor, key: Tensor, block: Tensor) -> Tensor:
         key: (B,) int64: see `stream_key`.
         block: (B,) int64: which block of its stream.
     """
-    draw = _philox_on(step.device)
-    return torch.stack(draw(block, step[:, None], seed[:, None], key), -1).flatten(1)
+    drawn: Tensor = _words(step, seed, key, block)
+    return drawn
+
+
+class Stream:
+    """What numpy's generator gives of one stream at a step, for K members at once.
+
+    Only what tasks draw: bits, and numbers below a bound. As numpy does, each takes whole numbers
+    of 32 bits, one after another.
+    """
+
+    def __init__(self, seed: Tensor, step: Tensor, places: tuple[Tensor, Tensor]) -> None:
+        """Draw.
+
+        Args:
+            seed: (K,) int64, on the device, as `step`.
+            step: (K,) int64.
+            places: Of as many numbers as are taken at most, as `places_of` gives them.
+        """
+        self._words = words(step, seed, *places)
+        self._taken: int | Tensor = 0
+        """Numbers of 32 bits: as many of all members, or (K, 1) of each."""
+
+    def bits(self, count: int) -> Tensor:
+        """Return (K, count) bool, as `Generator.integers(0, 2, count, dtype=np.int8)` has them: of
+        each byte the upper bit.
+        """
+        taken, self._taken = self._taken, self._taken + -(-count // 4)
+        drawn = self._words.view(torch.int8)
+        if isinstance(taken, int):
+            return drawn[:, 4 * taken : 4 * taken + count] < 0
+        place = 4 * taken + torch.arange(count, device=drawn.device)
+        return drawn.gather(1, place) < 0
+
+    def below(self, bound: int, count: int) -> Tensor:
+        """Return (K, count) int64 in [0, bound), as `Generator.integers(0, bound, count)` has them,
+        of a bound up to 2**31: by Lemire's method (2019, "Fast random integer generation in an
+        interval"), which draws again where a number would be more likely than others.
+
+        Of `numbers`, it takes up to `most_below(bound, count)`.
+        """
+        if bound == 1:
+            return self._words.new_zeros(len(self._words), count)
+        most = most_below(bound, count)
+        drawn = self._words.view(torch.int32)
+        if isinstance(self._taken, int):
+            numbers = drawn[:, self._taken : self._taken + most]
+        else:
+            place = self._taken + torch.arange(most, device=drawn.device)
+            numbers = drawn.gather(1, place)
+        product = (numbers.long() & _HALF) * bound
+        accepted = (product & _HALF) >= _refused(bound)
+        wanted = torch.arange(1, count + 1, device=drawn.device).expand(len(drawn), -1)
+        place = torch.searchsorted(accepted.cumsum(1), wanted.contiguous())
+        self._taken = self._taken + place[:, -1:] + 1
+        return product.gather(1, place) >> 32
+
+
+def places_of(stream: int, numbers: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return keys and numbers of the blocks of a stream that hold so many numbers of 32 bits."""
+    block = torch.arange(-(-numbers // 8), device=device)
+    return torch.full_like(block, stream_key(stream)), block
+
+
+def _refused(bound: int) -> int:
+    """Return how many of 2**32 numbers are drawn again."""
+    return (1 << 32) % bound
+
+
+def most_below(bound: int, count: int) -> int:
+    """Return the numbers of 32 bits that `Stream.below` looks at: more than it has ever to refuse,
+    but once in 1e12 times (a draw of which is then an error).
+    """
+    return 0 if bound == 1 else count + 64 + -(-4 * count * _refused(bound) // (1 << 32))
 
 
 def kept_from(p: float) -> tuple[int, float]:
@@ -143,7 +222,13 @@ class Masks:
         """Blocks of each site that were drawn at once; and for each block its key and number."""
 
     def draw(
-        self, members: Sequence[int], steps: Sequence[int], rows: int, size: int, site: int
+        self,
+        members: Sequence[int],
+        steps: Sequence[int],
+        rows: int,
+        size: int,
+        site: int,
+        counter: Tensor | None = None,
     ) -> Tensor:
         """Return (K, rows, size) float32: 0 where dropped, the scale elsewhere.
 
@@ -153,9 +238,10 @@ class Masks:
             rows: Sequences of each.
             size: Elements of a sequence.
             site: Of the dropout, with its use.
+            counter: (K,) int64, the steps, where they are on the device already.
         """
         if self._now != (tuple(members), tuple(steps)):
-            self._begin(tuple(members), tuple(steps))
+            self._begin(tuple(members), tuple(steps), counter)
         blocks = -(-rows * size // 16)
         self._asked[site] = blocks
         drawn = self._drawn.get(site)
@@ -165,7 +251,9 @@ class Masks:
         _, thresholds, scales = self._chosen
         return ((lanes ^ -32768) >= thresholds) * scales
 
-    def _begin(self, members: tuple[int, ...], steps: tuple[int, ...]) -> None:
+    def _begin(
+        self, members: tuple[int, ...], steps: tuple[int, ...], counter: Tensor | None
+    ) -> None:
         """Begin a step: send what is its own, and draw what the last one asked for."""
         if members != self._now[0]:
             index = sent(members, self.device)
@@ -174,7 +262,8 @@ class Masks:
                 self._thresholds[index][:, None, None],
                 self._scales[index][:, None, None],
             )
-        self._now, self._step = (members, steps), sent(steps, self.device)
+        self._now = members, steps
+        self._step = sent(steps, self.device) if counter is None else counter
         places, self._asked, self._drawn = self._asked, {}, {}
         if not places or sum(places.values()) * len(members) > MOST_BLOCKS:
             return

@@ -373,28 +373,40 @@ class Model(nn.Module):
 
     def _initial_hidden(self, embedded: Tensor, given: Tensor | None) -> tuple[Tensor, ...]:
         """What a backbone that draws its hidden states is called with beside its inputs."""
-        own: Any = self.backbone
-        if not getattr(own, "draws_hidden", False):
+        if not self.draws_hidden:
             return ()
         if given is not None:
             return (given,)
-        members, width = self.members, embedded.shape[-1]
+        members = self.members
         # Paper: drawn from one stream, as evaluations come. Ours: by the number of the batch within
         # an evaluation, so that two checkpoints are told apart by themselves.
-        steps = members.steps if self.training else [members.chunk] * len(members.rows)
-        layers, site = self.trials[0].backbone.layers, 1 if self.training else 2
+        numbers = members.steps if self.training else [members.chunk] * len(members.rows)
 
         def draw(k: int, rows: int) -> np.ndarray:
-            draws = random_streams.generator(
-                members.seeds[k], random_streams.HIDDEN, steps[k], site=site
-            )
-            return draws.standard_normal((rows, layers, 2, width), dtype=np.float32)
+            return self.drawn_hidden(k, rows, numbers[k], training=self.training)
 
         draws = [
             members.drawn(k, members.rows[k], functools.partial(draw, k)) for k in members.present
         ]
-        scale = own.hidden_deviation(width)
-        return (torch.from_numpy(np.concatenate(draws) * np.float32(scale)).to(embedded.device),)
+        return (torch.from_numpy(np.concatenate(draws)).to(embedded.device),)
+
+    @property
+    def draws_hidden(self) -> bool:
+        """Whether the backbone's hidden states are drawn anew at every forward pass."""
+        return bool(getattr(self.backbone, "draws_hidden", False))
+
+    def drawn_hidden(self, k: int, rows: int, number: int, *, training: bool) -> np.ndarray:
+        """Return (rows, layers, 2, W) float32: what a backbone that draws its hidden states begins
+        with, of member k at a step (training), or in a batch of an evaluation.
+        """
+        own: Any = self.backbone
+        backbone = self.trials[k].backbone
+        width = getattr(own, "input_width", backbone.width)
+        draws = random_streams.generator(
+            self.members.seeds[k], random_streams.HIDDEN, number, site=1 if training else 2
+        )
+        drawn = draws.standard_normal((rows, backbone.layers, 2, width), dtype=np.float32)
+        return drawn * np.float32(own.hidden_deviation(width))
 
 
 def build_model(

@@ -54,6 +54,8 @@ class Members:
     """Sequences of each member in the batch at hand; 0 for a member that has left."""
     steps: list[int] = field(default_factory=list)
     """Step of each member, counted from 0."""
+    counter: Tensor | None = None
+    """(K,) int64, the steps of the members present, where they are on the device already."""
     chunk: int = 0
     """Number of the batch at hand within an evaluation."""
     part: Sequence[tuple[int, int]] | None = None
@@ -89,6 +91,7 @@ class Members:
         rows: Mapping[int, int],
         *,
         steps: Mapping[int, int] | None = None,
+        counter: Tensor | None = None,
         part: Mapping[int, tuple[int, int]] | None = None,
         chunk: int = 0,
     ) -> Iterator[None]:
@@ -97,21 +100,23 @@ class Members:
         Args:
             rows: Member -> its sequences; of the others there are none.
             steps: Member -> its step, where one is trained.
+            counter: (K,) int64, the same of those present, if it is on the device.
             part: Member -> (first row of the part at hand, rows of the whole batch), where a batch
                 is trained on in parts.
             chunk: Number of the batch within an evaluation.
         """
-        before = self.rows, self.steps, self.part, self.chunk
+        before = self.rows, self.steps, self.counter, self.part, self.chunk
         everyone = range(len(self.seeds))
         self.rows = [rows.get(k, 0) for k in everyone]
         if steps is not None:
             self.steps = [steps.get(k, 0) for k in everyone]
+        self.counter = counter
         self.part = None if part is None else [part.get(k, (0, 0)) for k in everyone]
         self.chunk = chunk
         try:
             yield
         finally:
-            self.rows, self.steps, self.part, self.chunk = before
+            self.rows, self.steps, self.counter, self.part, self.chunk = before
 
     @property
     def present(self) -> list[int]:
@@ -455,19 +460,21 @@ class Dropout(nn.Module):
     def _on_device(
         self, members: Sequence[int], inside: Sequence[int], device: torch.device, use: int
     ) -> Tensor:
-        pack = self.members
-        whole = [pack.rows[k] if pack.part is None else pack.part[k][1] for k in members]
-        first = [0 if pack.part is None else pack.part[k][0] for k in members]
+        # For all who are there, whoever asks: one draw serves every site of a step.
+        pack, present = self.members, self.members.present
+        whole = [pack.rows[k] if pack.part is None else pack.part[k][1] for k in present]
         rows = [pack.rows[k] for k in members]
         drawn = pack.masks_on(device).draw(
-            members,
-            [pack.steps[k] for k in members],
+            present,
+            [pack.steps[k] for k in present],
             max(whole),
             math.prod(inside),
             self.site + (use << 16),
+            pack.counter,
         )
-        if rows != [max(whole)] * len(rows):
-            pieces = zip(drawn, first, rows, strict=True)
+        if [*members] != present or rows != [max(whole)] * len(rows):
+            first = [0 if pack.part is None else pack.part[k][0] for k in members]
+            pieces = zip([drawn[present.index(k)] for k in members], first, rows, strict=True)
             drawn = torch.cat([own[begin : begin + n] for own, begin, n in pieces])
         return drawn.view(sum(rows), *inside)
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from fpt.config import TrialConfig
 
+RESIDENT_BYTES = 2**30
+"""Of a GPU's memory, what the training set of a pack may take to be there once and for all; a
+larger one stays on the host."""
+
 
 def pack_key(trial: TrialConfig) -> tuple[object, ...]:
     """What trials of one pack have in common: the frozen weights, unless each may draw its own, and

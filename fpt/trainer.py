@@ -36,7 +36,9 @@ from fpt.training.features import FeatureCache
 from fpt.training.feeding import Feeding, inputs_of
 from fpt.training.grouped import GroupedUpdate, can_group
 from fpt.training.member import Member
+from fpt.training.replay import DeviceStepper
 from fpt.training.stepping import Stepper
+from fpt.training.supply import HostBatches, Supply, supply_of
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,7 @@ class Training(Iterator[Record]):
         accumulation: int,
         *,
         device_path: bool,
+        graphs: bool,
     ) -> None:
         """See `train`."""
         self.model = model.to(device)
@@ -140,9 +143,17 @@ class Training(Iterator[Record]):
         self._frozen = self._frozen_digests((None, *range(len(own))))
         self._together = device_path
         model.members.device_path = device_path
-        self._feeding = Feeding(model, splits.train, device)
         self._features = FeatureCache(model)
-        self._stepper = Stepper(model, splits.train, self._features, device, accumulation, update)
+        common = model, splits.train, self._features, device, accumulation
+        supply: Supply | None = None
+        self._stepper: Stepper | DeviceStepper
+        if update is None:
+            self._stepper = Stepper(*common)
+        else:
+            theirs = batches is not None
+            supply = HostBatches(splits.train) if theirs else supply_of(splits.train, device)
+            self._stepper = DeviceStepper(*common, update, supply, graphs=graphs)
+        self._feeding = Feeding(model, splits.train, device, supply)
         self._evaluator = Evaluator(model, splits, self._features, device, together=device_path)
         first = model.trials[0]
         self._may_be_exact = not device_path and first.numerics == "fp32" and packs(first)
@@ -282,9 +293,9 @@ class Training(Iterator[Record]):
         if healthy:
             self._evaluate(healthy)
 
-    def _batches(self) -> list[Batch]:
+    def _batches(self) -> list[Any]:
         """Return the batches of the step at hand; a trial whose data raises leaves."""
-        batches = []
+        batches: list[Any] = []
         made = self._feeding.batches(self._live)
         for member, batch in zip(list(self._live), made, strict=True):
             if isinstance(batch, Exception):
@@ -441,6 +452,7 @@ def train(
     log_every: int | Sequence[int] | None = None,
     accumulation: int = 1,
     device_path: bool | None = None,
+    graphs: bool = False,
 ) -> Training:
     """Train trials that can be packed, side by side.
 
@@ -463,6 +475,10 @@ def train(
         device_path: Whether to compute as a GPU wants it: few operations whatever the number of
             trials, random numbers where the tensors are, no row padded, all trials evaluated
             together. Figures differ in their last digits. None: on a GPU.
+        graphs: Whether a GPU replays its steps as CUDA graphs, one for each set of trials that
+            train together, with the same figures and fewer launches. It was never tried on a GPU,
+            and is off for that reason; `benchmarks/gpu.py` compares the two. Batches that are
+            trained on in parts (`accumulation`) are not replayed.
 
     Returns:
         An iterator of records, with `outcomes` and `states()`.
@@ -508,4 +524,5 @@ def train(
         every,
         accumulation,
         device_path=cuda if device_path is None else device_path,
+        graphs=graphs,
     )

@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import warnings
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -287,6 +287,24 @@ DEGREES = 20.0
 """How far an image is turned at most, either way."""
 
 
+class Moves(NamedTuple):
+    """How each of B images is moved: the arguments of `moved`."""
+
+    top: np.ndarray
+    left: np.ndarray
+    mirrored: np.ndarray
+    degrees: np.ndarray
+
+
+def moves(rng: np.random.Generator, size: int) -> Moves:
+    """Draw how images are moved as the paper trains on them: mirrored half of the time, and turned
+    by up to 20 degrees.
+    """
+    top, left = rng.integers(0, 2 * PADDING + 1, (2, size))
+    mirrored = rng.random(size) < 0.5
+    return Moves(top, left, mirrored, rng.uniform(-DEGREES, DEGREES, size))
+
+
 def augmented(rng: np.random.Generator, pixels: np.ndarray) -> np.ndarray:
     """Images as the paper trains on: cut out of a black frame, mirrored half of the time, turned.
 
@@ -294,10 +312,7 @@ def augmented(rng: np.random.Generator, pixels: np.ndarray) -> np.ndarray:
         rng: All that this depends on but for the images.
         pixels: (B, height, width, channels).
     """
-    size = len(pixels)
-    top, left = rng.integers(0, 2 * PADDING + 1, (2, size))
-    mirrored = rng.random(size) < 0.5
-    return moved(pixels, top, left, mirrored, rng.uniform(-DEGREES, DEGREES, size))
+    return moved(pixels, *moves(rng, len(pixels)))
 
 
 def moved(

@@ -17,12 +17,12 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
+from fpt import random_streams
 from fpt.files import DataError, content_digest
 from fpt.spec import JSON, DataPath
 from fpt.tasks.base import (
     Baseline,
     Batch,
-    Generated,
     ProtocolName,
     Shape,
     Splits,
@@ -71,7 +71,7 @@ class Text(Task):
         digest = self._found()
         parts = _parts(self, digest)
         return Splits(
-            train=Generated(functools.partial(_windows, parts.train, self.tokens)),
+            train=Windows(parts.train, self.tokens),
             validation=self._stored(parts.validation) if protocol == "sound" else None,
             test=self._stored(parts.test),
             digest=digest,
@@ -123,10 +123,26 @@ class _Parts:
     test: np.ndarray
 
 
-def _windows(text: np.ndarray, tokens: int, rng: np.random.Generator, size: int) -> Batch:
-    starts = rng.integers(0, len(text) - tokens, size)
-    windows = text[starts[:, None] + np.arange(tokens + 1)].astype(np.int64)
-    return Batch(windows[:, :-1], windows[:, 1:])
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """Random windows of a text, drawn anew at every step."""
+
+    text: np.ndarray
+    """(N,) uint8."""
+    tokens: int
+    """Of a window, less than N."""
+
+    def starts(self, seed: int, stream: int, step: int, size: int) -> np.ndarray:
+        """Return (size,) int64: where in the text the windows of a step begin."""
+        rng = random_streams.generator(seed, stream, step)
+        starts: np.ndarray = rng.integers(0, len(self.text) - self.tokens, size)
+        return starts
+
+    def batch(self, seed: int, stream: int, step: int, size: int) -> Batch:
+        """Return the windows of a step, each byte to be told from those before it."""
+        starts = self.starts(seed, stream, step, size)
+        windows = self.text[starts[:, None] + np.arange(self.tokens + 1)].astype(np.int64)
+        return Batch(windows[:, :-1], windows[:, 1:])
 
 
 def _files(path: Path) -> list[Path]:

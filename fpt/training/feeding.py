@@ -14,27 +14,34 @@ from fpt import random_streams
 from fpt.model import Model
 from fpt.tasks.base import Batch, Shape, Source
 from fpt.training.member import Member
+from fpt.training.supply import Given, Supply, given_of
+
+Fed = Batch | Given | Exception
 
 
 class Feeding:
-    """The training batches of a pack."""
+    """The training batches of a pack, or of each what a device makes it of."""
 
-    def __init__(self, model: Model, source: Source, device: torch.device) -> None:
+    def __init__(
+        self, model: Model, source: Source, device: torch.device, supply: Supply | None
+    ) -> None:
+        """See `batches`; `supply`: who makes them on the device, if the host does not."""
         self._shape: Shape = model.shape
-        self._draws_hidden = bool(getattr(model.backbone, "draws_hidden", False))
+        self._draws_hidden = model.draws_hidden
+        self._supply = supply
         self._source = source
         # On a GPU the next batch is made and copied while the device computes; on a CPU it would
         # only compete for the core.
         self._pool = ThreadPoolExecutor(1) if device.type == "cuda" else None
-        self._next: Future[list[Batch | Exception]] | None = None
+        self._next: Future[list[Fed]] | None = None
 
-    def batches(self, live: Sequence[Member]) -> list[Batch | Exception]:
+    def batches(self, live: Sequence[Member]) -> list[Fed]:
         """Return the members' batches of the step at hand, or what making one of them raised. On a
         GPU, the batches of the next step are begun.
         """
         steps = [member.figures.step for member in live]
 
-        def make(ahead: int) -> list[Batch | Exception]:
+        def make(ahead: int) -> list[Fed]:
             return [self.try_batch(m, s + ahead) for m, s in zip(live, steps, strict=True)]
 
         if self._pool is None or any(member.own_batches is not None for member in live):
@@ -46,10 +53,15 @@ class Feeding:
         self._next = self._pool.submit(make, 1)
         return made
 
-    def try_batch(self, member: Member, step: int) -> Batch | Exception:
+    def try_batch(self, member: Member, step: int) -> Fed:
         """Return a batch, or what making it raised: made ahead, that must wait for its step."""
+        trial, supply = member.trial, self._supply
         try:
-            return self._batch(member, step)
+            if supply is None:
+                return self._batch(member, step)
+            if member.own_batches is not None:
+                return given_of(self._batch(member, step))
+            return supply.given(trial.seed, step, trial.batch_size)
         except Exception as error:
             return error
 

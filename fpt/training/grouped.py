@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -40,7 +41,7 @@ class GroupedUpdate:
         self._non_finite = torch.zeros(count, device=device)
         self._sums = torch.zeros(2, count, 2, dtype=torch.float64, device=device)
         self._rules = sent([self._rule_of(m) for m in members], device, torch.float64)
-        self._rates: tuple[list[float], Tensor] = ([], self._steps)
+        self._chosen: tuple[list[int], Tensor, Tensor] = [], self._steps, self._steps
         self._none = torch.zeros(total, device=device)
         for row, member in enumerate(members):
             begin = 0
@@ -65,21 +66,32 @@ class GroupedUpdate:
         if len(live) == len(self._steps):
             self._sums += figures
         else:
-            index = sent([member.index for member in live], self._device)
+            index, _ = self._of(live)
             self._sums.index_add_(1, index, figures.expand(2, -1, -1))
 
+    def rates(self, live: Sequence[Member]) -> np.ndarray:
+        """Return the rates of the step to come, (K,) float64; 0 of members that have left."""
+        rates = np.zeros(len(self._steps))
+        for member in live:
+            rates[member.index] = member.rate()
+        return rates
+
     @torch.no_grad()
-    def step(self, live: Sequence[Member], losses: Tensor) -> None:
-        """Clip and apply the gradients of members by their losses, (live,), without waiting."""
+    def step(self, live: Sequence[Member], losses: Tensor, rates: Tensor) -> None:
+        """Clip and apply the gradients of members by their losses, (live,), without waiting.
+
+        Args:
+            live: Those that train.
+            losses: (live,).
+            rates: (K,) float64, as `rates` gives them, on the device.
+        """
         here = {member.index: member for member in live}
         gradients = torch.cat(
             [part for row in range(len(self._steps)) for part in self._gradient(here.get(row))]
         ).view_as(self._values)
-        left = torch.zeros_like(self._steps)
+        index, left = self._of(live)
         if len(live) < len(self._steps):
-            index = sent(list(here), self._device)
             losses = torch.zeros_like(self._steps).index_copy_(0, index, losses)
-            left = torch.ones_like(self._steps).index_fill_(0, index, 0.0)
         norms = torch.linalg.vector_norm(gradients, dim=1)
         bad = ~(torch.isfinite(losses) & torch.isfinite(norms))
         torch.maximum(self._non_finite, bad.float(), out=self._non_finite)
@@ -93,7 +105,7 @@ class GroupedUpdate:
         self._first.lerp_(gradients, ((1 - beta1) * goes).float()[:, None])
         kept = ((1 - beta2) * goes).float()[:, None]
         self._second.mul_(1 - kept).addcmul_(gradients * kept, gradients)
-        size = self._rate(live) / (1 - beta1**done) * goes
+        size = rates / (1 - beta1**done) * goes
         scale = (1 - beta2**done).sqrt()
         spread = (self._second.sqrt() / scale.float()[:, None]).add_(epsilon.float()[:, None])
         self._values.addcdiv_(self._first * -size.float()[:, None], spread)
@@ -112,13 +124,15 @@ class GroupedUpdate:
             parameter.grad = None
         return parts
 
-    def _rate(self, live: Sequence[Member]) -> Tensor:
-        rates = [0.0] * len(self._steps)
-        for member in live:
-            rates[member.index] = member.rate()
-        if rates != self._rates[0]:
-            self._rates = rates, sent(rates, self._device, torch.float64)
-        return self._rates[1]
+    def _of(self, live: Sequence[Member]) -> tuple[Tensor, Tensor]:
+        """Return the numbers of these members, (live,), and (K,) 1.0 for all others: sent to the
+        device when they change.
+        """
+        members = [member.index for member in live]
+        if members != self._chosen[0] or not members:
+            left = [float(k not in members) for k in range(len(self._steps))]
+            self._chosen = members, sent(members, self._device), sent(left, self._device)
+        return self._chosen[1:]
 
     @staticmethod
     def _rule_of(member: Member) -> list[float]:

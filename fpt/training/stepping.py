@@ -14,7 +14,6 @@ from fpt.tasks.base import Batch, Shape, Source, Stored
 from fpt.training import losses as losses_
 from fpt.training.features import FeatureCache
 from fpt.training.feeding import inputs_of, send
-from fpt.training.grouped import GroupedUpdate
 from fpt.training.member import Member
 
 
@@ -28,14 +27,12 @@ class Stepper:
         features: FeatureCache,
         device: torch.device,
         accumulation: int,
-        grouped: GroupedUpdate | None,
     ) -> None:
         self._model = model
         self._source = source
         self._features = features
         self._device = device
         self._accumulation = accumulation
-        self._grouped = grouped
 
     def step(self, live: Sequence[Member], batches: Sequence[Batch]) -> None:
         """Train one step of these members on a batch each."""
@@ -45,11 +42,8 @@ class Stepper:
         for part in range(parts):
             cuts = [slice(part * len(b) // parts, (part + 1) * len(b) // parts) for b in batches]
             losses += self._backward(live, batches, cuts)
-        if self._grouped is not None:
-            self._grouped.step(live, losses)
-        else:
-            for member, loss in zip(live, losses.unbind(), strict=True):
-                _update(member, loss)
+        for member, loss in zip(live, losses.unbind(), strict=True):
+            _update(member, loss)
         for member in live:
             member.figures.step += 1
             member.figures.window_steps += 1
@@ -70,15 +64,11 @@ class Stepper:
             },
         ):
             logits = self._logits(live, batches, cuts)
-            # The update of all members at once takes the logits whole.
-            apart = self._grouped is None
-            pieces = [piece for _, piece in pack.pieces(logits)] if apart else []
+            pieces = [piece for _, piece in pack.pieces(logits)]
         shape = self._model.shape
         targets = [batch.targets[cut] for batch, cut in zip(batches, cuts, strict=True)]
         counts = [self._counted(batch, cut) for batch, cut in zip(batches, cuts, strict=True)]
         shares = [_share(shape, batch, cut) for batch, cut in zip(batches, cuts, strict=True)]
-        if self._grouped is not None:
-            return self._of_all(self._grouped, live, logits, targets, counts, shares)
         losses = []
         for member, own, target, counted, share in zip(
             live, pieces, targets, counts, shares, strict=True
@@ -93,28 +83,6 @@ class Stepper:
             losses.append(loss)
         torch.autograd.backward(losses)
         return torch.stack([loss.detach() for loss in losses])
-
-    def _of_all(
-        self,
-        grouped: GroupedUpdate,
-        live: Sequence[Member],
-        logits: Tensor,
-        targets: Sequence[np.ndarray],
-        counts: Sequence[Tensor | None],
-        shares: Sequence[float],
-    ) -> Tensor:
-        """Likewise, with one loss for all."""
-        shape = self._model.shape
-        wanted = send(np.concatenate(targets), self._device)
-        real = [own for own in counts if own is not None]
-        counted = torch.cat(real) if real else None
-        each = losses_.of_each(shape, logits, wanted, counted)
-        right = losses_.right(shape, logits, wanted, counted)
-        sizes = [int(own.sum()) for own in real] or [own.size for own in targets]
-        losses, accuracies = (_means(x, sizes, shares) for x in (each, right))
-        losses.sum().backward()  # type: ignore[no-untyped-call]
-        grouped.note(live, losses.detach(), accuracies)
-        return losses.detach()
 
     def _counted(self, batch: Batch, cut: slice) -> Tensor | None:
         """Return which predictions of rows of a batch count; None: all of them."""
@@ -150,14 +118,6 @@ def _share(shape: Shape, batch: Batch, cut: slice) -> float:
         rows = np.ones(len(batch))
     part: float = rows[cut].sum() / rows.sum()
     return part
-
-
-def _means(values: Tensor, sizes: Sequence[int], shares: Sequence[float]) -> Tensor:
-    """Return the mean of each member's predictions times its share, (live,)."""
-    if len({*zip(sizes, shares, strict=True)}) == 1:
-        return values.view(len(sizes), -1).mean(1) * shares[0]
-    pieces = torch.split(values, list(sizes))
-    return torch.stack([own.mean() * share for own, share in zip(pieces, shares, strict=True)])
 
 
 def _update(member: Member, loss: Tensor) -> None:

@@ -33,7 +33,15 @@ from fpt.spec import JSON
 from sweep.ledger.columns import WORKLOAD, workload_key
 from sweep.ledger.ledger import Ledger, new_attempt
 from sweep.planning import packing
-from sweep.planning.packing import Workers, own_seconds
+from sweep.planning.calibration import config_of
+from sweep.planning.packing import (
+    MEASURED_COLUMNS,
+    UNMEASURED_GPU,
+    Workers,
+    kind_of,
+    kinds_in,
+    own_seconds,
+)
 from sweep.planning.plan import Pack, Plan
 from sweep.sweepfile.trials import Point, Sweep
 from sweep.sweepfile.tuning_spec import ADAPTIVE
@@ -171,7 +179,7 @@ def quote(planned: Plan, ledger: Ledger, *more: Plan) -> Quote:
         low=low if points else 0.0,
         high=high if points else 0.0,
         finish_hours=finish if points else 0.0,
-        memory=max((_memory(pack) for pack in packs), default=None),
+        memory=max((_memory(pack, planned.workers) for pack in packs), default=None),
         disk=round(
             sum(
                 _disk(point, one.sweep)
@@ -246,18 +254,17 @@ def _measured(ledger: Ledger, workers: Workers) -> dict[Kind, _Rate]:
         "seconds", "cpu_seconds", "steps_trained", "attempts", "extended_from", "device",
         "device_name", "pack_size",
     ]  # fmt: skip
-    table = ledger.trials(columns=[*WORKLOAD, *measures], strict=False)
+    table = ledger.trials(columns=list({*MEASURED_COLUMNS, *measures}), strict=False)
     found: dict[Kind, _Taken] = {}
-    columns = [table.column(name).to_pylist() for name in WORKLOAD]
-    kinds = zip(*columns, strict=True)
     taken = zip(*(table.column(name).to_pylist() for name in measures), strict=True)
-    for kind, (seconds, cpu, steps, attempts, extended, on, model, members) in zip(
-        kinds, taken, strict=True
+    for kinds, (seconds, cpu, steps, attempts, extended, on, model, members) in zip(
+        kinds_in(table), taken, strict=True
     ):
         # A row with several attempts counts too: its seconds are of training that was kept.
         if on == workers.device and steps and seconds and attempts and extended is None:
-            both = found.setdefault(kind, {}).setdefault(model, ([], []))
-            both[(members or 1) > 1].append(own_seconds(on, seconds, cpu) / steps)
+            for kind in kinds:
+                both = found.setdefault(kind, {}).setdefault(model, ([], []))
+                both[(members or 1) > 1].append(own_seconds(on, seconds, cpu) / steps)
     return {kind: _rate(models, workers.device_name) for kind, models in found.items()}
 
 
@@ -300,7 +307,9 @@ class _Guess:
         if speeds:
             spread = stdev(speeds) if len(speeds) > 2 else UNMEASURED
             return cls(workers, math.exp(median(speeds)), max(spread, GUESSED), known=True)
-        return cls(workers, None if workers.gpus else workers.speed, UNMEASURED)
+        # A GPU's constants are no measurement, unless they were measured.
+        known = not workers.gpus or workers.costs != UNMEASURED_GPU
+        return cls(workers, workers.speed if known else None, UNMEASURED)
 
     def seconds(self, config: TrialConfig) -> float | None:
         """Return the seconds of a step of a trial that is alone."""
@@ -309,43 +318,16 @@ class _Guess:
 
 def _costs(rates: Mapping[Kind, _Rate], ledger: Ledger, workers: Workers) -> dict[Kind, float]:
     """Return kind -> operations of a step, of the kinds whose config can be read back."""
-    columns = [*WORKLOAD, "config"]
-    table = ledger.trials(columns=columns, strict=False) if rates else None
+    table = ledger.trials(columns=[*MEASURED_COLUMNS, "config"], strict=False) if rates else None
     out: dict[Kind, float] = {}
     if table is None:
         return out
-    kinds = zip(*(table.column(name).to_pylist() for name in WORKLOAD), strict=True)
-    for place, kind in enumerate(kinds):
-        if kind in rates and kind not in out:
-            config = _config(json.loads(table.column("config")[place].as_py()))
-            if config is not None:
-                out[kind] = _cost(config, workers)
+    for place, kinds in enumerate(kinds_in(table)):
+        wanted = [kind for kind in kinds if kind in rates and kind not in out]
+        config = config_of(json.loads(table.column("config")[place].as_py())) if wanted else None
+        if config is not None:
+            out |= dict.fromkeys(wanted, _cost(config, workers))
     return out
-
-
-def _config(identity: JSON) -> TrialConfig | None:
-    """Return a config of the same cost as the trial of an identity; None if there can be none."""
-    task = {key: value for key, value in identity["task"].items() if key != "version"}
-    backbone = {
-        key: value
-        for key, value in identity["backbone"].items()
-        if key in ("name", "layers", "width", "heads")
-    }
-    kept = ("batch_size", "steps", "protocol", "seed", "train", "dropout")
-    fields = {name: identity[name] for name in kept}
-    every = {"every": identity["evaluation"]["every"]}
-    try:
-        return TrialConfig.model_validate(
-            {
-                **fields,
-                "task": task,
-                "backbone": backbone,
-                "evaluation": every,
-                "pretraining": "random",
-            }
-        )
-    except (ValueError, OSError):
-        return None
 
 
 def _cost(config: TrialConfig, workers: Workers) -> float:
@@ -395,12 +377,13 @@ def _ends(packs: Iterable[float], workers: int) -> float:
 # --------------------------------------------------------------------------------- memory and disk
 
 
-def _memory(pack: Pack) -> int:
+def _memory(pack: Pack, workers: Workers) -> int:
     """Return the bytes of a worker at its largest."""
     config = pack.points[0].config
     weights = 4.0 * _weights(config) * packing.backbones(pack.points)
     trained = 16.0 * sum(_trained(point.config) for point in pack.points)
-    return round(PROCESS + weights + trained + packing.activations(pack.points))
+    kept = packing.activations(pack.points) + packing.resident(config, workers)
+    return round(PROCESS + weights + trained + kept)
 
 
 def _weights(config: TrialConfig) -> float:

@@ -19,20 +19,27 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import psutil
 
 from fpt import packing
 from fpt.config import TrialConfig
+from fpt.tasks.bits import BitTask
 from sweep.ledger import machine, provenance
 from sweep.ledger.columns import WORKLOAD, workload_key
 from sweep.ledger.ledger import Ledger
 from sweep.sweepfile.trials import Point
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 __all__ = [
+    "StepCosts",
     "Workers",
     "form",
+    "kind_of",
+    "kinds_in",
     "no_quicker",
     "not_exact",
     "saving",
@@ -62,13 +69,24 @@ CPU_SPEED = 30e9
 """Operations a second of a core that has measured nothing yet. Two kinds of core had 15e9 to 60e9
 with backbones of 4 layers of 128 and of 12 of 768."""
 
-GPU_LAYER_SECONDS, GPU_MEMBER_SECONDS = 1.1e-3, 0.14e-3
-"""Seconds a layer of a step on a GPU beside its operations: of each layer, and of each member in
-it. From the kernels that a step of GPT-2 launches, counted: 32 a layer, and 8.5 more a member; at
-some 15 to 35 microseconds each, Python included. Not measured on a GPU."""
 
-GPU_SPEED = 30e12
-"""Operations a second of a GPU in fp32 that has measured nothing yet. Not measured either."""
+@dataclass(frozen=True)
+class StepCosts:
+    """What a step takes on a GPU."""
+
+    layer: float
+    """Seconds of each layer, beside its operations."""
+    member: float
+    """Seconds of each member in each layer, beside its operations."""
+    speed: float
+    """Operations a second."""
+
+
+UNMEASURED_GPU = StepCosts(1.1e-3, 0.14e-3, 30e12)
+"""Of a GPU that has measured nothing yet (`sweep.planning.calibration`). From the kernels that a
+step of GPT-2 launched before layers were stacked, counted: 32 a layer, and 8.5 more a member; at
+some 15 to 35 microseconds each, Python included. Not measured on a GPU, and rather too cautious:
+a step of as many members now launches what one of two does."""
 
 WORTH = 0.05
 """The part of the time that packs have to save, by this formula, to be formed at all: members cost
@@ -97,6 +115,10 @@ BALANCED = 8
 the end is a small part of the whole."""
 
 
+MEASURED_COLUMNS = (*WORKLOAD, "pack_size", "attempt", "backbone_seed")
+"""What `kinds_in` reads."""
+
+
 @dataclass(frozen=True)
 class Device:
     """A GPU of a node, as it calls itself (`sweep.cluster.preflight`)."""
@@ -121,6 +143,8 @@ class Workers:
     """Bytes of a GPU, of the smallest one that a worker may get."""
     gpu_name: str | None = None
     """Model of the GPUs, if it is known and the same for all."""
+    costs: StepCosts = UNMEASURED_GPU
+    """Of a step on such a GPU."""
 
     @classmethod
     def here(cls) -> Workers:
@@ -153,7 +177,7 @@ class Workers:
     @property
     def speed(self) -> float:
         """Return the operations a second of one that has measured nothing yet."""
-        return GPU_SPEED if self.gpus else CPU_SPEED
+        return self.costs.speed if self.gpus else CPU_SPEED
 
     def fixed_operations(
         self, layers: int, row: float, members: int = 1, backbones: int = 1
@@ -170,7 +194,8 @@ class Workers:
             alone = CPU_FIXED_ROWS * row
             shared = min(alone, layers * CPU_LAYER_SECONDS * CPU_SPEED)
             return alone + (backbones - 1) * (alone - shared)
-        return layers * (GPU_LAYER_SECONDS + members * GPU_MEMBER_SECONDS) * GPU_SPEED
+        costs = self.costs
+        return layers * (costs.layer + members * costs.member) * costs.speed
 
     @property
     def memory(self) -> float:
@@ -227,6 +252,24 @@ def saving(packs: Iterable[Sequence[Point]], workers: Workers) -> float:
 def activations(pack: Iterable[Point]) -> int:
     """Bytes that the members of a pack keep for the backward pass, at most, by formula."""
     return sum(_Member.of(point).size for point in pack)
+
+
+def resident(config: TrialConfig, workers: Workers) -> int:
+    """Return the bytes of a GPU that a training set may take: of one that is drawn there, none."""
+    drawn = isinstance(config.task, BitTask)
+    return packing.RESIDENT_BYTES if workers.gpus and not drawn else 0
+
+
+def step_operations(config: TrialConfig) -> float:
+    """Return the operations of a step of a trial, as packs count them: of products with frozen
+    weights, forward and backward.
+    """
+    tokens, backbone = config.task.shape(config.protocol).tokens, config.backbone
+    return config.batch_size * tokens * 4.0 * _layer_weights(backbone.layers, backbone.width)
+
+
+def _layer_weights(layers: int, width: int) -> int:
+    return 12 * layers * width**2
 
 
 def backbones(pack: Iterable[Point]) -> int:
@@ -289,20 +332,19 @@ def no_quicker(ledger: Ledger, device: str) -> frozenset[tuple[object, ...]]:
         return frozenset()
     measures = (
         "seconds", "cpu_seconds", "steps_trained", "attempts", "extended_from", "device",
-        "device_name", "pack_size",
+        "device_name",
     )  # fmt: skip
-    columns = [*WORKLOAD, *measures]
-    rows = ledger.trials(columns=columns, strict=False).to_pylist()
+    table = ledger.trials(columns=[*MEASURED_COLUMNS, *measures], strict=False)
     taken: dict[tuple[object, ...], dict[str, tuple[list[float], list[float]]]] = {}
-    for row in rows:
+    for row, own in zip(table.to_pylist(), kinds_in(table), strict=True):
         # What several attempts took may have been taken in packs of several sizes.
         whole = row["attempts"] == 1 and row["extended_from"] is None and row["steps_trained"]
         whole = whole and row["seconds"] >= LEAST_SECONDS
         if whole and row["device"] == device and row["pack_size"] is not None:
-            kinds = taken.setdefault(tuple(row[name] for name in WORKLOAD), {})
-            both = kinds.setdefault(row["device_name"], ([], []))
-            took = own_seconds(device, row["seconds"], row["cpu_seconds"])
-            both[row["pack_size"] > 1].append(took / row["steps_trained"])
+            took = own_seconds(device, row["seconds"], row["cpu_seconds"]) / row["steps_trained"]
+            for kind in own:
+                both = taken.setdefault(kind, {}).setdefault(row["device_name"], ([], []))
+                both[row["pack_size"] > 1].append(took)
     helped: dict[tuple[object, ...], bool] = {}
     for kind, machines in taken.items():
         for single, packed in machines.values():
@@ -323,14 +365,46 @@ def not_exact(ledger: Ledger, device: str) -> frozenset[tuple[object, ...]]:
     paddings = ledger.trials(columns=["row_padding"], strict=False).column("row_padding")
     if 0 not in paddings.unique().to_pylist():
         return frozenset()
-    columns = [*WORKLOAD, "device", "device_name", "row_padding"]
+    columns = [*MEASURED_COLUMNS, "device", "device_name", "row_padding"]
+    table = ledger.trials(columns=columns, strict=False)
     least: dict[tuple[object, ...], dict[str, int]] = defaultdict(dict)
-    for row in ledger.trials(columns=columns, strict=False).to_pylist():
+    for row, own in zip(table.to_pylist(), kinds_in(table), strict=True):
         name, padding = row["device_name"], row["row_padding"]
         if row["device"] == device and padding is not None:
-            processors = least[tuple(row[name] for name in WORKLOAD)]
-            processors[name] = min(padding, processors.get(name, padding))
+            for kind in own:
+                least[kind][name] = min(padding, least[kind].get(name, padding))
     return frozenset(kind for kind, found in least.items() if not any(found.values()))
+
+
+def kind_of(config: TrialConfig) -> tuple[object, ...]:
+    """Return what a trial's seconds a step, and what packs do to them, depend on beside the
+    machine: its workload, and whether each member of a pack has drawn a backbone.
+    """
+    return (*workload_key(config), packing.draws_its_own(config))
+
+
+def kinds_in(table: pa.Table) -> list[tuple[tuple[object, ...], ...]]:
+    """Return for each of the ledger's trials the kinds, as `kind_of` has them, that it tells of.
+
+    A trial that was alone tells of both those that share a backbone and those that draw one each:
+    alone they are the same. One of a pack tells of what its pack was.
+
+    Args:
+        table: With `MEASURED_COLUMNS`.
+    """
+    plain = zip(*(table.column(name).to_pylist() for name in WORKLOAD), strict=True)
+    how = ("pack_size", "attempt", "backbone_seed")
+    rows = list(zip(*(table.column(name).to_pylist() for name in how), strict=True))
+    draws: dict[object, set[object]] = defaultdict(set)
+    for _, attempt, seed in rows:
+        draws[attempt].add(seed)
+    return [
+        tuple(
+            (*kind, drawn)
+            for drawn in ((False, True) if (size or 1) == 1 else (len(draws[attempt]) > 1,))
+        )
+        for kind, (size, attempt, _) in zip(plain, rows, strict=True)
+    ]
 
 
 def _key(config: TrialConfig) -> tuple[object, ...]:
@@ -365,7 +439,7 @@ class _Member:
         rows = config.batch_size * tokens
         row = ACTIVATIONS * backbone.width + 3 * backbone.heads * tokens
         size = 4 * backbone.layers * row * rows
-        weights = 12 * backbone.layers * backbone.width**2
+        weights = _layer_weights(backbone.layers, backbone.width)
         return cls(
             point, place, config.steps, rows, size, 4.0 * weights, 4 * weights, _draw(config)
         )
@@ -433,6 +507,7 @@ def _fits(pack: Sequence[_Member], workers: Workers, most: int | None) -> bool:
     pays = rows <= _most_rows(pack, workers) if most is None else len(pack) <= most
     further = len({one.draw for one in pack}) - 1
     memory = sum(one.size for one in pack) + further * pack[0].backbone
+    memory += resident(pack[0].point.config, workers)
     room = memory <= workers.memory * MEMORY_SHARE
     return len(pack) == 1 or (pays and room)
 
@@ -443,10 +518,10 @@ def _most_rows(members: Sequence[_Member], workers: Workers) -> float:
     """
     if not workers.gpus:
         return CPU_ROWS
-    layers = members[0].point.config.backbone.layers
+    layers, costs = members[0].point.config.backbone.layers, workers.costs
     rows = sum(one.rows for one in members) / len(members)
-    cost = layers * GPU_MEMBER_SECONDS * GPU_SPEED + rows * members[0].operations
-    return max(1.0, layers * GPU_LAYER_SECONDS * GPU_SPEED / (WORTH * cost)) * rows
+    cost = layers * costs.member * costs.speed + rows * members[0].operations
+    return max(1.0, layers * costs.layer * costs.speed / (WORTH * cost)) * rows
 
 
 def _pays(pack: Sequence[_Member], workers: Workers) -> bool:

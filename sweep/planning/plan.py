@@ -20,7 +20,7 @@ from fpt.tasks import TASKS
 from sweep.ledger.causes import WAITS
 from sweep.ledger.columns import workload_key
 from sweep.ledger.ledger import Ledger, LedgerError
-from sweep.planning import packing, tuning
+from sweep.planning import calibration, packing, tuning
 from sweep.planning.packing import Workers
 from sweep.sweepfile import lock
 from sweep.sweepfile.expansion import load
@@ -108,6 +108,7 @@ class Plan:
         Raises:
             LedgerError: If the ledger cannot be read.
         """
+        workers = calibration.calibrated(workers, ledger)
         if workers == self.workers:
             return self
         goes_on = {name: one for pack in self.packs for name, one in pack.extends.items()}
@@ -209,7 +210,7 @@ def plan(
             runs[point.trial_id] = runs[parent] + 1
         elif own != "blocked" and (parent is None or status.get(parent, "done") == "done"):
             runs[point.trial_id] = 0
-    workers = workers or Workers.here()
+    workers = calibration.calibrated(workers or Workers.here(), ledger)
     stages = _stages(sweep, runs)
     shorter = _shorter(ledger, [point for stage in stages for point in stage])
     for name, words in _extensions(shorter).items():

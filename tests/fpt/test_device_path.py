@@ -349,7 +349,8 @@ def test_products_of_members_are_each_ones_own(numerics: Any, trial: Any) -> Non
 VIEWS = {
     "view", "_unsafe_view", "alias", "unsqueeze", "squeeze", "expand", "detach", "t", "transpose",
     "permute", "split", "split_with_sizes", "slice", "select", "unbind", "as_strided",
-    "empty", "empty_like", "new_empty", "lift_fresh",
+    "lift_fresh",
+    "empty", "empty_like", "new_empty",
 }  # fmt: skip
 """Operations that compute nothing."""
 
@@ -388,12 +389,17 @@ class Watch(TorchDispatchMode):
 
 
 def watched(trials: list[Any], steps: int = 1, **options: Any) -> Watch:
-    """What a training step does, after one that has made all that is made once."""
+    """What a training step does, after one that has made all that is made once; between what is
+    copied in and its end, it is sent nothing that a graph would miss.
+    """
     training = train(trials, device_path=True, **options)
     training.step()
     with Watch() as watch:
         for _ in range(steps):
             training.step()
+    with Watch() as inside:
+        training._stepper.static.compute()  # type: ignore[union-attr]
+    assert inside.operations["lift_fresh"] == 0
     return watch
 
 
@@ -425,12 +431,14 @@ def test_the_watch_sees_a_wait() -> None:
 
 def test_the_update_of_many_members_is_as_few_operations_as_that_of_two(trial: Any) -> None:
     def updates(count: int) -> int:
-        update = train([trial(seed=s) for s in range(count)], device_path=True)
-        for member in update._members:
+        training = train([trial(seed=s) for s in range(count)], device_path=True)
+        for member in training._members:
             for parameter in member.trained.values():
                 parameter.grad = torch.ones_like(parameter)
+        update = training._stepper._update  # type: ignore[union-attr]
+        rates = torch.from_numpy(update.rates(training._live))
         with Watch() as watch:
-            update._stepper._grouped.step(update._live, torch.ones(count))  # type: ignore[union-attr]
+            update.step(training._live, torch.ones(count), rates)
         return watch.computed
 
     assert updates(2) == updates(5) <= 60

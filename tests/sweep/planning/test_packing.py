@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fpt.config import TrialConfig
-from fpt.packing import pack_key
+from fpt.packing import RESIDENT_BYTES, pack_key
+from fpt.tasks.images import Digits
 from sweep.ledger.columns import workload_key
 from sweep.ledger.ledger import Ledger
 from sweep.planning import packing
@@ -335,12 +337,44 @@ def test_the_ledger_tells_what_is_not_exact_in_packs(tmp_path: Path) -> None:
     ledger.commit(trial_row(point(1, bits=6), row_padding=16))
     assert not_exact(ledger, "cpu") == frozenset()
     ledger.commit(trial_row(point(2), row_padding=0))
-    assert not_exact(ledger, "cpu") == {kind}
+    # Alone, and so of trials that share a backbone as of those that draw one each.
+    assert not_exact(ledger, "cpu") == {kind, (*kind[:-1], True)}
     assert not_exact(ledger, "cuda") == frozenset()
     ledger.commit(trial_row(point(3), row_padding=16))  # left alone by then
-    assert not_exact(ledger, "cpu") == {kind}
+    assert kind in not_exact(ledger, "cpu")
     ledger.commit(trial_row(point(4), row_padding=32, device_name="another processor"))
     assert not_exact(ledger, "cpu") == frozenset()
+
+
+def test_packs_of_shared_and_of_drawn_backbones_are_told_apart(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    own = {"backbone_seed": None}
+    shared, drawn = kind_of(point().config), kind_of(point(**own).config)
+    assert shared != drawn
+    assert shared[:-1] == drawn[:-1]
+
+    rows(ledger, 0, 1, 1.0)  # alone both are the same
+    for seed in range(3, 6):  # a pack in which each has drawn a backbone: slower
+        row = trial_row(point(seed, **own), pack_size=3, attempt="drawn", seconds=1.5)
+        ledger.commit(row)
+    assert no_quicker(ledger, "cpu") == {drawn}
+    rows(ledger, 6, 3, 0.8, attempt="shared")  # and quicker where it is one
+    assert no_quicker(ledger, "cpu") == {drawn}
+    rows(ledger, 9, 3, 1.2, attempt="slower", device_name="another processor")
+    assert no_quicker(ledger, "cpu") == {drawn}
+
+
+def test_a_gpu_has_room_for_a_set_that_stays_there() -> None:
+    drawn = seeds(4, batch_size=64)
+    stays = [replace(one, config=one.config.model_copy(update={"task": Digits()})) for one in drawn]
+    assert packing.resident(drawn[0].config, Workers(1, gpus=1)) == 0
+    assert packing.resident(stays[0].config, Workers(1)) == 0
+    assert packing.resident(stays[0].config, Workers(1, gpus=1)) == RESIDENT_BYTES
+
+    member = packing._Member.of(stays[0]).size
+    for room, expected in ((4 * member + RESIDENT_BYTES, [4]), (4 * member, [1, 1, 1, 1])):
+        workers = Workers(1, gpus=1, gpu_memory=room / packing.MEMORY_SHARE)
+        assert [len(pack) for pack in form([stays], workers)] == expected
 
 
 def test_other_batches_are_another_kind() -> None:
