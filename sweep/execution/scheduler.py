@@ -27,9 +27,8 @@ from typing import TYPE_CHECKING, Literal
 
 from sweep.execution.job import Job, Result
 from sweep.ledger.causes import WAITS
-from sweep.ledger.columns import workload_key
 from sweep.ledger.ledger import new_attempt
-from sweep.planning.packing import ENOUGH
+from sweep.planning.packing import ENOUGH, kind_of
 from sweep.sweepfile.trials import Point
 
 if TYPE_CHECKING:
@@ -311,7 +310,7 @@ class Scheduler:
         """Return the first part of a pack that another one like it has shown to be too large."""
         if not self._most or len(pack.points) == 1:
             return pack
-        kinds = {workload_key(point.config) for point in pack.points}
+        kinds = {kind_of(point.config) for point in pack.points}
         most = min(self._most.get(kind, len(pack.points)) for kind in kinds)
         if most >= len(pack.points):
             return pack
@@ -324,13 +323,13 @@ class Scheduler:
         """Take in what a pack has shown of others like it."""
         if len(job.points) == 1:
             return
-        kinds = Counter(workload_key(point.config) for point in job.points)
+        kinds = Counter(kind_of(point.config) for point in job.points)
         if any(result.cause == "memory" for result in results):
             half = (len(job.points) + 1) // 2
             self._most |= {kind: min(half, self._most.get(kind, half)) for kind in kinds}
             return
         done = {result.trial_id for result in results if result.status != "failed"}
-        ended = Counter(workload_key(p.config) for p in job.points if p.trial_id in done)
+        ended = Counter(kind_of(p.config) for p in job.points if p.trial_id in done)
         new = {kind for kind in ended if self._packed[kind] < ENOUGH}
         self._packed += ended
         if any(self._packed[kind] >= ENOUGH for kind in new):

@@ -1,6 +1,6 @@
 """What a plan will cost: core-hours or GPU-hours with an interval, when it ends, memory, disk.
 
-Seconds a step come from the ledger, from trials with the same `sweep.ledger.columns.workload_key`,
+Seconds a step come from the ledger, from trials with the same `sweep.planning.packing.kind_of`,
 on a device of the same name, else on others of the same sort, with a wider interval. A kind that
 was never measured is guessed from its floating-point operations by formula (`fpt.flops`), at the
 speed at which the ledger's other kinds had theirs done; an empty ledger leaves a speed of ours for
@@ -30,7 +30,6 @@ from statistics import median, stdev
 from fpt.config import TrialConfig
 from fpt.flops import training_flops
 from fpt.spec import JSON
-from sweep.ledger.columns import WORKLOAD, workload_key
 from sweep.ledger.ledger import Ledger, new_attempt
 from sweep.planning import packing
 from sweep.planning.calibration import config_of
@@ -150,7 +149,7 @@ def quote(planned: Plan, ledger: Ledger, *more: Plan) -> Quote:
     for pack in packs:
         quicker = _quicker(pack, planned.workers)
         for point in pack.points:
-            kind = workload_key(point.config)
+            kind = kind_of(point.config)
             rate = rates.get(kind)
             if rate is not None:
                 factor = 1.0 if rate.packed else quicker

@@ -454,7 +454,7 @@ def _alike(points: Iterable[Point], alone: Collection[tuple[object, ...]]) -> li
     found: dict[object, list[_Member]] = {}
     for place, point in enumerate(points):
         config = point.config
-        apart = not packing.packs(config) or (alone and workload_key(config) in alone)
+        apart = not packing.packs(config) or (alone and kind_of(config) in alone)
         key = point.trial_id if apart else _key(config)
         found.setdefault(key, []).append(_Member.of(point, place))
     return list(found.values())

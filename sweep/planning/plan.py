@@ -18,7 +18,6 @@ from fpt.precision import refusal
 from fpt.spec import JSON
 from fpt.tasks import TASKS
 from sweep.ledger.causes import WAITS
-from sweep.ledger.columns import workload_key
 from sweep.ledger.ledger import Ledger, LedgerError
 from sweep.planning import calibration, packing, tuning
 from sweep.planning.packing import Workers
@@ -356,7 +355,7 @@ def _packs(
         )
         for members in formed
     )
-    kinds = Counter(workload_key(point.config) for point in points) if slow | inexact else {}
+    kinds = Counter(packing.kind_of(point.config) for point in points) if slow | inexact else {}
     apart = sum(kinds[kind] for kind in kinds if kind in slow - inexact)
     return packs, apart, sum(kinds[kind] for kind in kinds if kind in inexact)
 

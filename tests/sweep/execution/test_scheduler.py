@@ -30,7 +30,7 @@ class Stub:
 @pytest.fixture(autouse=True)
 def kinds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trials whose names begin with the same letter are of a kind."""
-    monkeypatch.setattr("sweep.execution.scheduler.workload_key", lambda config: (config.kind,))
+    monkeypatch.setattr("sweep.execution.scheduler.kind_of", lambda config: (config.kind,))
 
 
 TYPE_ERROR: dict[str, Any] = {"status": "failed", "cause": "code", "exception": "TypeError"}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fpt.config import TrialConfig
@@ -36,6 +36,7 @@ def steps(costs: StepCosts, noise: float = 0.0) -> list[Measured]:
     ]  # fmt: skip
 
 
+@settings(deadline=None)
 @given(st.floats(1e-5, 1e-2), st.floats(1e-6, 1e-2), st.floats(1e11, 1e15))
 def test_costs_are_found_again(layer: float, member: float, speed: float) -> None:
     own = StepCosts(layer, member, speed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,6 @@ from hypothesis import strategies as st
 
 from fpt.config import TrialConfig
 from fpt.packing import RESIDENT_BYTES, pack_key
-from fpt.tasks.images import Digits
-from sweep.ledger.columns import workload_key
 from sweep.ledger.ledger import Ledger
 from sweep.planning import packing
 from sweep.planning.packing import (
@@ -21,6 +18,7 @@ from sweep.planning.packing import (
     Device,
     Workers,
     form,
+    kind_of,
     no_quicker,
     not_exact,
     saving,
@@ -311,7 +309,7 @@ def test_the_ledger_tells_what_is_no_quicker_in_packs(
 
     found = no_quicker(ledger, "cpu")
 
-    assert found == (frozenset([workload_key(point().config)]) if told else frozenset())
+    assert found == (frozenset([kind_of(point().config)]) if told else frozenset())
     packs = form([seeds(3)], Workers(1), alone=found)
     assert [len(pack) for pack in packs] == ([1, 1, 1] if told else [3])
 
@@ -331,7 +329,7 @@ def test_one_machine_that_packs_help_is_enough_and_few_rows_are_not(tmp_path: Pa
 
 def test_the_ledger_tells_what_is_not_exact_in_packs(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
-    kind = workload_key(point().config)
+    kind = kind_of(point().config)
     assert not_exact(ledger, "cpu") == frozenset()
     ledger.commit(trial_row(point(0), row_padding=None))
     ledger.commit(trial_row(point(1, bits=6), row_padding=16))
@@ -366,7 +364,7 @@ def test_packs_of_shared_and_of_drawn_backbones_are_told_apart(tmp_path: Path) -
 
 def test_a_gpu_has_room_for_a_set_that_stays_there() -> None:
     drawn = seeds(4, batch_size=64)
-    stays = [replace(one, config=one.config.model_copy(update={"task": Digits()})) for one in drawn]
+    stays = seeds(4, batch_size=64, task={"name": "digits"})
     assert packing.resident(drawn[0].config, Workers(1, gpus=1)) == 0
     assert packing.resident(stays[0].config, Workers(1)) == 0
     assert packing.resident(stays[0].config, Workers(1, gpus=1)) == RESIDENT_BYTES
@@ -378,7 +376,7 @@ def test_a_gpu_has_room_for_a_set_that_stays_there() -> None:
 
 
 def test_other_batches_are_another_kind() -> None:
-    same = workload_key(point(1, learning_rate=0.5).config) == workload_key(point().config)
+    same = kind_of(point(1, learning_rate=0.5).config) == kind_of(point().config)
     assert same
     for field in ({"batch_size": 5}, {"dropout": 0.0}, {"bits": 6}, {"evaluation": {"every": 7}}):
-        assert workload_key(point(**field).config) != workload_key(point().config)
+        assert kind_of(point(**field).config) != kind_of(point().config)
