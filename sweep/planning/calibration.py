@@ -25,6 +25,9 @@ from sweep.ledger.ledger import Ledger
 from sweep.planning import packing
 from sweep.planning.packing import LEAST_SECONDS, StepCosts, Workers
 
+TOLD = 0.1
+"""The part of some step that its operations have to take, to tell their speed."""
+
 
 class Measured(NamedTuple):
     """A step that was measured."""
@@ -38,7 +41,7 @@ class Measured(NamedTuple):
 
 def fitted(steps: Sequence[Measured]) -> StepCosts | None:
     """Fit costs to steps, each weighing by its relative error; None where they do not tell all
-    three: of one depth alone, say, or of no packs.
+    three: of one depth alone, say, of no packs, or where operations are next to nothing.
     """
     from scipy.optimize import nnls
 
@@ -51,7 +54,9 @@ def fitted(steps: Sequence[Measured]) -> StepCosts | None:
     if np.linalg.matrix_rank(columns / scale, tol=1e-3) < len(scale):
         return None
     layer, member, operation = nnls(relative, np.ones(len(steps)))[0] / scale
-    return StepCosts(float(layer), float(member), 1 / float(operation)) if operation else None
+    if max(operation * one.operations / one.seconds for one in steps) < TOLD:
+        return None
+    return StepCosts(float(layer), float(member), 1 / float(operation))
 
 
 def calibrated(workers: Workers, ledger: Ledger) -> Workers:
