@@ -25,7 +25,7 @@ from sweep.ledger.ledger import Kept, Ledger, LedgerError
 from sweep.ledger.parquet import take
 from sweep.sweepfile.identity import IDENTITY_VERSION
 
-TOGETHER = 10_000
+TOGETHER = 2_500
 """Trials whose rows and curves are written at once."""
 
 SHOWN = 20
