@@ -89,7 +89,8 @@ class StandIn:
             outcome="done", stopped="steps", steps=config.steps, best_step=config.steps,
             train_loss=0.1, train_accuracy=0.9, training_set_loss=None,
             training_set_accuracy=None, validation_loss=0.2, validation_accuracy=0.8,
-            test_loss=0.3, test_accuracy=0.7, seconds=self.seconds, examples=80, groups={},
+            test_loss=0.3, test_accuracy=0.7, seconds=self.seconds, cpu_seconds=self.seconds,
+            examples=80, groups={},
             backbone_digest="b" * 64, data_digest=None, state=state, metrics={},
         )  # fmt: skip
         record = SimpleNamespace(
