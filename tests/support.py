@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fpt.backbones import AUTO, BACKBONES
-from sweep.execution.job import Halt, Job, Reporter
+from sweep.execution.job import Job, Reporter
+from sweep.ledger.causes import Halt
 from sweep.ledger.columns import FAILURES, TRIALS, compact, config_row
 from sweep.ledger.ledger import new_attempt
 from sweep.sweepfile.identity import IDENTITY_VERSION

@@ -123,6 +123,12 @@ class Member:
             return rate * (0.1 + 0.45 * (1 + math.cos(math.pi * part)))
         return rate
 
+    def count_step(self) -> None:
+        """Count a step that was trained, in all and in both windows."""
+        self.figures.step += 1
+        self.figures.window_steps += 1
+        self.figures.recent_steps += 1
+
     def take_recent(self, loss: float, accuracy: float) -> tuple[float, float | None]:
         """Return mean training loss and accuracy since the last call, of these sums; of numbers no
         accuracy.

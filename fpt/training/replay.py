@@ -157,9 +157,7 @@ class DeviceStepper:
             self.static = StaticStep(self._compute, wanted, self._device, self._graphs)
         self.static.run(wanted)
         for member in live:
-            member.figures.step += 1
-            member.figures.window_steps += 1
-            member.figures.recent_steps += 1
+            member.count_step()
 
     def _wanted(self, live: Sequence[Member], given: Sequence[Given]) -> dict[str, Tensor]:
         """Return all that this step does not share with the one before it."""

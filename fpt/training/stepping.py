@@ -45,9 +45,7 @@ class Stepper:
         for member, loss in zip(live, losses.unbind(), strict=True):
             _update(member, loss)
         for member in live:
-            member.figures.step += 1
-            member.figures.window_steps += 1
-            member.figures.recent_steps += 1
+            member.count_step()
 
     def _backward(
         self, live: Sequence[Member], batches: Sequence[Batch], cuts: Sequence[slice]

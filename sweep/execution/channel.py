@@ -18,9 +18,10 @@ from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, cast
 
-from sweep.execution.job import Halt, Reporter
+from sweep.execution.job import Reporter
 from sweep.execution.liveness import Heartbeat
 from sweep.execution.scheduler import Event
+from sweep.ledger.causes import Halt
 from sweep.sweepfile.trials import Point
 
 if TYPE_CHECKING:

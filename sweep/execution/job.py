@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from sweep.ledger.causes import Cause
+from sweep.ledger.causes import Cause, Halt
 from sweep.planning.plan import Pack
 from sweep.sweepfile.schema import LimitsSpec
 from sweep.sweepfile.trials import Point
@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
     from fpt.trainer import Record, Training
-
-Halt = Literal["interrupted", "preempted"]
-"""Why an attempt is to end before its trials have."""
 
 
 @dataclass(frozen=True)

@@ -32,12 +32,12 @@ from fpt.config import TrialConfig
 from fpt.files import ContractError, DataError
 from fpt.spec import JSON
 from sweep.execution import output
-from sweep.execution.job import EndWorkerError, Halt, Job, Reporter, Result
+from sweep.execution.job import EndWorkerError, Job, Reporter, Result
 from sweep.execution.output import Log
 from sweep.execution.rows import Progress, failure_row, trial_row
 from sweep.execution.writing import Writer
 from sweep.ledger import columns, provenance
-from sweep.ledger.causes import ENDS_PROCESS, WAITS, Cause, NodeError, cause_of, ends_process
+from sweep.ledger.causes import ENDS_PROCESS, WAITS, Cause, Halt, NodeError, cause_of, ends_process
 from sweep.ledger.ledger import Ledger, LedgerError, TakenBy
 from sweep.ledger.retrying import retry
 from sweep.ledger.storage import StorageError

@@ -42,7 +42,10 @@ CAUSES = (*get_args(Cause), *MARKS)
 RESETS = ("retried", "forgotten")
 """Marks before which no failure counts."""
 
-STOPS = ("interrupted", "preempted")
+Halt = Literal["interrupted", "preempted"]
+"""Why an attempt is to end before its trials have."""
+
+STOPS: tuple[Halt, ...] = get_args(Halt)
 """Causes that are no fault: the attempt was told to end, and saved its state."""
 
 WAITS = ("code", "data")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from sweep.analysis.cells import words
 from sweep.analysis.figures.arms import Material
 from sweep.analysis.figures.style import Chart, UndrawableError, clipped, legend, panels
 from sweep.sweepfile.metrics import is_accuracy
@@ -42,7 +43,9 @@ def effects(material: Material) -> Chart:
     claims, places = _unlike(one.claim for one in shown), _unlike(placed(one) for one in shown)
     # Several claims of several places are a panel a place, which all have the same lines.
     grid = min(len(claims), len(places)) > 1 and len(_unlike(one.metric for one in shown)) == 1
-    title, line = (placed, lambda one: one.claim) if grid else (measured, named)
+    title, line = (
+        (placed, lambda one: one.claim) if grid else (lambda one: words(one.metric), named)
+    )
     titles = _unlike(map(title, shown))
     lines = {one: _unlike(line(c) for c in shown if grid or title(c) == one) for one in titles}
     height = 0.5 + 0.22 * max(map(len, lines.values()))
@@ -90,11 +93,6 @@ def placed(contrast: Contrast) -> str:
 def named(contrast: Contrast) -> str:
     """Return a claim with its place."""
     return ": ".join(filter(None, (placed(contrast), contrast.claim)))
-
-
-def measured(contrast: Contrast) -> str:
-    """Return the metric of a claim, in words."""
-    return contrast.metric.replace("_", " ")
 
 
 def _measure(contrast: Contrast) -> str:
